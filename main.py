@@ -1,0 +1,319 @@
+"""The program: prepare the command line for Hydra, let it compose the settings, freeze them, run the command.
+
+This is the only file that imports hydra. Everything a user types wrong is refused here or in config.py, before torch is
+imported: start-up time is a feature.
+"""
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trainer import config as settings
+from trainer.utils import runs
+from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed, nearest
+
+VERBS = ("train", "eval", "predict")
+GROUPS = (*settings.GROUPS, "experiment")
+RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
+# values that are text whatever they look like; quoted so that Hydra's grammar leaves them alone
+TEXT = re.compile(r"(checkpoint|resume|input|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$")
+HELP = """\
+python main.py [train] [group=choice ...] [key=value ...]        train a model (train is the default)
+python main.py eval    checkpoint=RUN|PATH [split=test] [...]    measure a trained model
+python main.py predict checkpoint=RUN|PATH [input=FILE|FOLDER]   label pictures, or the test split
+python main.py -m key=value1,value2 ...                          one run for each combination of values
+
+groups
+{groups}
+settings: every one of them stands with its unit and range in configs/*.yaml; --cfg job prints those of a command.
+A pair of data and model brings tuned values by itself (configs/recipe); recipe=none leaves them out.
+
+examples
+  python main.py                                                 linear regression on made-up data, in seconds
+  python main.py model=mlp data=fashion_mnist optimizer.lr=0.05
+  python main.py model=resnet34 data=cifar10 device=cuda name=first
+  python main.py resume=first                                    go on after an interruption
+  python main.py eval checkpoint=first
+  python main.py predict checkpoint=last input=photos/
+  python main.py -m data=mnist model=softmax,mlp optimizer.lr=0.1,0.5
+  tensorboard --logdir outputs
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A prepared command line: the words Hydra gets (`overrides`), and what they were before."""
+
+    verb: str
+    overrides: tuple[str, ...]
+    multirun: bool = False
+    flags: tuple[str, ...] = ()
+
+    def value(self, key: str) -> str | None:
+        """What was typed for key (the last one wins), without quotes; None if it was not typed."""
+        values = [text for name, text in map(split_word, self.overrides) if name == key]
+        return unquote(values[-1]) if values and values[-1] != "null" else None
+
+    @property
+    def typed(self) -> list[str]:
+        """The keys that were typed."""
+        return [split_word(word)[0] for word in self.overrides]
+
+
+def split_word(word: str) -> tuple[str, str]:
+    """`++optimizer.lr=0.1` -> ("optimizer.lr", "0.1")."""
+    key, _, value = word.partition("=")
+    return key.lstrip("+"), value
+
+
+def unquote(text: str) -> str:
+    """The text between quotes that `quote` put round it."""
+    return re.sub(r"\\(['\\])", r"\1", text[1:-1]) if len(text) > 1 and text[0] == text[-1] == "'" else text
+
+
+def quote(text: str) -> str:
+    """Text as a quoted value of Hydra's grammar; null stays null."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text if text == "null" or quoted else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def prepare(args: Sequence[str]) -> Command:
+    """Take the command line apart, and refuse in our words what Hydra would refuse in its own.
+
+    Raises:
+        ConfigError: an unknown verb, flag, group choice or key, or spaces round an equals sign.
+    """
+    words = list(args)
+    names_verb = words and re.fullmatch(r"\w+", words[0]) and not "".join(words[1:2]).startswith("=")
+    verb = words.pop(0) if names_verb else "train"
+    if verb not in VERBS:
+        raise ConfigError(f"{verb} is not a command.{nearest(verb, VERBS)} Commands: {listed(VERBS)}.")
+    flags: list[str] = []
+    overrides: list[str] = []
+    multirun = False
+    while words:
+        word = words.pop(0)
+        if word in ("-m", "--multirun"):
+            multirun = True
+        elif word == "--cfg":
+            flags += [word, words.pop(0) if words else "job"]
+        elif word.startswith("-"):
+            known = f" Did you mean {example(word.strip('-'), words)}?"
+            raise ConfigError(f"{word}: settings are written key=value, without dashes.{known}")
+        elif "=" not in word.strip("=") or word.startswith("=") or (word.endswith("=") and words):
+            raise ConfigError(
+                f"{word}: settings are written key=value, without spaces. Did you mean {example(word, words)}?"
+            )
+        else:
+            overrides += expand(word, multirun or "-m" in words or "--multirun" in words)
+    if multirun and verb != "train":
+        raise ConfigError(f"-m trains; run {verb} for one checkpoint at a time.")
+    return Command(verb, tuple(overrides), multirun, tuple(flags))
+
+
+def example(word: str, rest: Sequence[str]) -> str:
+    """A guess at what was meant by a word that is no key=value: `lr = 0.1` -> `optimizer.lr=0.1`."""
+    key, _, value = word.strip("=").partition("=")
+    found = nearest(key, settings.all_keys()).removeprefix(" Did you mean ").rstrip("?").split(" or ")[0]
+    value = value or next((w.strip("=") for w in rest if w.strip("=") and "=" not in w.strip("=")), "VALUE")
+    return f"{found or key}={value}"
+
+
+def expand(word: str, multirun: bool) -> list[str]:
+    """One typed word as the words Hydra gets: short forms written out, text quoted, group choices checked."""
+    key, value = split_word(word)
+    if key.startswith(("hydra.", "hydra/")):
+        return [word]
+    if key.startswith("~") or "@" in key:
+        raise ConfigError(f"{word}: settings can be changed, not removed or moved.")
+    if key == "device" and (match := re.fullmatch(r"cuda:(\d+)", value)):
+        return ["device=cuda", f"device.index={match[1]}"]
+    if key in RECIPES:
+        if value != "none":
+            raise ConfigError(
+                f"{word}: recipes are found by data, model, optimizer and schedule. Allowed: recipe=none."
+            )
+        return [f"{name}=none" for name in RECIPES]
+    if key in GROUPS:
+        for choice in value.split(",") if multirun else [value]:
+            if choice not in settings.choices_of(key) and (key, choice) != ("experiment", "null"):
+                known = settings.choices_of(key)
+                raise ConfigError(
+                    f"{key}={choice}: there is no such {key}.{nearest(choice, known)} Choices: {listed(known)}."
+                )
+        return [f"{key}={value}"]
+    if key not in settings.all_keys():
+        raise settings.unknown_key(key)
+    return [f"{key}={quote(value) if TEXT.match(key) else value}"]
+
+
+def name_sweep(command: Command) -> str:
+    """The name of a multirun: what name= says, else a digest of its settings, so that the same command finds it again.
+
+    Raises:
+        ConfigError: name= is swept over or malformed, or resume= is given.
+    """
+    name = command.value("name")
+    if command.value("resume"):
+        raise ConfigError(
+            "resume= goes on with one run; a sweep goes on by itself when the same command is given again."
+        )
+    if name is None:
+        words = [word for word in command.overrides if split_word(word)[0] != "name"]
+        name = "sweep-" + hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
+    elif "," in name:
+        raise ConfigError(f"name={name}: name names the whole sweep; its runs are numbered.")
+    return runs.check_name(name)
+
+
+def saved_config(command: Command) -> Mapping[str, Any] | None:
+    """The config of the run that eval, predict or resume go on with; None where nothing is gone on with."""
+    defaults = settings.run_settings()
+    folders = {key: command.value(f"paths.{key}") or defaults[f"paths.{key}"] for key in ("outputs", "checkpoints")}
+    target = command.value("resume" if command.verb == "train" else "checkpoint")
+    if command.verb != "train" and target is None:
+        raise ConfigError(f"{command.verb} needs checkpoint=<a run's name, last, or a checkpoint file>.")
+    if target == "auto":
+        name = command.value("name")
+        if name is None:
+            raise ConfigError("resume=auto needs name=<the run's name>.")
+        target = name if runs.exists(name, folders["outputs"]) else None
+    if target is None:
+        return None
+    if (found := runs.find(target, **folders)).run is not None:
+        return runs.read_config(found.run)
+    from trainer.utils import checkpoint  # imports torch
+
+    return checkpoint.read(found.file)["config"]
+
+
+def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any]) -> None:
+    """Let Hydra compose the settings of each job and call `job` with them.
+
+    Raises:
+        ConfigError: Hydra refused the words.
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    sys.argv = [sys.argv[0], *command.flags, *(["--multirun"] if command.multirun else []), *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and leaving with 1
+    try:
+        hydra.main(version_base="1.3", config_path="configs", config_name="config")(job)()
+    except HydraException as error:
+        raise ConfigError(explain(str(error), command)) from None
+
+
+def frozen(composed: Any, command: Command, saved: Mapping[str, Any] | None = None) -> settings.Config:
+    """The Config of a job that Hydra composed, with the names of the recipes it took."""
+    from hydra.core.hydra_config import HydraConfig
+
+    choices = HydraConfig.get().runtime.choices
+    config = settings.freeze(composed, choices, command.typed, saved)
+    found = [settings.CONFIGS / group / f"{choices[group]}.yaml" for group in RECIPES] if saved is None else []
+    return replace(config, recipes=[str(path.relative_to(settings.CONFIGS.parent)) for path in found if path.is_file()])
+
+
+def run_one(command: Command) -> None:
+    """Run the verb of a command."""
+    saved = saved_config(command)
+    words = list(command.overrides)
+    if saved is not None:
+        choices = settings.from_dict(saved).to_dict()["choices"]
+        words = [f"{group}={name}" for group, name in choices.items() if group not in command.typed] + words
+
+    errors: list[Exception] = []  # kept from Hydra, which would print them in its own words
+
+    def job(composed: Any) -> None:
+        try:
+            config = frozen(composed, command, saved)
+            from trainer import commands, measure  # import torch
+
+            {"train": commands.train, "eval": measure.evaluate, "predict": measure.predict}[command.verb](config)
+        except Exception as error:
+            errors.append(error)
+
+    run_hydra(command, words, job)
+    if errors:
+        raise errors[0]
+
+
+def run_sweep(command: Command) -> None:
+    """Run every job of a multirun in directories of its own; a job that fails does not stop the others.
+
+    Raises:
+        SweepError: at least one job failed.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    sweep = name_sweep(command)
+    folder = command.value("paths.outputs") or settings.run_settings()["paths.outputs"]
+    words = [word for word in command.overrides if split_word(word)[0] != "name"]
+    words.append(f"hydra.sweep.dir={quote(f'{folder}/{sweep}')}")
+    swept = {split_word(word)[0] for word in words if "," in word}
+    jobs: list[dict[str, Any]] = []
+
+    def job(composed: Any) -> float:
+        hydra_config = HydraConfig.get()
+        overrides = [word for word in hydra_config.overrides.task if split_word(word)[0] in swept]
+        jobs.append({"job": hydra_config.job.num, "overrides": " ".join(overrides), "error": ""})
+        print(f"\n[{sweep}/{hydra_config.job.num}] {jobs[-1]['overrides']}", flush=True)
+        from trainer import commands  # imports torch
+
+        try:
+            config = frozen(composed, command)
+            return commands.train(replace(config, name=f"{sweep}/{hydra_config.job.num}", resume="auto"))
+        except Interrupted as error:
+            raise SystemExit(error.exit_code) from None  # ends the sweep; an ordinary exception would only end the job
+        except Exception as error:
+            jobs[-1]["error"] = f"{type(error).__name__}: {error}"
+            print(f"[{sweep}/{hydra_config.job.num}] failed: {jobs[-1]['error']}", file=sys.stderr, flush=True)
+            return float("nan")
+
+    try:
+        run_hydra(command, words, job)
+    finally:
+        if jobs:
+            from trainer.sweep import finish
+
+            finish(jobs, Path(folder) / sweep)
+    if failed := [row for row in jobs if row["error"]]:
+        raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed; each log is in {folder}/{sweep}/<job>/train.log.")
+
+
+def explain(message: str, command: Command) -> str:
+    """Hydra's own refusal in our words: it is left with values and with options of another choice."""
+    if match := re.search(r"Could not override '([^']+)'", message):
+        key = match[1]
+        chosen = settings.settle({key: value for key in GROUPS if (value := command.value(key))})
+        return str(settings.unknown_key(key, chosen))
+    if "multirun" in message:
+        return "a list of values trains one run for each: put -m in front. For one value that is a list, write [1,2]."
+    return f"cannot read the command line: {message.strip().splitlines()[0]}"
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        groups = "".join(f"  {group + '=':12} {listed(settings.choices_of(group))}\n" for group in GROUPS)
+        print(HELP.format(groups=groups), end="")
+        return 0
+    try:
+        command = prepare(sys.argv[1:])
+        (run_sweep if command.multirun else run_one)(command)
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""Folders of pictures: layouts, refusals, the cache of decoded pictures, streaming."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.data import decoded
+from trainer.data.folder import PictureFiles, folder, memory_available
+from trainer.data.splits import Source, cut
+from trainer.utils.errors import ConfigError
+
+
+def plant(root: Path, *, parts: tuple[str, ...] = ("",), classes: str = "ab", count: int = 10) -> Path:
+    """A tree of plain grey 4x4 pictures: picture i of class k has the value 100 * k + i."""
+    for part in parts:
+        for k, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("L", (4, 4), 100 * k + i).save(root / part / name / f"{i:02d}.png")
+    return root
+
+
+def load(root: Path, **options: Any) -> Source:
+    return folder(Path(), root.parent / "cache", root=str(root), **{"size": 4, "channels": 1} | options)
+
+
+def values(source: Source, part: str = "train") -> list[tuple[int, int]]:
+    """(grey value, label) of each picture of a part."""
+    split = getattr(source, part)
+    return [(int(split.x[i][0, 0, 0]), int(split.y[i])) for i in range(len(split))]
+
+
+EVERY = [(100 * k + i, k) for k in range(2) for i in range(10)]
+
+
+def test_given_parts_are_taken_as_they_are(tmp_path: Path) -> None:
+    source = load(plant(tmp_path / "p", parts=("train", "test", "val")))
+    assert values(source) == values(source, "test") == values(source, "val") == EVERY
+    assert source.classes == ("a", "b")
+    assert source.in_shape == (1, 4, 4)
+
+
+def test_without_a_test_folder_a_stratified_test_is_cut(tmp_path: Path) -> None:
+    source = load(plant(tmp_path / "p"), test_fraction=0.2)
+    assert [label for _, label in values(source, "test")] == [0, 0, 1, 1]
+    assert sorted(values(source) + values(source, "test")) == EVERY
+    assert source.val is None
+    assert values(load(tmp_path / "p", test_fraction=0.2, split_seed=1), "test") != values(source, "test")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    root = plant(tmp_path / "p")
+    (root / "a").rename(root / "train")
+    assert load(root).classes == ("b", "train")
+
+
+def test_mean_and_std_are_those_of_the_training_pixels(tmp_path: Path) -> None:
+    source = load(plant(tmp_path / "p"), test_fraction=0.3)
+    pixels = source.train.x.numpy() / 255.0
+    assert np.allclose(source.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
+    assert np.allclose(source.std, pixels.std((0, 2, 3)), rtol=1e-9)
+
+
+def test_other_files_are_ignored_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = plant(tmp_path / "p")
+    for name in ("a/notes.txt", "a/.hidden.png", "readme.md"):
+        (root / name).write_text("x")
+    (root / ".git").mkdir()
+    assert len(load(root).train) == 18
+    assert "20 pictures in memory, 0 MB (2 other files ignored)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "test" / "b").rename(root / "test" / "c"), "lacks b, and it has c in addition"),
+        (lambda root: [p.unlink() for p in (root / "train" / "a").iterdir()], "no pictures"),
+        (lambda root: (root / "train" / "b").rename(root / "train" / ".b"), "only the class 'a'"),
+        (lambda root: root.rename(root.parent / "q"), "there is no such folder"),
+    ],
+)
+def test_a_tree_that_is_no_data_set_is_refused(tmp_path: Path, spoil: Any, message: str) -> None:
+    root = plant(tmp_path / "p", parts=("train", "test"))
+    spoil(root)
+    with pytest.raises(ConfigError, match=message):
+        load(root)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    with pytest.raises(ConfigError, match="no class folders"):
+        load(tmp_path / "p")
+
+
+def test_a_missing_root_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="data.root is not given"):
+        folder(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_bad_picture_is_named(tmp_path: Path, resident: bool) -> None:
+    root = plant(tmp_path / "p")
+    (root / "a" / "03.png").write_text("no picture")
+    with pytest.raises(ConfigError, match=r"1 picture.*data\.on_error=skip(.|\n)*a/03\.png: not a picture"):
+        load(root, resident=resident)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_skip_leaves_out_the_same_pictures_on_every_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], resident: bool
+) -> None:
+    root = plant(tmp_path / "p", parts=("train", "test"))
+    (root / "train" / "a" / "03.png").write_text("no picture")
+    (root / "test" / "b" / "dead.png").symlink_to("nowhere")
+    for _ in range(2):
+        source = load(root, on_error="skip", resident=resident)
+        assert values(source) == [pair for pair in EVERY if pair != (3, 0)]
+        assert values(source, "test") == EVERY
+        printed = capsys.readouterr().out
+        assert "2 picture(s) cannot be read and are left out" in printed
+        assert "b/dead.png: dead link" in printed
+
+
+def test_a_class_of_bad_pictures_only_is_refused(tmp_path: Path) -> None:
+    root = plant(tmp_path / "p", count=2)
+    for path in (root / "b").iterdir():
+        path.write_text("no picture")
+    with pytest.raises(ConfigError, match="no readable training picture is left in b"):
+        load(root, on_error="skip")
+
+
+def test_the_second_start_does_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = plant(tmp_path / "p")
+    first = load(root)
+    monkeypatch.setattr(decoded, "decode", None)
+    second = load(root)
+    assert torch.equal(first.train.x, second.train.x)
+    assert (first.mean, first.std, first.sha256) == (second.mean, second.std, second.sha256)
+
+
+def test_a_changed_picture_is_decoded_again(tmp_path: Path) -> None:
+    root = plant(tmp_path / "p", parts=("train", "test"))
+    before = load(root)
+    Image.new("L", (4, 4), 55).save(root / "train" / "a" / "00.png")
+    os.utime(root / "train" / "a" / "00.png", ns=(1, 1))  # clocks of file systems are coarse
+    assert values(load(root))[0] == (55, 0)
+    assert load(root).sha256 != before.sha256
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "other"])
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, damage: str) -> None:
+    root = plant(tmp_path / "p", parts=("train", "test"))
+    load(root)
+    (path,) = (tmp_path / "cache").glob("*.pt")
+    data = bytearray(path.read_bytes())
+    at = data.index(bytes([107] * 16))  # the pixels of one picture
+    data[at] ^= 1
+    torch.save({"pixels": 1, "crc": 2}, tmp_path / "other")
+    other = (tmp_path / "other").read_bytes()
+    path.write_bytes({"cut": data[: len(data) // 2], "bit": data, "empty": b"", "other": other}[damage])
+    assert values(load(root)) == EVERY
+
+
+def test_no_temporary_file_stays_in_the_cache(tmp_path: Path) -> None:
+    load(plant(tmp_path / "p"))
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".pt"]
+
+
+def test_a_cache_that_cannot_be_written_only_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = plant(tmp_path / "p", parts=("train", "test"))
+    (tmp_path / "cache").write_text("a file, not a folder")
+    assert values(load(root)) == EVERY
+    assert "cannot be written" in capsys.readouterr().out
+
+
+def test_many_processes_decode_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = plant(tmp_path / "p", classes="ab", count=100)
+    (root / "a" / "07.png").write_text("no picture")
+    monkeypatch.setattr(decoded, "CHUNK_BYTES", 16 * 10)  # ten pictures a message
+    state = torch.random.get_rng_state()
+    alone = load(root, on_error="skip")
+    monkeypatch.setattr(decoded, "MIN_FOR_WORKERS", 1)
+    (path,) = (tmp_path / "cache").glob("*.pt")
+    path.unlink()
+    together = load(root, on_error="skip")
+    assert torch.equal(alone.train.x, together.train.x)
+    assert alone.sha256 == together.sha256
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_streamed_pictures_equal_those_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = plant(tmp_path / "p")
+    streamed, resident = load(root, resident=False), load(root, resident=True)
+    assert values(streamed) == values(resident)
+    assert values(streamed, "test") == values(resident, "test")
+    assert "streamed from disk: data.resident=false" in capsys.readouterr().out
+    assert np.allclose(streamed.mean, resident.mean, atol=0.05)  # the sample also has pictures of the cut test part
+    splits = cut(streamed, val_fraction=0.5, split_seed=0)
+    assert len(splits.val) == 9
+    assert splits.val.x[0].shape == (1, 4, 4)
+
+
+def test_auto_streams_what_needs_more_than_half_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = plant(tmp_path / "p")
+    monkeypatch.setattr("trainer.data.folder.memory_available", lambda: 2 * 20 * 16)
+    assert not isinstance(load(root).train.x, torch.Tensor)
+    monkeypatch.setattr("trainer.data.folder.memory_available", lambda: 2 * 20 * 16 + 2)
+    assert isinstance(load(root).train.x, torch.Tensor)
+    assert "is more than half of the 0 MB available" in capsys.readouterr().out
+
+
+def test_picture_files_can_be_sent_to_a_worker(tmp_path: Path) -> None:
+    root = plant(tmp_path / "p")
+    files = pickle.loads(pickle.dumps(PictureFiles(root, ["b/01.png"], size=4, channels=3)))
+    assert files[0].unique().tolist() == [101]
+    (root / "b" / "01.png").unlink()
+    with pytest.raises(ConfigError, match=r"b/01\.png: no such file"):
+        files[0]
+
+
+def test_memory_available_is_plausible() -> None:
+    assert 0 < memory_available() < 2**50

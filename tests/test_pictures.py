@@ -1,0 +1,199 @@
+"""Decoding of single pictures: the odd ones that cameras, drawing programs and broken disks make."""
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainer.data import pictures
+from trainer.data.pictures import PictureError, list_pictures, read_picture
+from trainer.utils.errors import ConfigError
+
+
+def read(path: Path, channels: int = 3, size: int = 8) -> Tensor:
+    return read_picture(path, channels=channels, height=size, width=size)
+
+
+def colour_of(path: Path) -> list[int]:
+    """The one colour of a plain picture."""
+    x = read(path)
+    assert x.shape == (3, 8, 8)
+    assert x.dtype == torch.uint8
+    assert bool((x == x[:, :1, :1]).all())
+    return [int(v) for v in x[:, 0, 0]]
+
+
+def png(width: int, height: int, rows: bytes = b"") -> bytes:
+    """A grey PNG whose header says what it likes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def grey16(value: int) -> Image.Image:
+    return Image.fromarray(np.full((8, 8), value, np.uint16))
+
+
+def palette_with_hole() -> Image.Image:
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.info["transparency"] = 0
+    return image
+
+
+COLOURS = {
+    "rgb.png": (Image.new("RGB", (8, 8), (1, 2, 3)), [1, 2, 3]),
+    "rgb.bmp": (Image.new("RGB", (8, 8), (1, 2, 3)), [1, 2, 3]),
+    "rgb.tiff": (Image.new("RGB", (8, 8), (1, 2, 3)), [1, 2, 3]),
+    "rgb.ppm": (Image.new("RGB", (8, 8), (1, 2, 3)), [1, 2, 3]),
+    "grey.png": (Image.new("L", (8, 8), 77), [77, 77, 77]),
+    "one_bit.png": (Image.new("1", (8, 8), 1), [255, 255, 255]),
+    "grey16.png": (grey16(40000), [156, 156, 156]),
+    "grey16.tiff": (grey16(40000), [156, 156, 156]),
+    "grey16.pgm": (grey16(40000), [156, 156, 156]),
+    "white16.png": (grey16(65535), [255, 255, 255]),
+    "int32.tiff": (Image.fromarray(np.full((8, 8), 40000, np.int32)), [156, 156, 156]),
+    "share.tiff": (Image.fromarray(np.full((8, 8), 0.5, np.float32)), [128, 128, 128]),
+    "float.tiff": (Image.fromarray(np.full((8, 8), 200.0, np.float32)), [200, 200, 200]),
+    "cmyk.tiff": (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), [255, 0, 0]),
+    "clear.png": (Image.new("RGBA", (8, 8), (0, 0, 0, 0)), [255, 255, 255]),
+    "half.png": (Image.new("RGBA", (8, 8), (0, 0, 0, 128)), [127, 127, 127]),
+    "grey_alpha.png": (Image.new("LA", (8, 8), (9, 255)), [9, 9, 9]),
+    "hole.png": (palette_with_hole(), [255, 255, 255]),
+    "lossless.webp": (Image.new("RGB", (8, 8), (1, 2, 3)), [1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_each_kind_of_picture_has_its_colour(tmp_path: Path, name: str) -> None:
+    image, expected = COLOURS[name]
+    image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+    assert colour_of(tmp_path / name) == expected
+
+
+def test_cmyk_jpeg_has_its_colour(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
+    assert np.allclose(colour_of(tmp_path / "a.jpg"), [255, 0, 0], atol=3)  # JPEG rounds
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert colour_of(tmp_path / "a.gif") == [255, 0, 0]
+
+
+def test_colour_becomes_grey_by_luma(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "a.png")
+    x = read(tmp_path / "a.png", channels=1)
+    assert x.shape == (1, 8, 8)
+    assert int(x[0, 0, 0]) == 76  # 0.299 * 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
+    upright = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    stored = {  # EXIF 2.32, table of orientation: where row 0 and column 0 of the file are in the picture
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.T, 6: np.rot90(upright), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    assert torch.equal(read(tmp_path / "a.png", channels=1)[0], torch.from_numpy(upright))
+
+
+def test_the_middle_of_a_long_picture_is_kept(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 48), np.uint8)
+    pixels[:, 16:32] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert read(tmp_path / "a.png", channels=1).unique().tolist() == [200]
+
+
+def test_shrinking_averages_instead_of_dropping_pixels(tmp_path: Path) -> None:
+    Image.fromarray((np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)).save(tmp_path / "a.png")
+    inner = read(tmp_path / "a.png", channels=1)[0, 1:-1, 1:-1].float()
+    assert bool((inner - 127.5).abs().max() < 3)
+
+
+def test_pixels_of_the_right_size_are_untouched(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert torch.equal(read(tmp_path / "a.png"), torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Write pictures that cannot be read; returns a part of the expected reason for each."""
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(whole, "JPEG")
+    noise = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(noise, "PNG")
+    contents = {
+        "empty.png": (b"", "empty file"),
+        "text.png": (b"hello, this is text", "not a picture"),
+        "cut.jpg": (whole.getvalue()[: len(whole.getvalue()) // 2], "damaged: "),
+        "cut.png": (noise.getvalue()[: len(noise.getvalue()) // 2], "damaged: "),
+        "cut_header.jpg": (whole.getvalue()[:40], ""),
+        "zero.gif": (b"GIF89a" + struct.pack("<HH", 0, 0) + b"\x00\x00\x00;", ""),
+        "zero.png": (png(0, 8), ""),
+        "bomb.png": (png(13_000, 13_000), "too large"),
+        "giant.png": (png(100_000, 100_000), "too large"),
+        "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not a picture"),
+    }
+    for name, (data, _) in contents.items():
+        (folder / name).write_bytes(data)
+    (folder / "folder.png").mkdir()
+    (folder / "dead.png").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.png")
+    others = {"folder.png": "a folder", "dead.png": "dead link", "pipe.png": "not a regular", "none.png": "no such file"}
+    return {name: reason for name, (_, reason) in contents.items()} | others
+
+
+def test_bad_pictures_are_refused_with_a_reason(tmp_path: Path) -> None:
+    for name, reason in bad_files(tmp_path).items():
+        with pytest.raises(PictureError) as caught:
+            read(tmp_path / name)
+        assert reason in str(caught.value), name
+        assert 0 < len(str(caught.value)) < 200, name
+
+
+def test_a_large_picture_below_the_cap_gives_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("L", (15, 8), 5).save(tmp_path / "a.png")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert read(tmp_path / "a.png", channels=1).unique().tolist() == [5]
+    assert seen == []
+
+
+def test_the_cap_is_looked_at_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 63)
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(PictureError, match="8 x 8 is more than 63 pixels"):
+        read(tmp_path / "a.png")
+
+
+def test_list_pictures_finds_every_file_below_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    for name in ("c.png", "a.txt", "b/x.jpg", ".DS_Store", ".hidden/y.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "dead.png").symlink_to("nowhere")
+    found = [str(path.relative_to(tmp_path)) for path in list_pictures(tmp_path)]
+    assert found == ["a.txt", "b/x.jpg", "c.png", "dead.png"]
+    assert list_pictures(tmp_path / "c.png") == [tmp_path / "c.png"]
+
+
+def test_list_pictures_refuses_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"input=.*nothing: there is no such"):
+        list_pictures(tmp_path / "nothing")

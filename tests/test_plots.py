@@ -1,0 +1,190 @@
+"""Pictures: the PNG opens at a sane size, and the figure behind it says what the data says."""
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import same_color, to_hex
+from PIL import Image
+
+from trainer.utils import plots
+
+ROWS: list[plots.Row] = [
+    {"epoch": e, "train_loss": 1 / e, "val_loss": 1.1 / e, "train_accuracy": 1 - 0.5 / e, "val_accuracy": 1 - 0.6 / e}
+    for e in range(1, 6)
+]
+REGRESSION: list[plots.Row] = [{"epoch": e, "train_loss": 10.0**-e, "val_loss": None} for e in range(1, 4)]
+NAMES = ["T-shirt/top", "a name much longer than its cell", "$5_bill^$"]
+CJK = ["\u732b", "\u72d7", "\u9e1f"]
+COUNTS = torch.tensor([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
+GREY = torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def linear_data(num_features: int, num_examples: int = 50) -> tuple[torch.Tensor, torch.Tensor, list[float], float]:
+    """Data without noise, so that every example lies on the model."""
+    weight = [2.0, -3.4, 1.5, 0.5][:num_features]
+    x = torch.randn(num_examples, num_features, generator=torch.Generator().manual_seed(0))
+    return x, x @ torch.tensor(weight)[:, None] + 4.2, weight, 4.2
+
+
+def texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "curves": lambda path: plots.curves(ROWS, path, best_epoch=4),
+    "curves of one epoch": lambda path: plots.curves(ROWS[:1], path),
+    "curves of a regression": lambda path: plots.curves(REGRESSION, path, best_epoch=3),
+    "curves without a number": lambda path: plots.curves([{"epoch": 1, "train_loss": float("nan")}], path),
+    "learning rate": lambda path: plots.learning_rate([(s, 0.1 / (1 + s)) for s in range(100)], path),
+    "one step": lambda path: plots.learning_rate([(0, 0.1)], path),
+    "confusion": lambda path: plots.confusion(COUNTS, NAMES, path),
+    "confusion with foreign names": lambda path: plots.confusion(COUNTS, CJK, path),
+    "confusion of 100": lambda path: plots.confusion(torch.eye(100), [f"class {k}" for k in range(100)], path),
+    "grid": lambda path: plots.prediction_grid(GREY, ["Ankle boot / Sneaker"] * 40, [True, False] * 20, path),
+    "grid with foreign names": lambda path: plots.prediction_grid(GREY[:3], CJK, None, path),
+    "grid in colour": lambda path: plots.prediction_grid(GREY[:2].expand(2, 3, 28, 28), NAMES[1:], None, path),
+    "fit": lambda path: plots.fit(*linear_data(1), path),
+    "fit of two features": lambda path: plots.fit(*linear_data(2), path),
+    "fit of four features": lambda path: plots.fit(*linear_data(4), path),
+    "fit of one example": lambda path: plots.fit(*linear_data(2, num_examples=1), path),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_picture_is_a_png_of_sane_size_and_draws_without_a_warning(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "plots" / "picture.png"
+    before = dict(matplotlib.rcParams)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PICTURES[name](path)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert 100 <= image.width <= 2200
+        assert 100 <= image.height <= 2200
+        assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 2, "the picture is blank"
+    assert dict(matplotlib.rcParams) == before, "the style leaks into the caller's own figures"
+
+
+def test_pyplot_is_never_imported() -> None:
+    code = "import sys, trainer.utils.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+def test_curves_show_both_splits_and_the_best_epoch() -> None:
+    loss, accuracy = plots._curves_figure(ROWS, best_epoch=4).axes
+    train, val, best = loss.get_lines()
+    assert list(train.get_ydata()) == [1 / e for e in range(1, 6)]
+    assert list(val.get_ydata()) == [1.1 / e for e in range(1, 6)]
+    assert list(best.get_xdata()) == [4, 4]
+    assert list(accuracy.get_lines()[1].get_ydata()) == [row["val_accuracy"] for row in ROWS]
+    assert train.get_marker() == "o"
+
+
+def test_curves_of_a_regression_have_one_panel_and_no_val_line() -> None:
+    figure = plots._curves_figure(REGRESSION, None)
+    assert len(figure.axes) == 1
+    assert [line.get_label() for line in figure.axes[0].get_lines()] == ["train"]
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.04, "log"), (0.06, "linear"), (0.0, "linear"), (-1.0, "linear")])
+def test_loss_is_logarithmic_only_where_it_is_positive_and_spans_a_factor_of_20(last: float, scale: str) -> None:
+    figure = plots._curves_figure([{"epoch": 1, "train_loss": 1.0}, {"epoch": 2, "train_loss": last}], None)
+    assert figure.axes[0].get_yscale() == scale
+
+
+def test_many_epochs_are_drawn_without_markers() -> None:
+    rows: list[plots.Row] = [{"epoch": e, "train_loss": 1.0} for e in range(1, 31)]
+    assert plots._curves_figure(rows, None).axes[0].get_lines()[0].get_marker() in ("", "None")
+
+
+def test_learning_rate_is_drawn_as_given() -> None:
+    line = plots._learning_rate_figure([(0, 0.1), (10, 0.05), (20, 0.0)]).axes[0].get_lines()[0]
+    assert line.get_xydata().tolist() == [[0, 0.1], [10, 0.05], [20, 0.0]]
+
+
+def test_confusion_colours_row_shares_and_prints_counts() -> None:
+    axes = plots._confusion_figure(COUNTS, NAMES).axes[0]
+    assert axes.images[0].get_array().tolist() == [[0.8, 0.2, 0], [0.1, 0.9, 0], [0, 0, 0]]
+    assert texts(axes) == ["8", "2", "0", "1", "9", "0", "0", "0", "0"]
+    assert axes.get_title() == "85.00% of 20 right"
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["T-shirt/top", "a name much lon...", "$5_bill^$"]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "predicted class")
+
+
+@pytest.mark.parametrize(("num_classes", "num_cells"), [(20, 400), (21, 0)])
+def test_counts_are_printed_up_to_20_classes(num_classes: int, num_cells: int) -> None:
+    figure = plots._confusion_figure(torch.eye(num_classes), ["x"] * num_classes)
+    assert len(texts(figure.axes[0])) == num_cells
+
+
+def test_only_wrong_predictions_are_red_and_framed() -> None:
+    wrong = [False, True, False]
+    panels = plots._prediction_figure(GREY[:3], ["a / a", "a / b", "b / b"], wrong).axes
+    assert [axes.get_title() for axes in panels] == ["a /\na", "a /\nb", "b /\nb"]
+    assert [same_color(axes.title.get_color(), plots.RED) for axes in panels] == wrong
+    assert [axes.spines["left"].get_visible() for axes in panels] == wrong
+    assert to_hex(plots.RED).upper() == plots.RED
+
+
+def test_grid_shows_the_first_32_pictures_with_the_values_they_have() -> None:
+    panels = plots._prediction_figure(GREY, [str(n) for n in range(40)], None).axes
+    assert [axes.get_title() for axes in panels] == [str(n) for n in range(32)]
+    assert torch.equal(torch.as_tensor(panels[31].images[0].get_array().data), GREY[31, 0])
+    assert panels[31].images[0].get_clim() == (0, 255)
+
+
+def test_grid_keeps_the_order_of_the_colour_channels() -> None:
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8).reshape(1, 3, 1, 1).expand(1, 3, 4, 6)
+    image = plots._prediction_figure(red, ["red"], None).axes[0].images[0].get_array()
+    assert image.shape == (4, 6, 3)
+    assert image[0, 0].tolist() == [255, 0, 0]
+
+
+def test_long_titles_are_shortened_line_by_line() -> None:
+    title = plots._prediction_figure(GREY[:1], ["flying squirrel of the north / cat"], None).axes[0].get_title()
+    assert title == "flying squirrel...\ncat"
+
+
+@pytest.mark.parametrize("num_features", [1, 2])
+def test_fitted_line_has_the_models_slope_and_noiseless_examples_lie_on_it(num_features: int) -> None:
+    x, y, weight, bias = linear_data(num_features)
+    panels = plots._fit_figure(x, y, weight, bias).axes
+    assert len(panels) == num_features
+    for j, axes in enumerate(panels):
+        (x0, y0), (x1, y1) = axes.get_lines()[0].get_xydata()
+        assert (x0, x1) == (x[:, j].min().item(), x[:, j].max().item())
+        assert [y0, y1] == pytest.approx([weight[j] * x0 + bias, weight[j] * x1 + bias])
+        points = torch.as_tensor(axes.collections[0].get_offsets().data)
+        torch.testing.assert_close(points[:, 0], x[:, j].double())
+        # y was computed in float32, whose rounding at |y| < 20 stays below 1e-5.
+        torch.testing.assert_close(points[:, 1], weight[j] * points[:, 0] + bias, atol=1e-5, rtol=0)
+
+
+def test_a_wrong_weight_shows_as_the_residual_of_each_example() -> None:
+    x, y, weight, bias = linear_data(2)
+    axes = plots._fit_figure(x, y, [weight[0] + 1, weight[1]], bias).axes[0]
+    points = torch.as_tensor(axes.collections[0].get_offsets().data)
+    torch.testing.assert_close(points[:, 1], weight[0] * points[:, 0] + bias, atol=1e-5, rtol=0)
+
+
+def test_more_than_two_features_show_predicted_against_true() -> None:
+    x, y, weight, bias = linear_data(4)
+    (axes,) = plots._fit_figure(x, y, weight, bias - 1).axes
+    points = torch.as_tensor(axes.collections[0].get_offsets().data)
+    torch.testing.assert_close(points[:, 1], points[:, 0] - 1, atol=1e-5, rtol=0)
+    ends = axes.get_lines()[0].get_xydata()
+    assert ends[:, 0].tolist() == ends[:, 1].tolist()
+
+
+@pytest.mark.parametrize(("num_examples", "num_shown"), [(5000, 5000), (5001, 2501), (20000, 5000)])
+def test_a_scatter_is_thinned_to_5000_examples(num_examples: int, num_shown: int) -> None:
+    figure = plots._fit_figure(*linear_data(1, num_examples=num_examples))
+    assert len(figure.axes[0].collections[0].get_offsets()) == num_shown

@@ -1,0 +1,1 @@
+"""A training program driven by config: one plain loop, data -> model -> loss -> step. Start reading at main.py."""

@@ -1,0 +1,91 @@
+"""Names and options become objects, through tables: what is not in a table cannot be built, whoever asks for it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer import schedules
+from trainer.config import Choice
+from trainer.models import MODELS
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+
+
+def mse(y_hat: Tensor, y: Tensor, *, form: str) -> Tensor:
+    """Mean squared error of (N, M) predictions, halved with form=half: d/dy_hat = (y_hat - y) / N as in the books."""
+    loss = F.mse_loss(y_hat, y)
+    return loss / 2 if form == "half" else loss
+
+
+def l1(y_hat: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute error of (N, M) predictions."""
+    return F.l1_loss(y_hat, y)
+
+
+def huber(y_hat: Tensor, y: Tensor, *, delta: float) -> Tensor:
+    """Mean Huber loss of (N, M) predictions: e^2 / 2 for |e| <= delta, else delta * (|e| - delta / 2)."""
+    return F.huber_loss(y_hat, y, delta=delta)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
+    """Mean softmax cross-entropy in nats of (N, K) logits and (N,) int64 labels."""
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"mse": mse, "l1": l1, "huber": huber, "cross_entropy": cross_entropy}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": partial(torch.optim.SGD, fused=True),  # one kernel for all tensors: never slower on the CPU, see the docs
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "rmsprop": torch.optim.RMSprop,  # has no fused kernel
+}
+
+
+@dataclass(frozen=True)
+class Library:
+    """What `impl=` chooses: the layers, losses and optimizers that everything is built from."""
+
+    layers: ModuleType
+    losses: Mapping[str, Callable[..., Tensor]]
+    optimizers: Mapping[str, Callable[..., torch.optim.Optimizer]]
+
+
+LIBRARIES = {"concise": Library(nn, LOSSES, OPTIMIZERS)}
+
+
+def build_model(choice: Choice, impl: str, in_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    """The model of a choice, on the CPU in float32, with initial weights from torch's global generator.
+
+    Args:
+        in_shape: of one example: (C, H, W) or (D,).  num_outputs: classes, or targets of a regression.
+    Raises:
+        ConfigError: the model cannot take examples of this shape.
+    """
+    return MODELS[choice.name](LIBRARIES[impl].layers, in_shape, num_outputs, **choice.options)
+
+
+def build_loss(choice: Choice, impl: str) -> LossFn:
+    """loss_fn(y_hat, y) -> 0-d tensor, the mean over the batch."""
+    return partial(LIBRARIES[impl].losses[choice.name], **choice.options)
+
+
+def build_optimizer(choice: Choice, impl: str, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of all parameters of the model, which is already on its device."""
+    return LIBRARIES[impl].optimizers[choice.name](model.parameters(), **choice.options)
+
+
+def build_schedule(choice: Choice, lr: float, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:
+    """lr_at(step) for steps counted from 0 over the whole run."""
+    total = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * epochs}
+    factor: Callable[..., float] = partial(schedules.SCHEDULES[choice.name], **total, **choice.options)
+    return lambda step: lr * factor(step)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Numbers that training changes."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

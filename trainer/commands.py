@@ -1,0 +1,226 @@
+"""The train command: opens the run's directory, has the parts built, trained and measured, and says how it ended.
+
+The epochs themselves are in training.py; eval and predict are in measure.py.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainer import build, data, engine, report, state, training
+from trainer.config import Config, flatten
+from trainer.state import Parts, Progress
+from trainer.utils import checkpoint, runs, runtime
+from trainer.utils.errors import ConfigError, DivergedError, Interrupted
+from trainer.utils.recorder import Recorder
+from trainer.utils.screen import Screen
+
+# what resume may change because no number depends on it; device and threads change rounding, and a warning says so
+FREE_ON_RESUME = (
+    "epochs",
+    "name",
+    "resume",
+    "resume_allow",
+    "plots",
+    "save.",
+    "record.",
+    "paths.",
+    "device",
+    "data.workers",
+)
+
+
+def train(config: Config) -> float:
+    """Train a model, from its initial weights or from where an interrupted run stopped.
+
+    Returns:
+        The best validation metric: accuracy, for regression loss; of training where there is no validation.
+    Raises:
+        ConfigError, DivergedError, ResourceError, BusyError, Interrupted: see trainer.utils.errors.
+    """
+    for key in ("checkpoint", "input"):
+        if getattr(config, key) is not None:
+            raise ConfigError(
+                f"{key}= is for eval and predict. To go on with a run: resume=. To start from weights: init_from=."
+            )
+    screen = Screen()
+    machine = state.machine_of(config)
+    runs.check_writable(Path(config.paths.outputs), Path(config.paths.checkpoints))
+    with ExitStack() as held:
+        run, start = starting_point(config)
+        if run.outputs.is_dir():
+            held.enter_context(runs.hold(run))
+        if start is not None and (finished := already_done(config, run, screen)) is not None:
+            return finished
+        content = checkpoint.read(start) if start is not None else None
+        announce(config, machine, screen)
+        splits = data.load(config.data, config.paths)
+        parts = state.assemble(config, splits, machine)
+        progress = Progress() if content is None else state.unpack(content, config, parts, start or Path())
+        if content is None and config.init_from is not None:
+            start_from_weights(config, parts, screen)
+        if not run.outputs.is_dir():
+            run.outputs.mkdir(parents=True)
+            held.enter_context(runs.hold(run))
+        started = open_files(config, run, machine, screen)
+        describe(parts, progress, screen, resumed=start)
+        try:
+            recorder = Recorder(run.outputs, epochs_done=progress.epoch - 1, steps_done=progress.step)
+            held.callback(recorder.close)
+            training.train_epochs(config, parts, progress, run, recorder, screen)
+            finish(config, parts, progress, run, recorder, screen)
+        except BaseException as error:
+            give_up(run, started, error, screen)
+            raise
+        runs.write_status(run, "done", started)
+    return float(progress.best["value"])
+
+
+def starting_point(config: Config) -> tuple[runs.Run, Path | None]:
+    """The run, new or old, and the checkpoint to go on from (None: from step 0).
+
+    Raises:
+        ConfigError: the name is taken, there is nothing to resume, or a setting was changed that must not change.
+    """
+    folders = {"outputs": config.paths.outputs, "checkpoints": config.paths.checkpoints}
+    target = config.resume
+    if target == "auto":
+        if config.name is None:
+            raise ConfigError("resume=auto needs name=<the run's name>.")
+        target = config.name if runs.exists(config.name, config.paths.outputs) else None
+    if target is None:
+        name = (
+            runs.check_name(config.name)
+            if config.name is not None
+            else runs.new_name(config.data.name, config.model.name)
+        )
+        run = runs.locate(name, **folders)
+        if runs.exists(name, config.paths.outputs) or checkpoint.steps_in(run.checkpoints):
+            raise ConfigError(f"name={name} exists already. resume={name} goes on with it; another name= starts anew.")
+        return run, None
+    found = runs.find(target, **folders)
+    if found.run is None:
+        content = checkpoint.read(found.file)
+        check_changes(config, content["config"])
+        return runs.locate(content["config"]["name"], **folders), found.file
+    check_changes(config, runs.read_config(found.run))
+    if found.which == "best":
+        return found.run, found.run.checkpoints / "best.pt"
+    files = checkpoint.steps_in(found.run.checkpoints)
+    return found.run, files[-1] if files else None
+
+
+def check_changes(config: Config, saved: Mapping[str, Any]) -> None:
+    """Refuse a resume that would not be the same run.
+
+    Raises:
+        ConfigError: names the setting, what it was and what it is now.
+    """
+    before, now = flatten(saved), flatten(config.to_dict())
+    changed = [key for key in now if key in before and now[key] != before[key] and not key.startswith(FREE_ON_RESUME)]
+    for key in changed:
+        shown = key.removeprefix("choices.")
+        if shown not in config.resume_allow and not shown.startswith(FREE_ON_RESUME):
+            was = f"the run has {before[key]}, now it says {now[key]}"
+            raise ConfigError(
+                f"{shown}: {was}. That would be another run; resume_allow=[{shown}] does it all the same."
+            )
+
+
+def already_done(config: Config, run: runs.Run, screen: Screen) -> float | None:
+    """The objective of a finished run that is not to be extended; None where there is something left to do."""
+    path = run.outputs / "result.json"
+    if runs.read_status(run).get("state") != "done" or not path.is_file():
+        return None
+    result = runs.read_json(path)
+    if config.epochs > result["epochs"] and "stopped" not in result:
+        if config.schedule.name in ("cosine", "onecycle"):
+            covers = f"schedule={config.schedule.name} now covers {config.epochs} epochs"
+            screen.say(f"warning: {covers}: this is not the run it would have been from the start.")
+        return None
+    if config.epochs < result["epochs"]:
+        raise ConfigError(f"epochs={config.epochs}: {run.name} has already trained {result['epochs']} epochs.")
+    screen.say(f"{run.name} is already complete: {result['epochs']} epochs. epochs=N with a larger N goes on.")
+    return float(result["objective"])
+
+
+def announce(config: Config, machine: runtime.Machine, screen: Screen) -> None:
+    """What was chosen, before anything is read."""
+    choices = " ".join(f"{group}={name}" for group, name in config.to_dict()["choices"].items() if group != "device")
+    screen.say(f"{choices} device={machine.device} precision={config.device['precision']} seed={config.seed}")
+    if config.recipes:
+        screen.say(f"recipe: {', '.join(config.recipes)} (what you type wins; recipe=none leaves them out)")
+
+
+def start_from_weights(config: Config, parts: Parts, screen: Screen) -> None:
+    """Put the weights of init_from= into the model and say which layers start afresh."""
+    assert config.init_from is not None
+    path = file_of(config, config.init_from)
+    left_out = checkpoint.load_backbone(parts.model, checkpoint.read_weights(path), path)
+    screen.say(f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}")
+
+
+def open_files(config: Config, run: runs.Run, machine: runtime.Machine, screen: Screen) -> str:
+    """Write config.json and status.json and open train.log; returns when the run was started."""
+    screen.log_to(run.outputs / "train.log")
+    now = datetime.now(UTC).isoformat()
+    started = runs.read_status(run).get("started", now)
+    saved = replace(config, name=run.name, resume=None, resume_allow=[])
+    runs.write_json(run.outputs / "config.json", {"config": saved.to_dict()} | runtime.describe(machine))
+    runs.write_status(run, "running", started)
+    return str(started)
+
+
+def describe(parts: Parts, progress: Progress, screen: Screen, *, resumed: Path | None) -> None:
+    """What is about to be trained on what."""
+    sizes = ", ".join(
+        f"{len(s):,} {name}"
+        for name, s in (("train", parts.splits.train), ("val", parts.splits.val), ("test", parts.splits.test))
+    )
+    screen.say(f"{build.parameter_count(parts.model):,} parameters; examples: {sizes}")
+    if resumed is not None:
+        screen.say(f"going on from {resumed}: epoch {progress.epoch}, {progress.samples:,} examples of it done")
+
+
+def finish(config: Config, parts: Parts, progress: Progress, run: runs.Run, recorder: Recorder, screen: Screen) -> None:
+    """Measure the best weights on the test split, once, and write result.json and the pictures."""
+    best = run.checkpoints / "best.pt"
+    checkpoint.load_model(parts.model, checkpoint.read(best)["model"], best)
+    batches = state.eval_batches(config, parts.splits, parts.splits.test, parts.machine)
+    test = engine.evaluate(parts.model, parts.loss_fn, batches.epoch(0), parts.totals(), parts.machine.autocast)
+    result = report.result_of(config, parts, progress, run, test)
+    runs.write_json(run.outputs / "result.json", result)
+    final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if result["test"][key] is not None}
+    recorder.hyperparameters(
+        report.hyperparameters(config), final | {"best/val": progress.best["value"]}, progress.step
+    )
+    if config.plots:
+        report.draw(config, parts, progress, run, test, recorder)
+    report.say_result(screen, config, run, result)
+
+
+def give_up(run: runs.Run, started: str, error: BaseException, screen: Screen) -> None:
+    """Note in status.json why the run ended, and say it in train.log."""
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        kind = "interrupted"
+    else:
+        kind = "diverged" if isinstance(error, DivergedError) else "failed"
+    reason = f"{type(error).__name__}: {error}"
+    runs.write_status(run, kind, started, reason)
+    screen.note(f"{kind}: {reason}")
+
+
+def file_of(config: Config, target: str) -> Path:
+    """The checkpoint file that a RUN (its best unless it says :last) or PATH means."""
+    found = runs.find(target, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
+    if found.run is None:
+        return found.file
+    if found.which == "last" and (files := checkpoint.steps_in(found.run.checkpoints)):
+        return files[-1]
+    path = found.run.checkpoints / "best.pt"
+    if not path.is_file():
+        raise ConfigError(f"{found.run.name} has no {path.name} yet: it is written at the end of its first epoch.")
+    return path

@@ -1,0 +1,354 @@
+"""From YAML and command line to one frozen Config: every name, type and range is checked here,
+before torch is imported.
+
+A group's YAML file is the list of its options, the type of a default is the type of the option, and RANGES says what
+else a value has to fulfil. A saved config is plain data and is checked against the same tables; it never passes
+through OmegaConf again, so nothing in it is ever resolved.
+"""
+
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainer.ranges import RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF, OneOf, Range, Rule, shown
+from trainer.utils.errors import ConfigError, listed, nearest
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+GROUPS = ("data", "model", "loss", "optimizer", "schedule", "device")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen from a group, and its options: config.model.name, config.model["pooling"]."""
+
+    name: str
+    options: Mapping[str, Any]
+
+    def __getitem__(self, option: str) -> Any:
+        return self.options[option]
+
+
+@dataclass(frozen=True)
+class Save:
+    """When checkpoints are written besides the end of each epoch; 0 is never."""
+
+    every_steps: int
+    every_seconds: float
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop after `patience` epochs without a validation metric better by more than min_delta; 0 is never."""
+
+    patience: int
+    min_delta: float
+
+
+@dataclass(frozen=True)
+class StopAt:
+    """Stop after the epoch in which a metric reaches its value; None is never."""
+
+    train_loss: float | None
+    train_accuracy: float | None
+    val_loss: float | None
+    val_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What goes to TensorBoard how often."""
+
+    every_steps: int
+    histograms_every: int
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The four folders a run touches, relative to where the program was started."""
+
+    data: str
+    outputs: str
+    checkpoints: str
+    cache: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published figure and where it stands."""
+
+    source: str | None
+    metric: str | None
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run; configs/config.yaml says what each one means."""
+
+    data: Choice
+    model: Choice
+    loss: Choice
+    optimizer: Choice
+    schedule: Choice
+    device: Choice
+    name: str | None
+    seed: int
+    epochs: int
+    batch_size: int
+    impl: str
+    resume: str | None
+    resume_allow: Sequence[str]
+    checkpoint: str | None
+    input: str | None
+    split: str
+    init_from: str | None
+    plots: bool
+    save: Save
+    early_stopping: EarlyStopping
+    stop_at: StopAt
+    record: Record
+    paths: Paths
+    reference: Reference
+    typed: Sequence[str] = field(default=(), compare=False)  # dotted keys named on the command line, groups by name
+    recipes: Sequence[str] = field(default=(), compare=False)  # the files of tuned values that were found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and checkpoints: settings nested as in YAML, and the group choices under `choices`."""
+        plain = asdict(self)
+        del plain["typed"], plain["recipes"]
+        choices = {group: plain[group]["name"] for group in GROUPS}
+        return plain | {group: plain[group]["options"] for group in GROUPS} | {"choices": choices}
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of ours as plain data."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+
+
+@cache
+def choices_of(group: str) -> tuple[str, ...]:
+    """The names that can be chosen in a group, from its YAML files."""
+    return tuple(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+
+
+@cache
+def _options_of(group: str, name: str) -> Mapping[str, Any]:
+    if name not in choices_of(group):
+        hint = nearest(name, choices_of(group))
+        raise ConfigError(f"{group}={name}: there is no such {group}.{hint} Choices: {listed(choices_of(group))}.")
+    loaded = load_yaml(CONFIGS / group / f"{name}.yaml")
+    return types.MappingProxyType(loaded["data"] if group == "data" else loaded)
+
+
+@cache
+def run_settings() -> Mapping[str, Any]:
+    """The settings that belong to no group, by dotted name, with their defaults."""
+    loaded = load_yaml(CONFIGS / "config.yaml")
+    return types.MappingProxyType(flatten({k: v for k, v in loaded.items() if k not in ("defaults", "hydra")}))
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"save": {"every_steps": 0}} -> {"save.every_steps": 0}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def settle(typed: Mapping[str, str]) -> dict[str, str]:
+    """The group choices that Hydra arrives at: the defaults, what data and experiment bring, and what was typed."""
+
+    def chosen(path: Path) -> dict[str, str]:
+        entries = load_yaml(path).get("defaults", []) if path.is_file() else []
+        named = [item for entry in entries if isinstance(entry, dict) for item in entry.items()]
+        return {key.split()[-1].lstrip("/"): value for key, value in named}
+
+    experiment = chosen(CONFIGS / "experiment" / f"{typed.get('experiment')}.yaml")
+    choices = chosen(CONFIGS / "config.yaml") | experiment | dict(typed)
+    choices |= chosen(CONFIGS / "data" / f"{choices['data']}.yaml") | experiment | dict(typed)
+    return {group: choices[group] for group in GROUPS}
+
+
+def defaults_of(choices: Mapping[str, str]) -> dict[str, Any]:
+    """Every dotted key that exists under these group choices, with its default."""
+    flat = dict(run_settings())
+    for group in GROUPS:
+        flat |= flatten(_options_of(group, choices[group]), f"{group}.")
+    return flat
+
+
+def all_keys() -> set[str]:
+    """Every dotted key of any choice, and the groups: what a typo is compared with."""
+    keys = set(run_settings()) | {*GROUPS, "experiment", "recipe"}
+    return keys.union(*(flatten(_options_of(g, name), f"{g}.") for g in GROUPS for name in choices_of(g)))
+
+
+def unknown_key(key: str, choices: Mapping[str, str] | None = None) -> ConfigError:
+    """The refusal of a key that does not exist, or not under these choices."""
+    group = key.split(".")[0]
+    owners = [
+        name
+        for name in (choices_of(group) if group in GROUPS else ())
+        if key in flatten(_options_of(group, name), f"{group}.")
+    ]
+    if owners and choices is not None:
+        own = listed([f"{group}.{option}" for option in _options_of(group, choices[group])]) or "none"
+        return ConfigError(
+            f"{key} is no option of {group}={choices[group]} (it belongs to {listed(owners)}). Its options: {own}."
+        )
+    hint = nearest(key, all_keys())
+    if not hint and choices is not None and group in GROUPS:
+        hint = f" Options of {group}={choices[group]}: {listed(sorted(_options_of(group, choices[group])))}."
+    return ConfigError(f"{key} is not a setting.{hint or ' python main.py --help lists them.'}")
+
+
+def check(key: str, value: Any, default: Any) -> Any:
+    """The value of one setting in its final type.
+
+    Raises:
+        ConfigError: wrong type, not finite, or out of range; names key, value and what is allowed.
+    """
+    rule = RANGES.get(key) or (OneOf((True, False)) if isinstance(default, bool) else _text)
+    try:
+        if value is None:
+            if default is not None:
+                raise ValueError
+            return None
+        if isinstance(value, str) and "${" in value:  # resolved, it could carry a secret into the saved files
+            raise ConfigError(f"{key}={value}: ${{...}} is not resolved here. Allowed: the value itself.")
+        if isinstance(default, list):
+            return _list(value, rule)
+        return rule(value)
+    except ValueError:
+        allowed = f"a list, each of {rule}" if isinstance(default, list) else str(rule) if rule is not _text else "text"
+        allowed += " or null" if default is None and "null" not in allowed else ""
+        hint = nearest(str(value), [str(w) for w in rule.words]) if isinstance(rule, OneOf) else ""
+        raise ConfigError(f"{key}={shown(value)} is not allowed.{hint} Allowed: {allowed}.") from None
+
+
+def _list(value: Any, rule: Rule) -> list[Any]:
+    if not isinstance(value, list) or (
+        isinstance(rule, Range) and (len(value) != rule.length if rule.length else not value)
+    ):
+        raise ValueError
+    return [rule(item) for item in value]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = ()) -> Config:
+    """Check plain nested data (a saved config, or what Hydra composed) and freeze it.
+
+    Args:
+        plain: settings nested as in YAML, and `choices`: {group: name}. A missing setting takes its default.
+        typed: the dotted keys that the user named.
+    Raises:
+        ConfigError: any name, type, range or combination is off.
+    """
+    choices = plain.get("choices")
+    if (
+        not isinstance(choices, Mapping)
+        or set(choices) != set(GROUPS)
+        or not all(isinstance(v, str) for v in choices.values())
+    ):
+        raise ConfigError(f"choices={choices}: a saved config names one choice for each of {listed(GROUPS)}.")
+    defaults = defaults_of(choices)
+    given = flatten({k: v for k, v in plain.items() if k != "choices"})
+    for key in given:
+        if key not in defaults and key not in GROUPS:  # a group without options flattens to its own name
+            raise unknown_key(key, choices)
+    flat = {key: check(key, given.get(key, default), default) for key, default in defaults.items()}
+    values: dict[str, Any] = {group: Choice(choices[group], _frozen_options(flat, group)) for group in GROUPS}
+    settings = [f for f in fields(Config) if f.name not in (*GROUPS, "typed", "recipes")]
+    values |= {f.name: _node(cast(type, f.type), flat, f.name) for f in settings}
+    config = Config(**values, typed=tuple(typed))
+    check_fit(config)
+    return config
+
+
+def _frozen_options(flat: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+    return {key.removeprefix(f"{group}."): value for key, value in flat.items() if key.startswith(f"{group}.")}
+
+
+def _node(kind: type, flat: Mapping[str, Any], name: str) -> Any:
+    if name in flat:
+        return flat[name]
+    return kind(**{f.name: flat[f"{name}.{f.name}"] for f in fields(kind)})
+
+
+def freeze(
+    composed: DictConfig, choices: Mapping[str, str], typed: Sequence[str], saved: Mapping[str, Any] | None = None
+) -> Config:
+    """What Hydra composed as a frozen Config.
+
+    Args:
+        composed: Hydra's result.  choices: {group: name}, as Hydra settled them.
+        typed: dotted keys and groups named on the command line.
+        saved: the plain config of the checkpoint or run that is gone on with: it gives every value that was not typed.
+    Raises:
+        ConfigError: as from_dict.
+    """
+    plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False))
+    plain["choices"] = {group: choices[group] for group in GROUPS}
+    if saved is None:
+        return from_dict(plain, typed)
+    flat = flatten(plain)
+    merged = flatten({k: v for k, v in saved.items() if k != "choices"})
+    merged_choices = dict(saved["choices"])
+    for key in typed:
+        if key in GROUPS:  # another choice brings all its options
+            merged_choices[key] = choices[key]
+            merged = {k: v for k, v in merged.items() if k.split(".")[0] != key}
+            merged |= {k: v for k, v in flat.items() if k.startswith(f"{key}.")}
+        elif key in flat:
+            merged[key] = flat[key]
+    # verbs and paths belong to the command, not to what was saved
+    merged |= {k: flat[k] for k in ("resume", "resume_allow", "checkpoint", "input", "split", "plots") if k in flat}
+    return from_dict(_nested(merged) | {"choices": merged_choices}, typed)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        node, _, leaf = key.rpartition(".")
+        (nested.setdefault(node, {}) if node else nested)[leaf] = value
+    return nested
+
+
+def check_fit(config: Config) -> None:
+    """Refuse settings that are fine alone but not together.
+
+    Raises:
+        ConfigError: names both settings and the choices that fit.
+    """
+    task = TASK_OF_DATA[config.data.name]
+    for group, choice in (("model", config.model), ("loss", config.loss)):
+        if task not in TASKS_OF[group][choice.name]:
+            fit = listed([name for name, tasks in TASKS_OF[group].items() if task in tasks])
+            raise ConfigError(
+                f"{group}={choice.name} does not fit data={config.data.name}, which is {task}. Allowed: {group}={fit}."
+            )
+    if config.optimizer.options.get("nesterov") and not config.optimizer["momentum"]:
+        raise ConfigError(
+            "optimizer.nesterov=true needs optimizer.momentum above 0, for example optimizer.momentum=0.9."
+        )
+    if config.data.name == "folder" and not config.data["root"]:
+        raise ConfigError("data=folder needs data.root=<folder of class folders>.")
+    no_val = config.data["val_fraction"] == 0 and config.data.name != "folder"
+    if no_val and (
+        config.early_stopping.patience or config.stop_at.val_loss is not None or config.stop_at.val_accuracy is not None
+    ):
+        raise ConfigError("early_stopping.patience and stop_at.val_* need validation data: data.val_fraction above 0.")
+    if task == REGRESSION and (config.stop_at.train_accuracy is not None or config.stop_at.val_accuracy is not None):
+        raise ConfigError(
+            f"stop_at.*_accuracy does not fit data={config.data.name}: {task} has only losses to stop at."
+        )

@@ -1,0 +1,31 @@
+"""DATASETS is the index of data sets: each entry reads one and returns a Source; `load` makes it ready for a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.config import Choice, Paths
+from trainer.data.folder import folder
+from trainer.data.splits import Source, Splits, cut
+from trainer.data.synthetic import synthetic
+from trainer.data.vision import cifar10, fashion_mnist, mnist
+
+DATASETS: dict[str, Callable[..., Source]] = {
+    "synthetic": synthetic,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "folder": folder,
+}
+CUT = ("val_fraction", "split_seed", "limit", "normalize")  # settled for every set alike, in splits.cut
+BATCHES = ("augment", "workers")  # settled in batches.py
+
+
+def load(choice: Choice, paths: Paths) -> Splits:
+    """Read a data set and cut it into train, validation and test.
+
+    Raises:
+        ConfigError: the data is missing, damaged, or too small for what is asked.
+    """
+    own = {key: value for key, value in choice.options.items() if key not in (*CUT, *BATCHES)}
+    cuts = {key: choice[key] for key in CUT if key in choice.options}
+    return cut(DATASETS[choice.name](Path(paths.data), Path(paths.cache), **own), **cuts)

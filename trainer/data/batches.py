@@ -1,0 +1,163 @@
+"""Mini-batches on the device: shuffled, normalised and augmented, each by (seed, epoch, index) and nothing else.
+
+A set in memory lives on the device as it was read (uint8 pictures): a batch is one index_select, and normalisation and
+augmentation work on the whole batch there. A set on disk is decoded by worker processes; what happens to the pictures
+afterwards is the same code, so both ways give the same batches.
+"""
+
+import hashlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from trainer.data.splits import Split, Splits
+
+PADDING = {"crop_flip": 4, "shift": 1}
+MAX_EVAL_BATCH, MAX_EVAL_NUMBERS = 1000, 4_000_000  # examples, and inputs in total, of a batch that is only evaluated
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where batches go and in what form: device, floating-point type, memory layout of pictures."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+
+class Batches:
+    """The mini-batches of one split. The last one may be short.
+
+    Args:
+        splits: gives the normalisation and the shape.  split: the examples.
+        seed: shuffles and augments; None takes the examples in order, as they are.
+        augment: none, crop_flip or shift.  workers: processes that decode pictures on disk.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        split: Split,
+        placement: Placement,
+        *,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        augment: str = "none",
+        workers: int = 0,
+    ) -> None:
+        self.placement, self.seed, self.workers = placement, seed, workers
+        self.batch_size = batch_size or eval_batch_size(splits.in_shape)
+        self.x = split.x.to(placement.device) if isinstance(split.x, Tensor) else split.x
+        self.y = split.y.to(placement.device)
+        if self.y.is_floating_point():
+            self.y = self.y.to(placement.dtype)
+        self.normalize = normalizer(splits.mean, splits.std, placement)
+        self.augment = augment if seed is not None else "none"
+        if self.augment != "none":
+            self.moves = moves(self.augment, *splits.in_shape[1:]).to(placement.device)
+
+    def __len__(self) -> int:
+        return -(-len(self.y) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch, from its `start`-th example on (a multiple of the batch size).
+
+        Yields:
+            x (B, C, H, W) or (B, D) normalised, and y (B,) int64 or (B, 1), on the device.
+        """
+        n = len(self.y)
+        order = (
+            torch.arange(n) if self.seed is None else torch.randperm(n, generator=generator(self.seed, epoch, "order"))
+        )
+        batches = order[start:].split(self.batch_size) if start < n else ()
+        on_device = [indices.to(self.placement.device) for indices in batches]
+        if self.augment != "none":
+            assert self.seed is not None
+            draws = torch.randint(len(self.moves), (n,), generator=generator(self.seed, epoch, "augment"))
+            draws = draws.to(self.placement.device)
+        for indices, x in zip(on_device, self._inputs(batches, on_device), strict=True):
+            if self.augment != "none":
+                x = move(x, self.moves.index_select(0, draws[indices]), PADDING[self.augment])
+            yield self.normalize(x), self.y.index_select(0, indices)
+
+    def _inputs(self, batches: tuple[Tensor, ...], on_device: list[Tensor]) -> Iterator[Tensor]:
+        if isinstance(self.x, Tensor):
+            return (self.x.index_select(0, indices) for indices in on_device)
+        loader = DataLoader(
+            self.x,
+            batch_sampler=[indices.tolist() for indices in batches],
+            num_workers=self.workers,
+            worker_init_fn=ignore_signals,
+            generator=torch.Generator(),  # of its own: the global one belongs to the model
+            pin_memory=self.placement.device.type == "cuda",
+        )
+        return (x.to(self.placement.device, non_blocking=True) for x in loader)
+
+
+def eval_batch_size(in_shape: tuple[int, ...]) -> int:
+    """Examples per batch when only measuring: by the size of an example, never by settings, so that it repeats."""
+    numbers = 1
+    for length in in_shape:
+        numbers *= length
+    return max(1, min(MAX_EVAL_BATCH, MAX_EVAL_NUMBERS // numbers))
+
+
+def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
+    """A generator that depends on its three arguments alone."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def normalizer(mean: Sequence[float], std: Sequence[float], placement: Placement) -> Callable[[Tensor], Tensor]:
+    """x -> (x / 255 - mean) / std per channel for uint8 pictures (B, C, H, W); rows of numbers only change their type.
+
+    Returns:
+        A function that makes a new tensor of the placement's type and layout; its argument stays as it is.
+    """
+    m, s = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
+    scale, shift = (v.to(placement.device, placement.dtype) for v in (1 / (255 * s), -m / s))
+    layout = torch.channels_last if placement.channels_last else torch.preserve_format
+
+    def normalize(x: Tensor) -> Tensor:
+        if x.dtype != torch.uint8:
+            return x.to(placement.dtype)
+        return x.to(placement.dtype, memory_format=layout).mul_(scale).add_(shift)
+
+    return normalize
+
+
+def moves(augment: str, height: int, width: int) -> Tensor:
+    """All ways to cut a picture out of itself padded: (M, height * width) int64 positions in the padded picture.
+
+    crop_flip: 9 x 9 offsets, each plain and mirrored (padding 4; He et al. 2016, sec. 4.2). shift: none and one pixel
+    in each of four directions (padding 1; Nielsen, ch. 6).
+    """
+    padding = PADDING[augment]
+    if augment == "crop_flip":
+        offsets = [(oy, ox, flip) for flip in (False, True) for oy in range(9) for ox in range(9)]
+    else:
+        offsets = [(1, 1, False), (0, 1, False), (2, 1, False), (1, 0, False), (1, 2, False)]
+    rows, columns = torch.arange(height), torch.arange(width)
+    table = []
+    for oy, ox, flip in offsets:
+        across = (columns.flip(0) if flip else columns) + ox
+        table.append(((rows + oy)[:, None] * (width + 2 * padding) + across).flatten())
+    return torch.stack(table)
+
+
+def move(x: Tensor, positions: Tensor, padding: int) -> Tensor:
+    """Cut each picture of x (B, C, H, W) out of itself padded with zeros, at positions (B, H * W)."""
+    b, c, h, w = x.shape
+    padded = x.new_zeros(b, c, h + 2 * padding, w + 2 * padding)
+    padded[:, :, padding : padding + h, padding : padding + w] = x
+    return padded.view(b, c, -1).gather(2, positions[:, None].expand(b, c, h * w)).view(b, c, h, w)
+
+
+def ignore_signals(worker: int) -> None:
+    """Workers leave signals to the main process, which finishes its step first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

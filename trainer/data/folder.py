@@ -1,0 +1,301 @@
+"""Data sets that are folders of pictures: one folder per class, listed here, decoded and cached by decoded.py.
+
+Nothing is ever written among the pictures.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from trainer.data.decoded import Stamp, cached, mean_std
+from trainer.data.pictures import PICTURE_SUFFIXES, PictureError, read_picture
+from trainer.data.splits import Source, Split, stratified
+from trainer.utils.errors import ConfigError
+
+PARTS = ("train", "test", "val")
+SAMPLE = 2000  # pictures that a streamed set's mean and std are taken from: their error is below 0.01 of a std
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The picture files of all parts, in the order train, test, val, then class, then name.
+
+    names are relative to root; part k holds counts[k] files.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    names: list[str]
+    stamps: list[Stamp]
+    labels: Tensor
+    parts: tuple[str, ...]
+    counts: tuple[int, ...]
+    num_ignored: int
+
+    def rows(self, part: str) -> Tensor:
+        """(M,) int64: the numbers of a part's files; none for a part that does not exist."""
+        if part not in self.parts:
+            return torch.arange(0)
+        k = self.parts.index(part)
+        start = sum(self.counts[:k])
+        return torch.arange(start, start + self.counts[k])
+
+
+class PictureFiles(Dataset[Tensor]):
+    """Pictures that stay on disk: item i is (channels, size, size) uint8, decoded when asked for."""
+
+    def __init__(self, root: Path, names: Sequence[str], *, size: int, channels: int) -> None:
+        self.root = root
+        self.names = list(names)
+        self.size = size
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Tensor:
+        path = self.root / self.names[index]
+        try:
+            return read_picture(path, channels=self.channels, height=self.size, width=self.size)
+        except PictureError as error:
+            raise ConfigError(f"{path}: {error}.") from error
+
+
+def folder(
+    _data_root: Path,
+    cache: Path,
+    *,
+    root: str | None = None,
+    size: int = 32,
+    channels: int = 3,
+    test_fraction: float = 0.1,
+    split_seed: int = 0,
+    resident: str | bool = "auto",
+    on_error: str = "fail",
+) -> Source:
+    """Your own pictures: `<root>/{train,test[,val]}/<class>/*`, or `<root>/<class>/*` (then a test part is cut).
+
+    Args:
+        cache: folder for the decoded pictures.
+        root: the pictures' folder, relative to the working directory.
+        size: height and width in pixels; the shorter side is fitted and the middle cut out.
+        channels: 1 or 3.
+        test_fraction: share of the training files that becomes the test part, where there is no test folder.
+        resident: auto, or True (in memory) or False (decoded again for every batch).
+        on_error: fail, or skip (pictures that cannot be read are left out, the same ones on every run).
+    Returns:
+        A Source. A streamed one has PictureFiles instead of tensors, and with on_error=fail takes its mean and std from
+        a seeded sample of 2,000 training pictures.
+    Raises:
+        ConfigError: nothing there, no two classes, a class without pictures, parts that disagree, a bad picture.
+    """
+    if root is None:
+        raise ConfigError("data.root is not given. Name the folder of your pictures: data.root=FOLDER.")
+    return read_tree(
+        Path(root).expanduser(),
+        cache,
+        size=size,
+        channels=channels,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+        resident=resident,
+        on_error=on_error,
+    )
+
+
+def read_tree(
+    root: Path,
+    cache: Path,
+    *,
+    size: int,
+    channels: int,
+    test_fraction: float = 0.1,
+    split_seed: int = 0,
+    resident: str | bool = "auto",
+    on_error: str = "fail",
+) -> Source:
+    """A folder tree as a Source; arguments and errors are those of folder()."""
+    listing = scan(root)
+    n = len(listing.names)
+    in_memory = _in_memory(listing, n * channels * size * size, resident)
+    rows = torch.arange(n)
+    if not in_memory and on_error == "fail":  # looking at every picture could take hours, so a sample speaks for all
+        train = listing.rows("train")
+        rows = stratified(None, len(train), min(SAMPLE, len(train)), split_seed)[0]
+    names, stamps = [listing.names[i] for i in rows.tolist()], [listing.stamps[i] for i in rows.tolist()]
+    decoded = cached(root, names, stamps, cache, size=size, channels=channels, keep=in_memory)
+    if decoded.skipped:
+        _report(root, decoded.skipped, on_error)
+    good = torch.ones(n, dtype=torch.bool)
+    good[rows] = False
+    good[rows[decoded.kept]] = True
+    train, test, val = _part_rows(listing, good, test_fraction, split_seed)
+    mean, std = mean_std(decoded.sums[torch.isin(rows[decoded.kept], train)], size * size)
+    files = PictureFiles(root, listing.names, size=size, channels=channels)
+    place = good.cumsum(0) - 1  # of each good file among the decoded pixels
+
+    def split(part: Tensor) -> Split:
+        if decoded.pixels is None:
+            return Split(Subset(files, part.tolist()), listing.labels[part])
+        return Split(_select(decoded.pixels, place[part]), listing.labels[part])
+
+    return Source(
+        train=split(train),
+        test=split(test),
+        val=split(val) if "val" in listing.parts else None,
+        in_shape=(channels, size, size),
+        sha256=decoded.sha256 if in_memory else _digest(listing, good),
+        classes=listing.classes,
+        mean=mean,
+        std=std,
+    )
+
+
+def scan(root: Path) -> Listing:
+    """List the pictures below root without opening them.
+
+    Raises:
+        ConfigError: as folder().
+    """
+    if not root.is_dir():
+        raise ConfigError(
+            f"{root}: there is no such folder. Pictures are expected as {root}/CLASS/* or {root}/train/CLASS/*."
+        )
+    split = bool(_folders(root / "train"))
+    parts = tuple(part for part in PARTS if _folders(root / part)) if split else ("train",)
+    bases = {part: root / part if split else root for part in parts}
+    classes = _folders(bases["train"])
+    if len(classes) < 2:
+        found = f"only the class {classes[0]!r}" if classes else "no class folders"
+        raise ConfigError(f"{bases['train']}: {found}. There must be one folder of pictures per class, at least two.")
+    names: list[str] = []
+    stamps: list[Stamp] = []
+    labels: list[int] = []
+    counts, num_ignored = [], 0
+    for part in parts:
+        _check_same(bases[part], _folders(bases[part]), classes)
+        before = len(names)
+        for label, name in enumerate(classes):
+            entries, ignored = _pictures(bases[part] / name)
+            prefix = f"{part}/{name}/" if split else f"{name}/"
+            names += [prefix + file for file, _ in entries]
+            stamps += [stamp for _, stamp in entries]
+            labels += [label] * len(entries)
+            num_ignored += ignored
+        counts.append(len(names) - before)
+    return Listing(root, tuple(classes), names, stamps, torch.tensor(labels), parts, tuple(counts), num_ignored)
+
+
+def _folders(path: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; none where there is no such folder."""
+    if not path.is_dir():
+        return []
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _pictures(path: Path) -> tuple[list[tuple[str, Stamp]], int]:
+    """The (name, stamp) of each picture of one class, sorted, and how many other entries there are.
+
+    Raises:
+        ConfigError: there is no picture.
+    """
+    found, num_ignored = [], 0
+    with os.scandir(path) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith(".") or name[name.rfind(".") :].lower() not in PICTURE_SUFFIXES:
+                num_ignored += 1
+                continue
+            try:
+                info = entry.stat()
+                found.append((name, (info.st_size, info.st_mtime_ns)))
+            except FileNotFoundError:  # a dead link: decoding reports it
+                found.append((name, (0, 0)))
+    if not found:
+        raise ConfigError(f"{path}: this class has no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}).")
+    return sorted(found), num_ignored
+
+
+def _check_same(base: Path, found: list[str], classes: list[str]) -> None:
+    missing, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
+    if missing or extra:
+        lacks = f" lacks {', '.join(missing)}" if missing else ""
+        adds = f" has {', '.join(extra)} in addition" if extra else ""
+        raise ConfigError(
+            f"{base}: its classes are not those of train: it{lacks}{' and' if lacks and adds else ''}{adds}."
+        )
+
+
+def _part_rows(listing: Listing, good: Tensor, test_fraction: float, split_seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers of the good files of train, test and val; where there is no test folder, test is cut from train.
+
+    Raises:
+        ConfigError: nothing would be left to learn of a class, or to test.
+    """
+    train, test, val = (rows[good[rows]] for rows in map(listing.rows, PARTS))
+    if "test" not in listing.parts:
+        chosen, rest = stratified(listing.labels[train], len(train), round(len(train) * test_fraction), split_seed)
+        train, test = train[rest], train[chosen]
+    counts = torch.bincount(listing.labels[train], minlength=len(listing.classes)).tolist()
+    empty = [name for name, count in zip(listing.classes, counts, strict=True) if count == 0]
+    if empty:
+        raise ConfigError(f"{listing.root}: no readable training picture is left in {', '.join(empty)}.")
+    if len(test) == 0:
+        raise ConfigError(f"{listing.root}: the test part is empty. Add pictures or raise data.test_fraction.")
+    return train, test, val
+
+
+def _digest(listing: Listing, good: Tensor) -> str:
+    """Of names and sizes: what can be said of pictures that are not read before training."""
+    rows = good.nonzero().squeeze(1).tolist()
+    return hashlib.sha256("\n".join(repr((listing.names[i], listing.stamps[i][0])) for i in rows).encode()).hexdigest()
+
+
+def _report(root: Path, skipped: list[tuple[str, str]], on_error: str) -> None:
+    """Refuse the bad pictures, or name them and go on."""
+    shown = [f"  {root / name}: {reason}" for name, reason in skipped[:5]]
+    more = [f"  and {len(skipped) - 5:,} more"] if len(skipped) > 5 else []
+    lines = "\n".join(shown + more)
+    if on_error == "fail":
+        raise ConfigError(f"{len(skipped):,} picture(s) cannot be read; data.on_error=skip leaves them out:\n{lines}")
+    print(f"{len(skipped):,} picture(s) cannot be read and are left out:\n{lines}", flush=True)
+
+
+def _in_memory(listing: Listing, num_bytes: int, resident: str | bool) -> bool:
+    """Decide where the pictures live, and say so."""
+    ignored = f" ({listing.num_ignored:,} other files ignored)" if listing.num_ignored else ""
+    available = memory_available()
+    in_memory = num_bytes < available // 2 if resident == "auto" else bool(resident)
+    where = f"in memory, {num_bytes / 1e6:,.0f} MB"
+    if not in_memory:
+        half = f"{num_bytes / 1e6:,.0f} MB is more than half of the {available / 1e6:,.0f} MB available"
+        where = f"streamed from disk: {half if resident == 'auto' else 'data.resident=false'}"
+    print(f"{len(listing.names):,} pictures {where}{ignored}", flush=True)
+    return in_memory
+
+
+def memory_available() -> int:
+    """Bytes that can be taken without swapping, as the kernel and the container say; 4 GiB where nothing says so."""
+    available = 4 * 2**30
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        return max(0, min(available, limit))
+    except (OSError, KeyError, ValueError):  # no Linux, or no limit on the container
+        return available
+
+
+def _select(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows], without a copy where they are neighbours."""
+    if len(rows) and bool((rows.diff() == 1).all()):
+        return x[int(rows[0]) : int(rows[-1]) + 1]
+    return x[rows]

@@ -1,0 +1,145 @@
+"""One picture file to one (C, H, W) uint8 tensor, whatever the camera, the drawing program or a broken disk made of it.
+
+Only decoding lives here: what a data set is made of is in folder.py, and augmentation is done on batches.
+"""
+
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from trainer.utils.errors import ConfigError
+
+PICTURE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+# Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are the less tried ones.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+MAX_PIXELS = 64_000_000  # 256 MB at four bytes per pixel; a PNG of 160 KB can ask for more than a gigabyte
+WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # convert() clips these to 255 instead of scaling them
+
+
+class PictureError(Exception):
+    """A file that is no usable picture; the message is a short reason without the file's name."""
+
+
+def read_picture(path: Path | str, *, channels: int, height: int, width: int) -> Tensor:
+    """Decode a picture, fit its shorter side to the frame and cut the middle out (antialiased bilinear).
+
+    Turned upright by its EXIF orientation; of an animation the first frame; what is transparent becomes white, as
+    viewers show it; 16-bit grey is scaled to 8 bits. Not for several threads at once: a thread that reads pictures
+    calls decode() inside one quiet_pillow() of its caller.
+
+    Args:
+        channels: 1 (grey, ITU-R 601 luma) or 3 (RGB).
+        height, width: pixels.
+    Returns:
+        (channels, height, width) uint8.
+    Raises:
+        PictureError: missing, no regular file, empty, no picture of a known format, too large or damaged.
+    """
+    with quiet_pillow():
+        return decode(path, channels=channels, height=height, width=width)
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Keep Pillow's warnings (large picture, odd EXIF, odd palette) from the screen; changes state of the process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def decode(path: Path | str, *, channels: int, height: int, width: int) -> Tensor:
+    """read_picture() for use in threads; Pillow's warnings are the caller's."""
+    _check_file(path)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _check_size(image)
+            # A large JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves twice the pixels that are needed.
+            image.draft(image.mode, (2 * max(height, width),) * 2)
+            ImageOps.exif_transpose(image, in_place=True)
+            plain = _plain(image).convert("L" if channels == 1 else "RGB")
+        if plain.size != (width, height):
+            plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(plain))  # (H, W) or (H, W, C)
+    except (PictureError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError:
+        raise PictureError(f"not a picture in a known format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise PictureError(f"too large: more than {MAX_PIXELS:,} pixels") from None
+    except Exception as error:  # damaged files make the decoders raise nearly everything
+        raise PictureError(f"damaged: {str(error) or type(error).__name__}") from error
+    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def list_pictures(path: Path) -> list[Path]:
+    """The file itself, or every file below a folder, sorted, of any suffix, but for hidden ones and linked folders.
+
+    Raises:
+        ConfigError: neither a file nor a folder.
+    """
+    if not path.is_dir():
+        if not os.path.lexists(path):
+            raise ConfigError(f"input={path}: there is no such file or folder.")
+        return [path]
+    found = []
+    for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def _check_file(path: Path | str) -> None:
+    """Look before opening: opening a named pipe would wait for ever."""
+    try:
+        info = os.stat(path)
+    except FileNotFoundError:
+        raise PictureError("dead link" if os.path.islink(path) else "no such file") from None
+    except OSError as error:
+        raise PictureError(f"cannot be read: {error.strerror}") from None
+    if stat.S_ISDIR(info.st_mode):
+        raise PictureError("a folder, not a file")
+    if not stat.S_ISREG(info.st_mode):
+        raise PictureError("not a regular file")
+    if info.st_size == 0:
+        raise PictureError("empty file")
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height == 0:
+        raise PictureError(f"no pixels: {width} x {height}")
+    if width * height > MAX_PIXELS:
+        raise PictureError(f"too large: {width} x {height} is more than {MAX_PIXELS:,} pixels")
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The picture with 8 bits per channel and nothing transparent left."""
+    if image.mode in WIDE_GREY:
+        return _narrow(image)
+    if not image.has_transparency_data:
+        return image
+    layer = image.convert("RGBA")
+    white = Image.new("RGB", layer.size, "white")
+    white.paste(layer, mask=layer.getchannel("A"))
+    return white
+
+
+def _narrow(image: Image.Image) -> Image.Image:
+    """Wide grey values to 8 bits: integers are taken as 16-bit (65535 is white), floats up to 1 as shares of white."""
+    values = np.array(image).astype(np.float32)
+    if image.mode == "F":
+        values = np.nan_to_num(values)
+        scale = 255.0 if values.max() <= 1.0 else 1.0
+    else:
+        scale = 1.0 / 257.0
+    return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))

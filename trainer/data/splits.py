@@ -1,0 +1,142 @@
+"""What a data set is: a Source as its reader returns it, and the Splits that training sees.
+
+A source has a training and a test part. Validation is cut from the training part here, once for all data sets,
+stratified and seeded, so that no reader does it in its own way. Nothing here reads a file.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainer.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs and their labels.
+
+    x: (N, C, H, W) uint8 pictures or (N, D) float32 rows in memory; or a Dataset whose item i is one (C, H, W) uint8
+       picture, decoded when asked for (a set that does not fit in memory).
+    y: (N,) int64 class numbers, or (N, 1) float32 targets for regression.
+    """
+
+    x: "Tensor | Dataset[Tensor]"
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, indices: Tensor) -> "Split":
+        """The examples at `indices` (M,) int64, in that order; pictures on disk stay on disk."""
+        if isinstance(self.x, Tensor):
+            return Split(self.x[indices], self.y[indices])
+        return Split(torch.utils.data.Subset(self.x, indices.tolist()), self.y[indices])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as read: `val` only where the set comes with one of its own.
+
+    mean, std: per channel, of the training pictures scaled to [0, 1]; empty for rows of numbers.
+    classes: names in label order; empty for regression.  sha256: digest of what was read.
+    """
+
+    train: Split
+    test: Split
+    in_shape: tuple[int, ...]
+    sha256: str
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    val: Split | None = None
+
+    @property
+    def task(self) -> str:
+        """classification where there are classes, else regression."""
+        return "classification" if self.classes else "regression"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run sees. `val` may be empty (val_fraction=0). mean and std are those the batches are normalised with."""
+
+    train: Split
+    val: Split
+    test: Split
+    in_shape: tuple[int, ...]
+    num_outputs: int
+    task: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sha256: str
+
+
+def cut(
+    source: Source,
+    *,
+    val_fraction: float,
+    split_seed: int,
+    limit: int | None = None,
+    normalize: str | list[float] = "own",
+) -> Splits:
+    """Cut validation from train, limit the rest to `limit` examples, and settle the normalisation.
+
+    Args:
+        val_fraction: share of the training part below 1, a count from 1 on; without effect where the source has a val.
+        split_seed: decides which examples go where; the run's own seed does not.
+        limit: stratified number of training examples to keep after the cut; None keeps all.
+        normalize: own (the set's mean and std), none (pixels stay in [0, 1]) or [mean, std] for every channel.
+    Raises:
+        ConfigError: nothing would be left to train on.
+    """
+    strata = source.train.y if source.classes else None
+    n = len(source.train)
+    num_val = 0 if source.val is not None else round(n * val_fraction) if val_fraction < 1 else int(val_fraction)
+    if num_val >= n:
+        raise ConfigError(
+            f"data.val_fraction={val_fraction} leaves nothing to train on: the training part has {n:,} examples."
+        )
+    chosen, rest = stratified(strata, n, num_val, split_seed)
+    train = source.train.take(rest)
+    val = source.val if source.val is not None else source.train.take(chosen)
+    if limit is not None:
+        if limit > len(train):
+            raise ConfigError(f"data.limit={limit} is not allowed: there are {len(train):,} training examples.")
+        kept, _ = stratified(train.y if source.classes else None, len(train), limit, split_seed + 1)
+        train = train.take(kept)
+    mean, std = source.mean, source.std
+    if normalize == "none":
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    elif isinstance(normalize, list):
+        mean, std = (normalize[0],) * len(mean), (normalize[1],) * len(std)
+    num_outputs = len(source.classes) or source.train.y.shape[1]
+    return Splits(
+        train, val, source.test, source.in_shape, num_outputs, source.task, source.classes, mean, std, source.sha256
+    )
+
+
+def stratified(labels: Tensor | None, n: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Choose `size` of n examples with each class in its share (largest remainders), all by `seed`.
+
+    Args:
+        labels: (n,) int64 class numbers, or None to choose without classes.
+    Returns:
+        (size,) and (n - size,) int64 indices: chosen and rest, each in ascending order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(n, generator=generator)
+    if labels is None:
+        chosen = order[:size]
+    else:
+        counts = torch.bincount(labels)
+        exact = counts.double() * size / n
+        quota = exact.floor().long()
+        quota[torch.argsort(quota - exact, stable=True)[: size - int(quota.sum())]] += 1
+        by_class = [order[labels[order] == k][: int(q)] for k, q in enumerate(quota)]
+        chosen = torch.cat(by_class)
+    mask = torch.zeros(n, dtype=torch.bool)
+    mask[chosen] = True
+    return mask.nonzero().squeeze(1), (~mask).nonzero().squeeze(1)

@@ -1,0 +1,117 @@
+"""The loop: the only place that orders forward, backward and step. It knows nothing of config, files or screens."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]
+LossFn = Callable[[Tensor, Tensor], Tensor]
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass
+class Totals:
+    """Running sums over examples, kept on the device in float64, so that nothing waits for the device in between."""
+
+    device: torch.device
+    num_examples: int = 0
+    loss_sum: Tensor = field(init=False)  # 0-d float64: sum over examples of the loss
+    num_correct: Tensor = field(init=False)  # 0-d int64: predictions equal to the label; 0 for regression
+
+    def __post_init__(self) -> None:
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.num_correct = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def add(self, loss: Tensor, y_hat: Tensor, y: Tensor) -> None:
+        """Add a batch: its mean loss (0-d), outputs (N, K) and labels (N,), or targets (N, M) for regression."""
+        self.num_examples += len(y)
+        self.loss_sum.add_(loss.detach(), alpha=len(y))
+        if y.dtype == torch.int64:
+            self.num_correct.add_((y_hat.detach().argmax(1) == y).sum())
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per example so far. Reading it waits for the device."""
+        return float(self.loss_sum) / max(self.num_examples, 1)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions so far. Reading it waits for the device."""
+        return int(self.num_correct) / max(self.num_examples, 1)
+
+
+def train_epoch(
+    model: nn.Module,
+    loss_fn: LossFn,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    *,
+    lr_at: Callable[[int], float],
+    step: int,
+    totals: Totals,
+    autocast: Autocast,
+) -> Iterator[int]:
+    """Train on each batch in turn, and hand control back after every step.
+
+    Args:
+        lr_at: learning rate of a step.  step: parameter updates done before.
+        totals: gets the loss and the hits of every batch, measured before its update.
+        autocast: entered anew for each step (kept open, it would reuse rounded weights from before the update).
+    Yields:
+        The number of parameter updates done.
+    """
+    model.train()
+    for x, y in batches:
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step)
+        optimizer.zero_grad()
+        with autocast():
+            y_hat = model(x)
+            loss = loss_fn(y_hat, y)
+        loss.backward()
+        optimizer.step()
+        totals.add(loss, y_hat, y)
+        step += 1
+        yield step
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss per example, accuracy (a fraction; None for regression) and the outputs (N, K) they came from."""
+
+    loss: float
+    accuracy: float | None
+    outputs: Tensor
+    labels: Tensor
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, loss_fn: LossFn, batches: Iterable[Batch], totals: Totals, autocast: Autocast
+) -> Evaluation:
+    """Measure the model on every batch; nothing is changed but `totals`, which must be fresh."""
+    model.eval()
+    outputs, labels = [], []
+    for x, y in batches:
+        with autocast():
+            y_hat = model(x)
+            loss = loss_fn(y_hat, y)
+        totals.add(loss, y_hat, y)
+        outputs.append(y_hat)
+        labels.append(y)
+    classes = bool(labels) and labels[0].dtype == torch.int64
+    return Evaluation(totals.loss, totals.accuracy if classes else None, torch.cat(outputs), torch.cat(labels))
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, inputs: Iterable[Tensor], autocast: Autocast) -> Tensor:
+    """The outputs (N, K) for batches of inputs without labels."""
+    model.eval()
+    outputs = []
+    for x in inputs:
+        with autocast():
+            outputs.append(model(x))
+    return torch.cat(outputs)

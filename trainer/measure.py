@@ -1,0 +1,218 @@
+"""The eval and predict commands: what a trained model is worth, and what it says about pictures."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import build, commands, data, engine, report, state
+from trainer.config import GROUPS, Config
+from trainer.data.batches import eval_batch_size, normalizer
+from trainer.data.pictures import PictureError, list_pictures, read_picture
+from trainer.data.splits import Splits
+from trainer.utils import checkpoint, runs
+from trainer.utils.errors import ConfigError
+from trainer.utils.runtime import Machine
+from trainer.utils.screen import Screen, shown, table
+
+HAS_EFFECT = ("checkpoint", "input", "split", "plots", "data", "device", "paths.", "impl")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as a checkpoint holds it, ready to be used."""
+
+    model: nn.Module
+    machine: Machine
+    classes: tuple[str, ...]
+    in_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    content: Mapping[str, Any]
+    path: Path
+    folder: Path  # where results go
+
+
+def load(config: Config, command: str, screen: Screen) -> Trained:
+    """The model of checkpoint=, on the device that the config asks for.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or a setting was typed that this command does not know.
+    """
+    for key in ("resume", "init_from"):
+        if getattr(config, key) is not None:
+            raise ConfigError(f"{key}= is for train. {command} takes checkpoint=.")
+    for key in config.typed:
+        if key in GROUPS and not key.startswith(HAS_EFFECT):
+            raise ConfigError(f"{key}=: the {key} comes from the checkpoint. What may change: data=, device=.")
+        if not key.startswith(HAS_EFFECT):
+            screen.say(f"warning: {key} has no effect on {command}")
+    assert config.checkpoint is not None
+    path = commands.file_of(config, config.checkpoint)
+    content = checkpoint.read(path)
+    machine = state.machine_of(config)
+    arch, preprocess = content["arch"], content["preprocess"]
+    in_shape = tuple(arch["in_shape"])
+    model = build.build_model(config.model, config.impl, in_shape, arch["num_outputs"])
+    checkpoint.load_model(model, content["model"], path)
+    screen.say(f"{config.model.name} from {path} on {machine.device}")
+    name = content["config"]["name"]
+    own = path.parent.resolve() == (Path(config.paths.checkpoints) / name).resolve()
+    return Trained(
+        state.place(model, machine),
+        machine,
+        tuple(content["classes"]),
+        in_shape,
+        tuple(preprocess["mean"]),
+        tuple(preprocess["std"]),
+        content,
+        path,
+        Path(config.paths.outputs) / (name if own else f"eval-{path.stem}"),
+    )
+
+
+def measure(config: Config, trained: Trained, split_name: str) -> tuple[Splits, engine.Evaluation]:
+    """Read the data and evaluate one of its splits, normalised as in training."""
+    splits = replace(data.load(config.data, config.paths), mean=trained.mean, std=trained.std)
+    state.check_fits(dict(trained.content), splits, trained.path)
+    split = getattr(splits, split_name)
+    if not len(split):
+        raise ConfigError(
+            f"split={split_name}: data={config.data.name} has no such examples. Allowed: split=test, train."
+        )
+    batches = state.eval_batches(config, splits, split, trained.machine)
+    loss_fn = build.build_loss(config.loss, config.impl)
+    totals = engine.Totals(trained.machine.device)
+    return splits, engine.evaluate(trained.model, loss_fn, batches.epoch(0), totals, trained.machine.autocast)
+
+
+def evaluate(config: Config) -> None:
+    """Print loss, accuracy and per-class figures of a split, and write them to eval-<data>-<split>.json."""
+    screen = Screen()
+    trained = load(config, "eval", screen)
+    runs.check_writable(trained.folder)
+    splits, evaluation = measure(config, trained, config.split)
+    stem = f"eval-{config.data.name}-{config.split}"
+    figures: dict[str, Any] = {
+        "checkpoint": str(trained.path),
+        "data": config.data.name,
+        "split": config.split,
+        "n": len(evaluation.labels),
+        "loss": evaluation.loss,
+        "accuracy": evaluation.accuracy,
+    }
+    accuracy = f"accuracy {evaluation.accuracy:.4f}, " if evaluation.accuracy is not None else ""
+    screen.say(f"{config.split}: {accuracy}loss {shown(evaluation.loss)} on {len(evaluation.labels):,} examples")
+    if splits.task == "classification":
+        figures |= classify(splits, evaluation, screen)
+        if config.plots:
+            from trainer.utils import plots  # matplotlib takes 0.4 s
+
+            picture = trained.folder / "plots" / f"{stem}-confusion.png"
+            plots.confusion(torch.tensor(figures["confusion"]), splits.classes, picture)
+            screen.say(f"picture  {picture}")
+    runs.write_json(trained.folder / f"{stem}.json", figures)
+    screen.say(f"written  {trained.folder / f'{stem}.json'}")
+
+
+def classify(splits: Splits, evaluation: engine.Evaluation, screen: Screen) -> dict[str, Any]:
+    """Per-class precision, recall and F1, confusion matrix, top-5 and calibration error, printed and as plain data."""
+    from trainer.utils import metrics
+
+    found = metrics.classification_report(evaluation.outputs, evaluation.labels)
+    columns = zip(splits.classes, found.precision, found.recall, found.f1, found.confusion.sum(1).tolist(), strict=True)
+    rows = [dict(zip(("class", "precision", "recall", "f1", "n"), values, strict=True)) for values in columns]
+    screen.say(table(rows))
+    top5 = f"top-5 accuracy {found.top5_accuracy:.4f}, " if found.top5_accuracy is not None else ""
+    screen.say(f"{top5}macro F1 {found.macro_f1:.4f}, calibration error {found.calibration_error:.4f} (ECE, 15 bins)")
+    return {
+        "top5_accuracy": found.top5_accuracy,
+        "macro_f1": found.macro_f1,
+        "calibration_error": found.calibration_error,
+        "classes": rows,
+        "confusion": found.confusion.tolist(),
+    }
+
+
+def predict(config: Config) -> None:
+    """Label the pictures of input=, or the test split; writes predictions.csv and predictions.png.
+
+    Raises:
+        ConfigError: at the end, if some pictures could not be read; the others are labelled all the same.
+    """
+    screen = Screen()
+    trained = load(config, "predict", screen)
+    runs.check_writable(trained.folder)
+    if not trained.classes:
+        raise ConfigError(f"{trained.path} predicts numbers, not classes: predict is for pictures; eval measures it.")
+    if config.input is None:
+        splits, evaluation = measure(config, trained, "test")
+        names = [str(i) for i in range(len(evaluation.labels))]
+        write_predictions(trained, names, evaluation.outputs, evaluation.labels)
+        if config.plots:
+            report.grid(splits, splits.test, evaluation.outputs, trained.folder / "predictions.png")
+        unreadable: list[str] = []
+    else:
+        unreadable = predict_files(config, trained, screen)
+    screen.say(f"written  {trained.folder / 'predictions.csv'}")
+    if config.plots:
+        screen.say(f"picture  {trained.folder / 'predictions.png'}")
+    if unreadable:
+        raise ConfigError(
+            f"{len(unreadable)} files could not be read, the others are labelled:\n  " + "\n  ".join(unreadable)
+        )
+
+
+def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]:
+    """Label the file or the files below the folder input=; returns what could not be read, with the reasons."""
+    assert config.input is not None
+    target = Path(config.input)
+    if not target.exists():
+        raise ConfigError(f"input={target}: there is no such file or folder.")
+    channels, height, width = trained.in_shape
+    read, unreadable, pictures = [], [], []
+    for path in list_pictures(target) if target.is_dir() else [target]:
+        try:
+            pictures.append(read_picture(path, channels=channels, height=height, width=width))
+            read.append(path)
+        except PictureError as error:
+            unreadable.append(f"{path}: {error}")
+    if not read:
+        raise ConfigError(f"input={target}: no picture could be read.\n  " + "\n  ".join(unreadable))
+    stacked = torch.stack(pictures)
+    outputs = engine.predict(trained.model, inputs(trained, stacked), trained.machine.autocast)
+    write_predictions(trained, [str(path) for path in read], outputs, None)
+    predicted = outputs.softmax(1).max(1)
+    shown = [
+        f"{trained.classes[k]}  {p:.0%}"
+        for p, k in zip(predicted.values.tolist(), predicted.indices.tolist(), strict=True)
+    ]
+    for path, text in list(zip(read, texts, strict=True))[: report.NUM_PICTURES]:
+        screen.say(f"{path}  {text}")
+    if config.plots:
+        from trainer.utils import plots  # matplotlib takes 0.4 s
+
+        n = min(len(read), report.NUM_PICTURES)
+        plots.prediction_grid(stacked[:n], texts[:n], None, trained.folder / "predictions.png")
+    return unreadable
+
+
+def inputs(trained: Trained, pictures: Tensor) -> Iterator[Tensor]:
+    """Batches of normalised pictures on the device."""
+    normalize = normalizer(trained.mean, trained.std, state.placement(trained.machine))
+    for batch in pictures.split(eval_batch_size(trained.in_shape)):
+        yield normalize(batch.to(trained.machine.device))
+
+
+def write_predictions(trained: Trained, names: list[str], outputs: Tensor, labels: Tensor | None) -> None:
+    """predictions.csv: input, label, class, probability, and the true label where it is known."""
+    best = outputs.double().softmax(1).max(1)
+    true = labels.tolist() if labels is not None else [""] * len(names)
+    rows = [
+        {"input": name, "label": k, "class": trained.classes[k], "probability": f"{p:.6f}", "true_label": t}
+        for name, k, p, t in zip(names, best.indices.tolist(), best.values.tolist(), true, strict=True)
+    ]
+    runs.write_csv(trained.folder / "predictions.csv", rows)

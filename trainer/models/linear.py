@@ -1,0 +1,67 @@
+"""The two models of one linear layer: linear regression and softmax regression."""
+
+import math
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from trainer.utils.errors import ConfigError
+
+
+def init_normal(linear: Module, std: float) -> None:
+    """Draw the weights of `linear` from N(0, std^2), in place and from the global generator; set its bias to 0."""
+    with torch.no_grad():
+        for name, parameter in linear.named_parameters():
+            if name == "bias":
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, std)
+
+
+class LinearRegression(Module):
+    """y_hat = x W^T + b.
+
+    Args:
+        nn: the layer library.
+        in_shape: (D,).
+        num_outputs: values predicted per example.
+        init_std: standard deviation of the initial weights; the bias starts at 0.
+    Raises:
+        ConfigError: the examples are not rows of numbers.
+    Source: d2l, section 3.1 (linear regression) and 3.5 (its initial values).
+    """
+
+    def __init__(self, nn: ModuleType, in_shape: tuple[int, ...], num_outputs: int, *, init_std: float = 0.01) -> None:
+        super().__init__()
+        if len(in_shape) != 1:
+            raise ConfigError(f"model=linreg needs rows of shape (D,), but the examples have shape {in_shape}.")
+        self.linear = nn.Linear(in_shape[0], num_outputs)
+        init_normal(self.linear, init_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, num_outputs)."""
+        return self.linear(x)
+
+
+class SoftmaxRegression(Module):
+    """logits = flatten(x) W^T + b; the softmax is part of the loss, where it is stable.
+
+    Args:
+        nn: the layer library.
+        in_shape: of one example, any number of axes.
+        num_outputs: classes K.
+        init_std: standard deviation of the initial weights; the bias starts at 0.
+    Source: d2l, section 4.1 (softmax regression) and 4.5 (its initial values).
+    """
+
+    def __init__(self, nn: ModuleType, in_shape: tuple[int, ...], num_outputs: int, *, init_std: float = 0.01) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.linear = nn.Linear(math.prod(in_shape), num_outputs)
+        init_normal(self.linear, init_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, *in_shape) -> logits (N, K)."""
+        return self.linear(self.flatten(x))

@@ -1,0 +1,57 @@
+"""The multilayer perceptron."""
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch import Tensor
+from torch.nn import Module
+
+from trainer.models.checks import activation_layer
+from trainer.models.linear import init_normal
+
+
+class MLP(Module):
+    """Hidden layers of Linear, activation, dropout; then a Linear to the logits.
+
+    Args:
+        nn: the layer library.
+        in_shape: of one example, any number of axes; flattened.
+        num_outputs: classes K, or values per example in a regression.
+        num_hiddens: units of each hidden layer, from input to output.
+        activation: relu, sigmoid or tanh.
+        dropout: probability in [0, 1) that a hidden unit is dropped in training.
+        init_std: standard deviation of the initial weights, with biases 0; None keeps what the layers drew themselves.
+    Raises:
+        ConfigError: `activation` is unknown.
+    Source: d2l, section 5.2 (784-256-10, ReLU, weights N(0, 0.01^2)).
+    """
+
+    def __init__(
+        self,
+        nn: ModuleType,
+        in_shape: tuple[int, ...],
+        num_outputs: int,
+        *,
+        num_hiddens: Sequence[int] = (256,),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        init_std: float | None = 0.01,
+    ) -> None:
+        super().__init__()
+        activate = activation_layer(nn, activation)
+        num_inputs = math.prod(in_shape)
+        layers: list[Module] = [nn.Flatten()]
+        for num_units in num_hiddens:
+            # Dropout stands here at 0 too: a checkpoint's keys then do not depend on it.
+            layers += [nn.Linear(num_inputs, num_units), activate(), nn.Dropout(dropout)]
+            num_inputs = num_units
+        self.layers = nn.Sequential(*layers, nn.Linear(num_inputs, num_outputs))
+        if init_std is not None:
+            for layer in self.layers:
+                if isinstance(layer, nn.Linear):
+                    init_normal(layer, init_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, *in_shape) -> (N, num_outputs)."""
+        return self.layers(x)

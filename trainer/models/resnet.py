@@ -1,0 +1,138 @@
+"""ResNet-18 and ResNet-34; the names of the weights are torchvision's, so its checkpoints load."""
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from trainer.models.checks import pick, picture_shape
+
+
+class BasicBlock(Module):
+    """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)), 3x3 convolutions, the stride in the first.
+
+    The shortcut (`downsample`, torchvision's name) is a 1x1 convolution with batch normalization where the shape
+    changes, else the identity.
+
+    Source: He et al. 2015 (arXiv 1512.03385), fig. 2 and section 3.3, option B.
+    """
+
+    def __init__(self, nn: ModuleType, num_in: int, num_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_in, num_out, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(num_out)
+        self.conv2 = nn.Conv2d(num_out, num_out, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(num_out)
+        self.relu = nn.ReLU()
+        self.downsample = nn.Identity()
+        if stride != 1 or num_in != num_out:
+            projection = nn.Conv2d(num_in, num_out, kernel_size=1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(num_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, num_in, H, W) -> (N, num_out, ceil(H / stride), ceil(W / stride))."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.relu(y + self.downsample(x))
+
+
+class ResNet(Module):
+    """Stem, four stages of basic blocks with 64, 128, 256 and 512 channels, global average pooling, Linear.
+
+    Args:
+        nn: the layer library.
+        in_shape: (C, H, W), any size.
+        num_outputs: classes K.
+        num_blocks: basic blocks of each of the four stages.
+        stem: imagenet is the paper's 7x7 convolution of stride 2 and 3x3 max pooling of stride 2, which divides a
+            side by 4; cifar is a 3x3 convolution of stride 1 and no pooling; auto takes cifar where no side is
+            longer than 64 pixels.
+        zero_init_residual: start each block as the identity, its last batch normalization scaled by 0
+            (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
+    Raises:
+        ConfigError: no pictures, or an unknown stem.
+    Source: He et al. 2015 (arXiv 1512.03385), table 1; convolutions start as in He et al. 2015 (arXiv 1502.01852),
+        eq. 14: N(0, 2 / (out_channels * window)). Deviation: the paper's own CIFAR nets have three stages; the
+        cifar stem on this net is what the public CIFAR tables use.
+    """
+
+    def __init__(
+        self,
+        nn: ModuleType,
+        in_shape: tuple[int, ...],
+        num_outputs: int,
+        *,
+        num_blocks: Sequence[int],
+        stem: str = "auto",
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        channels, height, width = picture_shape("resnet", in_shape)
+        small = pick("model.stem", stem, {"auto": max(height, width) <= 64, "cifar": True, "imagenet": False})
+        if small:
+            self.conv1 = nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.layer1 = _stage(nn, 64, 64, num_blocks[0], stride=1)
+        self.layer2 = _stage(nn, 64, 128, num_blocks[1], stride=2)
+        self.layer3 = _stage(nn, 128, 256, num_blocks[2], stride=2)
+        self.layer4 = _stage(nn, 256, 512, num_blocks[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(512, num_outputs)
+        _init_weights(self, nn, zero_init_residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits (N, K)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, H, W), or H/4, W/4 with the imagenet stem
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (N, 512, H/8, W/8) of that
+        return self.fc(self.flatten(self.avgpool(x)))
+
+
+def resnet18(
+    nn: ModuleType,
+    in_shape: tuple[int, ...],
+    num_outputs: int,
+    *,
+    stem: str = "auto",
+    zero_init_residual: bool = False,
+) -> ResNet:
+    """ResNet with 2, 2, 2, 2 basic blocks."""
+    blocks = (2, 2, 2, 2)
+    return ResNet(nn, in_shape, num_outputs, num_blocks=blocks, stem=stem, zero_init_residual=zero_init_residual)
+
+
+def resnet34(
+    nn: ModuleType,
+    in_shape: tuple[int, ...],
+    num_outputs: int,
+    *,
+    stem: str = "auto",
+    zero_init_residual: bool = False,
+) -> ResNet:
+    """ResNet with 3, 4, 6, 3 basic blocks: 21,282,122 parameters with the cifar stem, 3 channels and 10 classes."""
+    blocks = (3, 4, 6, 3)
+    return ResNet(nn, in_shape, num_outputs, num_blocks=blocks, stem=stem, zero_init_residual=zero_init_residual)
+
+
+def _stage(nn: ModuleType, num_in: int, num_out: int, num_blocks: int, *, stride: int) -> Module:
+    blocks = [BasicBlock(nn, num_in, num_out, stride)]
+    blocks += [BasicBlock(nn, num_out, num_out, 1) for _ in range(num_blocks - 1)]
+    return nn.Sequential(*blocks)
+
+
+def _init_weights(model: Module, nn: ModuleType, zero_init_residual: bool) -> None:
+    # Batch normalization already starts at scale 1 and shift 0, and `fc` keeps what the layer drew.
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                num_out, _, rows, columns = module.weight.shape
+                module.weight.normal_(0.0, math.sqrt(2.0 / (num_out * rows * columns)))
+            elif zero_init_residual and isinstance(module, BasicBlock):
+                module.bn2.weight.zero_()

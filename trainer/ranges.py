@@ -1,0 +1,166 @@
+"""What a value may be: one table of ranges by dotted name, and which models and losses are for which task.
+
+Torch-free, so that a command can be refused at once. The rules know numbers and words; which settings exist, and their
+types, stands in the YAML files (config.py compares the two).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.utils.errors import listed
+
+
+def shown(value: Any) -> str:
+    """A value as YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high; `whole` also for a default of null; `each` for every item of a list of that length."""
+
+    low: float
+    high: float
+    open_low: bool = False
+    open_high: bool = False
+    whole: bool = False
+    length: int | None = None
+
+    def __str__(self) -> str:
+        kind = "whole numbers" if self.whole else "numbers"
+        low, high = (f"{bound:,}" if self.whole else f"{bound:g}" for bound in (self.low, self.high))
+        return f"{kind} {'above' if self.open_low else 'from'} {low} {'to below' if self.open_high else 'to'} {high}"
+
+    def __call__(self, value: Any) -> Any:
+        """Return value; raise ValueError where it is no number of this range."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError
+        if self.whole and not isinstance(value, int):
+            raise ValueError
+        if not (self.low < value if self.open_low else self.low <= value):
+            raise ValueError
+        if not (value < self.high if self.open_high else value <= self.high):
+            raise ValueError
+        return value if self.whole else float(value)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of a few words (or true and false)."""
+
+    words: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return listed([shown(word) for word in self.words])
+
+    def __call__(self, value: Any) -> Any:
+        """Return value; raise ValueError where it is not among the words."""
+        if not any(value is w or (isinstance(w, str) and value == w) for w in self.words):
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """own, none or [mean, std]."""
+
+    def __str__(self) -> str:
+        return "own, none, or [mean, std] with std above 0"
+
+    def __call__(self, value: Any) -> Any:
+        """Return the word or the pair of floats."""
+        if value in ("own", "none"):
+            return value
+        if not isinstance(value, list) or len(value) != 2:
+            raise ValueError
+        return [Range(-1000, 1000)(value[0]), Range(0, 1000, open_low=True)(value[1])]
+
+
+Rule = Callable[[Any], Any]
+SEED = Range(0, 2**63 - 1, whole=True)
+SHARE = Range(0, 1, open_high=True)
+POSITIVE = Range(0, 1e6, open_low=True)
+RANGES: dict[str, Rule] = {
+    "seed": SEED,
+    "epochs": Range(1, 100_000, whole=True),
+    "batch_size": Range(1, 1_000_000, whole=True),
+    "impl": OneOf(("concise",)),
+    "split": OneOf(("train", "val", "test")),
+    "save.every_steps": Range(0, 10**12, whole=True),
+    "save.every_seconds": Range(0, 1e9),
+    "early_stopping.patience": Range(0, 100_000, whole=True),
+    "early_stopping.min_delta": Range(0, 1e9),
+    "stop_at.train_loss": Range(0, 1e9),
+    "stop_at.train_accuracy": Range(0, 1),
+    "stop_at.val_loss": Range(0, 1e9),
+    "stop_at.val_accuracy": Range(0, 1),
+    "record.every_steps": Range(1, 10**9, whole=True),
+    "record.histograms_every": Range(0, 100_000, whole=True),
+    "reference.metric": OneOf((None, "test_accuracy", "test_loss", "weight_error")),
+    "reference.value": Range(-1e9, 1e9),
+    "data.w": Range(-1e6, 1e6),
+    "data.b": Range(-1e6, 1e6),
+    "data.noise": Range(0, 1e6),
+    "data.num_examples": Range(2, 10**8, whole=True),
+    "data.data_seed": SEED,
+    "data.val_fraction": Range(0, 1e9),
+    "data.split_seed": Range(0, 2**62, whole=True),
+    "data.limit": Range(1, 10**9, whole=True),
+    "data.normalize": Normalize(),
+    "data.augment": OneOf(("none", "crop_flip", "shift")),
+    "data.size": Range(8, 1024, whole=True),
+    "data.channels": OneOf((1, 3)),
+    "data.test_fraction": Range(0, 1, open_low=True, open_high=True),
+    "data.on_error": OneOf(("fail", "skip")),
+    "data.resident": OneOf(("auto", True, False)),
+    "data.workers": Range(0, 64, whole=True),
+    "model.init_std": Range(0, 100),
+    "model.num_hiddens": Range(1, 10**6, whole=True),
+    "model.activation": OneOf(("relu", "sigmoid", "tanh")),
+    "model.pooling": OneOf(("max", "avg")),
+    "model.stem": OneOf(("auto", "cifar", "imagenet")),
+    "model.dropout": SHARE,
+    "loss.form": OneOf(("half", "mean")),
+    "loss.delta": POSITIVE,
+    "loss.label_smoothing": SHARE,
+    "optimizer.lr": Range(0, 1000, open_low=True),
+    "optimizer.momentum": SHARE,
+    "optimizer.weight_decay": Range(0, 1000),
+    "optimizer.betas": Range(0, 1, open_high=True, length=2),
+    "optimizer.eps": Range(0, 1, open_low=True),
+    "optimizer.alpha": SHARE,
+    "schedule.step_size": Range(1, 100_000, whole=True),
+    "schedule.gamma": Range(0, 10, open_low=True),
+    "schedule.warmup_epochs": Range(0, 100_000),
+    "schedule.warmup_fraction": SHARE,
+    "schedule.initial_factor": Range(0, 1),
+    "schedule.final_factor": Range(0, 1),
+    "schedule.anneal": OneOf(("cos", "linear")),
+    "device.threads": Range(0, 1024, whole=True),
+    "device.precision": OneOf(("fp32", "bf16", "fp64")),
+    "device.index": Range(0, 63, whole=True),
+}
+
+REGRESSION, CLASSIFICATION = "regression", "classification"
+BOTH = (REGRESSION, CLASSIFICATION)
+TASK_OF_DATA = {
+    "synthetic": REGRESSION,
+    "mnist": CLASSIFICATION,
+    "fashion_mnist": CLASSIFICATION,
+    "cifar10": CLASSIFICATION,
+    "folder": CLASSIFICATION,
+}
+TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # which tasks a model or a loss is for
+    "model": {
+        "linreg": (REGRESSION,),
+        "softmax": (CLASSIFICATION,),
+        "mlp": BOTH,
+        "lenet": (CLASSIFICATION,),
+        "resnet18": (CLASSIFICATION,),
+        "resnet34": (CLASSIFICATION,),
+        "torchvision": (CLASSIFICATION,),
+    },
+    "loss": {"mse": (REGRESSION,), "l1": (REGRESSION,), "huber": (REGRESSION,), "cross_entropy": (CLASSIFICATION,)},
+}

@@ -1,0 +1,144 @@
+"""What a finished run leaves behind for people: result.json, pictures, and the last lines on the screen."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer import build, engine
+from trainer.config import Config, flatten
+from trainer.data.batches import Batches
+from trainer.data.splits import Split, Splits
+from trainer.state import Parts, Progress
+from trainer.utils import runs
+from trainer.utils.recorder import Recorder, read_metrics
+from trainer.utils.screen import Screen, shown
+
+NUM_PICTURES = 32  # in a grid
+
+
+def result_of(
+    config: Config, parts: Parts, progress: Progress, run: runs.Run, test: engine.Evaluation
+) -> dict[str, Any]:
+    """The content of result.json; the model holds the best weights."""
+    rows = read_metrics(run.outputs)
+    result: dict[str, Any] = {
+        "run": run.name,
+        "status": "done",
+        "epochs": rows[-1]["epoch"],
+        "seconds": sum(row["seconds"] for row in rows),
+        "num_parameters": build.parameter_count(parts.model),
+        "best": {key: progress.best[key] for key in ("epoch", "val_loss", "val_accuracy")},
+        "objective": progress.best["value"],
+        "test": {"loss": test.loss, "accuracy": test.accuracy, "n": len(test.labels)},
+    }
+    if progress.stopped:
+        result["stopped"] = progress.stopped
+    if config.model.name == "linreg":
+        weights = parts.model.state_dict()
+        result["weight"] = weights["linear.weight"].flatten().tolist()
+        result["bias"] = weights["linear.bias"].tolist()[0]
+    return result
+
+
+def weight_error(config: Config, result: Mapping[str, Any]) -> float:
+    """The largest distance of a recovered weight or bias from the true one; linreg on synthetic data only."""
+    true = [*config.data["w"], config.data["b"]]
+    found = [*result["weight"], result["bias"]]
+    return max(abs(a - b) for a, b in zip(true, found, strict=True))
+
+
+def say_result(screen: Screen, config: Config, run: runs.Run, result: Mapping[str, Any]) -> None:
+    """The test figures, the published figure where there is one, and what to type next."""
+    test = result["test"]
+    accuracy = f"accuracy {test['accuracy']:.4f}, " if test["accuracy"] is not None else ""
+    epoch = f"the weights of epoch {result['best']['epoch']}"
+    screen.say(f"test: {accuracy}loss {shown(test['loss'])} on {test['n']:,} examples, with {epoch}")
+    known_law = config.model.name == "linreg" and config.data.name == "synthetic"
+    if known_law:
+        found = ", ".join(f"{w:.4f}" for w in result["weight"])
+        true = ", ".join(f"{w:g}" for w in config.data["w"])
+        screen.say(f"w = [{found}], b = {result['bias']:.4f} (true: [{true}], {config.data['b']:g})")
+    if config.reference.metric is not None:
+        yours = weight_error(config, result) if config.reference.metric == "weight_error" and known_law else None
+        yours = yours if yours is not None else test.get(config.reference.metric.removeprefix("test_"))
+        if yours is not None:
+            name = config.reference.metric.replace("_", " ")
+            screen.say(f"{name}: yours {yours:.4f}, the book's {config.reference.value:g} ({config.reference.source})")
+    prefix = "".join(
+        f" paths.{k}={v}"
+        for k, v in (("outputs", config.paths.outputs), ("checkpoints", config.paths.checkpoints))
+        if v != k
+    )
+    screen.say(f"checkpoint   {run.checkpoints / 'best.pt'}")
+    screen.say(f"eval         python main.py eval checkpoint={run.name}{prefix}")
+    screen.say(f"predict      python main.py predict checkpoint={run.name}{prefix}")
+    screen.say(f"tensorboard  tensorboard --logdir {run.outputs}")
+
+
+def draw(
+    config: Config, parts: Parts, progress: Progress, run: runs.Run, test: engine.Evaluation, recorder: Recorder
+) -> None:
+    """All pictures of a run, as PNG files and in TensorBoard; the model holds the best weights."""
+    from trainer.utils import metrics, plots  # matplotlib takes 0.4 s
+
+    folder, splits = run.outputs / "plots", parts.splits
+    rows = read_metrics(run.outputs)
+    plots.curves(rows, folder / "curves.png", best_epoch=progress.best["epoch"])
+    steps = range(0, progress.step, max(1, progress.step // 1000))
+    plots.learning_rate([(step, parts.lr_at(step)) for step in steps], folder / "lr.png")
+    names = ["curves", "lr"]
+    if splits.task == "classification":
+        confusion = metrics.classification_report(test.outputs, test.labels).confusion
+        plots.confusion(confusion, splits.classes, folder / "confusion.png")
+        grid(splits, splits.test, test.outputs, folder / "predictions.png")
+        wrong = (test.outputs.argmax(1) != test.labels).nonzero().squeeze(1).cpu()[:NUM_PICTURES]
+        names += ["confusion", "predictions"]
+        if len(wrong):
+            grid(splits, splits.test.take(wrong), test.outputs[wrong.to(test.outputs.device)], folder / "wrong.png")
+            names.append("wrong")
+        first_batch(splits, parts.train, folder / "batch.png")
+        names.append("batch")
+    elif config.model.name == "linreg" and isinstance(splits.test.x, Tensor):
+        weights = parts.model.state_dict()
+        weight, bias = weights["linear.weight"].flatten().tolist(), weights["linear.bias"].tolist()[0]
+        plots.fit(splits.test.x, splits.test.y, weight, bias, folder / "fit.png")
+        names.append("fit")
+    for name in names:
+        recorder.picture(name, folder / f"{name}.png", progress.step)
+
+
+def grid(splits: Splits, split: Split, outputs: Tensor, path: Path) -> None:
+    """The first pictures of a split, each titled `true / predicted`."""
+    from trainer.utils import plots
+
+    shown = first(split)
+    predicted, true = outputs[: len(shown)].argmax(1).tolist(), split.y[: len(shown)].tolist()
+    titles = [f"{splits.classes[t]} / {splits.classes[p]}" for t, p in zip(true, predicted, strict=True)]
+    plots.prediction_grid(shown, titles, [t != p for t, p in zip(true, predicted, strict=True)], path)
+
+
+def first_batch(splits: Splits, batches: Batches, path: Path) -> None:
+    """The first pictures of the first epoch as the model sees them, with their classes."""
+    from trainer.utils import plots
+
+    x, y = next(iter(batches.epoch(1)))
+    shown = x[:NUM_PICTURES].float().cpu()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.std))
+    pixels = ((shown * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    plots.prediction_grid(pixels, [splits.classes[k] for k in y[:NUM_PICTURES].tolist()], None, path)
+
+
+def first(split: Split) -> Tensor:
+    """The first pictures of a split as (M, C, H, W) uint8."""
+    n = min(NUM_PICTURES, len(split))
+    return split.x[:n].cpu() if isinstance(split.x, Tensor) else torch.stack([split.x[i] for i in range(n)])
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """The settings that TensorBoard lists: group choices and options, seed, epochs, batch size."""
+    plain = config.to_dict()
+    chosen = flatten({group: plain[group] for group in ("data", "model", "loss", "optimizer", "schedule")})
+    return plain["choices"] | {k: plain[k] for k in ("seed", "epochs", "batch_size", "impl")} | chosen

@@ -1,0 +1,208 @@
+"""What a run consists of while it runs, and how that becomes a checkpoint and comes back from one."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import build, engine
+from trainer.config import Config
+from trainer.data.batches import Batches, Placement
+from trainer.data.splits import Split, Splits
+from trainer.utils import checkpoint, runs, runtime
+from trainer.utils.errors import ConfigError, DivergedError
+from trainer.utils.runtime import Machine
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run computes with, built from its config."""
+
+    machine: Machine
+    splits: Splits
+    model: nn.Module
+    loss_fn: build.LossFn
+    optimizer: torch.optim.Optimizer
+    lr_at: Callable[[int], float]
+    train: Batches
+    val: Batches | None
+
+    def totals(self) -> engine.Totals:
+        """Fresh sums on the run's device."""
+        return engine.Totals(self.machine.device)
+
+
+@dataclass
+class Progress:
+    """How far a run is. `epoch` counts from 1; (epoch + 1, 0 samples) is how the end of an epoch is written."""
+
+    epoch: int = 1
+    samples: int = 0  # examples of this epoch that are done
+    step: int = 0  # parameter updates of the whole run
+    loss_sum: float = 0.0  # of this epoch's samples
+    num_correct: int = 0
+    seconds: float = 0.0  # of training in this epoch
+    bad_epochs: int = 0  # since the validation metric last improved by more than min_delta
+    stopped: str = ""  # why training ended before its last epoch
+    best: dict[str, Any] = field(default_factory=dict)  # metric, value, epoch, step, val_loss, val_accuracy
+
+    def take(self, totals: engine.Totals, step: int) -> None:
+        """Note the sums of the running epoch. Waits for the device."""
+        self.samples, self.step = totals.num_examples, step
+        self.loss_sum, self.num_correct = float(totals.loss_sum), int(totals.num_correct)
+
+    def give(self, totals: engine.Totals) -> engine.Totals:
+        """Put the noted sums into fresh totals."""
+        totals.num_examples = self.samples
+        totals.loss_sum.fill_(self.loss_sum)
+        totals.num_correct.fill_(self.num_correct)
+        return totals
+
+
+def machine_of(config: Config) -> Machine:
+    """The device that the config asks for."""
+    return runtime.set_up(config.device.name, **config.device.options)
+
+
+def placement(machine: Machine) -> Placement:
+    """Where batches go for this machine."""
+    return Placement(machine.device, machine.dtype, machine.channels_last)
+
+
+def place(model: nn.Module, machine: Machine) -> nn.Module:
+    """The model on its device, in its type and memory layout."""
+    model = model.to(machine.device, machine.dtype)
+    return model.to(memory_format=torch.channels_last) if machine.channels_last else model
+
+
+def eval_batches(config: Config, splits: Splits, split: Split, machine: Machine) -> Batches:
+    """A split's batches in order and as they are."""
+    return Batches(splits, split, placement(machine), workers=config.data.options.get("workers", 0))
+
+
+def assemble(config: Config, splits: Splits, machine: Machine) -> Parts:
+    """Build what the config names, with initial weights that depend on the seed alone."""
+    if len(splits.train) < config.batch_size:
+        n = len(splits.train)
+        raise ConfigError(
+            f"batch_size={config.batch_size} is more than the {n:,} training examples. Allowed: 1 to {n}."
+        )
+    runtime.seed_everything(config.seed)
+    model = place(build.build_model(config.model, config.impl, splits.in_shape, splits.num_outputs), machine)
+    optimizer = build.build_optimizer(config.optimizer, config.impl, model)
+    train = Batches(
+        splits,
+        splits.train,
+        placement(machine),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=config.data.options.get("augment", "none"),
+        workers=config.data.options.get("workers", 0),
+    )
+    val = eval_batches(config, splits, splits.val, machine) if len(splits.val) else None
+    lr_at = build.build_schedule(config.schedule, config.optimizer["lr"], len(train), config.epochs)
+    loss_fn = build.build_loss(config.loss, config.impl)
+    return Parts(machine, splits, model, loss_fn, optimizer, lr_at, train, val)
+
+
+def pack(config: Config, parts: Parts, progress: Progress) -> dict[str, Any]:
+    """The content of a checkpoint: plain types and tensors only."""
+    splits = parts.splits
+    return {
+        "format": checkpoint.FORMAT,
+        "kind": "train",
+        "app": "trainer",
+        "torch": str(torch.__version__),
+        "created": time.time(),
+        "arch": {
+            "name": config.model.name,
+            "num_outputs": splits.num_outputs,
+            "in_shape": list(splits.in_shape),
+            "args": dict(config.model.options),
+        },
+        "classes": list(splits.classes),
+        "preprocess": {"size": list(splits.in_shape[1:]), "mean": list(splits.mean), "std": list(splits.std)},
+        "model": {name: tensor.detach() for name, tensor in parts.model.state_dict().items()},
+        "optimizer": {
+            "name": config.optimizer.name,
+            "state": checkpoint.optimizer_state(parts.optimizer, parts.model),
+        },
+        "progress": {k: v for k, v in asdict(progress).items() if k != "best"},
+        "best": progress.best,
+        "rng": [runtime.rng_state(parts.machine.device)],
+        "config": config.to_dict(),
+        "env": {"threads": torch.get_num_threads(), "device": parts.machine.device.type},
+        "data": {"name": config.data.name, "sha256": splits.sha256, "n": len(splits.train)},
+    }
+
+
+def unpack(content: dict[str, Any], config: Config, parts: Parts, path: Path) -> Progress:
+    """Put a checkpoint's content into freshly assembled parts.
+
+    Raises:
+        ConfigError: it is of another model, optimizer or data set; the message names both.
+    """
+    check_fits(content, parts.splits, path)
+    if content["data"]["sha256"] != parts.splits.sha256:
+        raise ConfigError(
+            f"{path} was trained on other data than data={config.data.name} holds now: resume needs the same."
+        )
+    if content["optimizer"]["name"] != config.optimizer.name:
+        raise ConfigError(f"{path} holds optimizer={content['optimizer']['name']}, not {config.optimizer.name}.")
+    checkpoint.load_model(parts.model, content["model"], path)
+    checkpoint.load_optimizer(parts.optimizer, parts.model, content["optimizer"]["state"], path)
+    runtime.restore_rng(content["rng"][0], parts.machine.device)
+    progress = Progress(**content["progress"], best=content["best"])
+    if progress.epoch - 1 > config.epochs:
+        raise ConfigError(f"epochs={config.epochs}: {path} has already trained {progress.epoch - 1} epochs.")
+    return progress
+
+
+def check_fits(content: dict[str, Any], splits: Splits, path: Path) -> None:
+    """Refuse data that a checkpoint's model was not made for.
+
+    Raises:
+        ConfigError: input shape, or the names or order of the classes differ.
+    """
+    if tuple(content["arch"]["in_shape"]) != splits.in_shape:
+        raise ConfigError(
+            f"{path} takes inputs of shape {tuple(content['arch']['in_shape'])}; this data has {splits.in_shape}."
+        )
+    if content["classes"] != list(splits.classes):
+        was, now = ", ".join(content["classes"]) or "none", ", ".join(splits.classes) or "none"
+        raise ConfigError(f"{path} knows the classes {was}; this data has {now}, or the same in another order.")
+
+
+def save(config: Config, parts: Parts, progress: Progress, run: runs.Run) -> Path:
+    """Write checkpoints/<run>/step_*.pt, and best.pt where this is the best so far.
+
+    Raises:
+        DivergedError: the weights are not finite; nothing is written.
+    """
+    norms = torch.stack(torch._foreach_norm(floating(parts.model)))
+    if not torch.isfinite(norms).all():
+        raise DivergedError(diverged(progress, run))
+    path = checkpoint.path_of_step(run.checkpoints, progress.step)
+    checkpoint.write(path, pack(config, parts, progress))
+    if progress.best.get("step") == progress.step and progress.samples == 0:
+        checkpoint.keep_as_best(path)
+    checkpoint.tidy(run.checkpoints)
+    return path
+
+
+def floating(model: nn.Module) -> list[Tensor]:
+    """The parameters and buffers that hold real numbers."""
+    return [t.detach() for t in model.state_dict().values() if t.is_floating_point()]
+
+
+def diverged(progress: Progress, run: runs.Run) -> str:
+    """What to say when numbers are no longer finite."""
+    files = checkpoint.steps_in(run.checkpoints)
+    last = f"The last good checkpoint is {files[-1]}." if files else "No checkpoint was written yet."
+    return (
+        f"diverged: not finite in epoch {progress.epoch}, by step {progress.step}. {last} Try a smaller optimizer.lr."
+    )

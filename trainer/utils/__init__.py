@@ -1,0 +1,1 @@
+"""What every part leans on and nothing of deep learning: errors, run directories, files, signals, screen, pictures."""

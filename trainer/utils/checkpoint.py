@@ -1,0 +1,191 @@
+"""Checkpoint files: one torch zip file of plain types each, written so that a crash never leaves half of one, and read
+through a gate, because the bytes may be damaged or come from a stranger.
+
+Content: format, kind, arch, classes, preprocess, model, optimizer, progress, rng, best, config, env, data; commands.py
+puts it together. Only weights_only=True ever loads one.
+"""
+
+import os
+import uuid
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.utils.errors import ConfigError, ResourceError
+
+FORMAT = 1
+KEPT = 2  # step files that stay besides the best
+REQUIRED = ("format", "kind", "arch", "classes", "preprocess", "model", "config", "data")
+MAX_MEMBERS = 100_000
+
+
+def path_of_step(folder: Path, step: int) -> Path:
+    """checkpoints/<run>/step_00001234.pt."""
+    return folder / f"step_{step:08d}.pt"
+
+
+def steps_in(folder: Path) -> list[Path]:
+    """The step files of a run, oldest first."""
+    return sorted(folder.glob("step_*.pt"))
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that `path` is either the old file or the complete new one, even after a power cut.
+
+    Raises:
+        ResourceError: the disk is full; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save hides a full disk in a RuntimeError
+        raise ResourceError(f"{path} could not be written: {error}. The file before it is untouched.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def keep_as_best(step_file: Path) -> None:
+    """Make best.pt a second name of a step file, in one step."""
+    temporary = step_file.parent / f".tmp-{uuid.uuid4().hex}"
+    os.link(step_file, temporary)
+    os.replace(temporary, step_file.parent / "best.pt")
+    temporary.unlink(missing_ok=True)  # replace leaves it when both are already the same file
+    sync_folder(step_file.parent)
+
+
+def tidy(folder: Path) -> None:
+    """Remove all but the newest step files, and what a killed process left half written."""
+    for path in [*steps_in(folder)[:-KEPT], *folder.glob(".tmp-*")]:
+        path.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU, after checking that it is whole and of our making.
+
+    Raises:
+        ConfigError: names the file and what is wrong with it.
+    """
+    try:
+        check_zip(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file.") from None
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = str(error).splitlines()[0] if isinstance(error, (ConfigError, OSError)) else type(error).__name__
+        raise ConfigError(f"{path} is damaged, or no checkpoint of this program: {reason}") from None
+    if not isinstance(content, dict) or not all(key in content for key in REQUIRED):
+        hint = "init_from= takes bare weights" if is_weights(content) else "it lacks what a checkpoint holds"
+        raise ConfigError(f"{path} is no checkpoint of this program: {hint}.")
+    if content["format"] != FORMAT:
+        raise ConfigError(f"{path} has format {content['format']}; this version reads {FORMAT}. Update the program.")
+    if not all(bool(torch.isfinite(t).all()) for t in content["model"].values() if t.is_floating_point()):
+        raise ConfigError(f"{path} is refused: its weights are not finite.")
+    return content
+
+
+def check_zip(path: Path) -> None:
+    """Refuse what torch.load would take although it is damaged or made to harm.
+
+    Members must be stored, not compressed (a bomb is), together no larger than the file, and their CRCs must hold.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ConfigError("not a zip file as torch.save writes it.")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or len(members) > MAX_MEMBERS or sum(m.file_size for m in members) > path.stat().st_size:
+            raise ConfigError("its members are not what torch.save writes.")
+        if (bad := archive.testzip()) is not None:
+            raise ConfigError(f"the checksum of {bad} is wrong.")
+
+
+def is_weights(content: Any) -> bool:
+    """Whether this is a bare state_dict: names with tensors."""
+    return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint of ours or in a bare state_dict file, for init_from=.
+
+    Raises:
+        ConfigError: the file holds neither.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # as in read
+        raise ConfigError(f"{path} cannot be read as weights: {type(error).__name__}.") from None
+    return content if is_weights(content) else read(path)["model"]
+
+
+def load_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put the weights of a checkpoint into a model of the same architecture.
+
+    Raises:
+        ConfigError: names or shapes disagree; the message names the first one.
+    """
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        here = tuple(own[name].shape) if name in own else "absent"
+        there = tuple(weights[name].shape) if name in weights else "absent"
+        if here != there:
+            raise ConfigError(f"{path} does not fit the model: {name} is {there} in the file and {here} in the model.")
+    model.load_state_dict(dict(weights))
+
+
+def load_backbone(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> list[str]:
+    """Put in the weights whose name and shape fit; the rest of the model keeps its initial values.
+
+    Returns:
+        The names that were left out because they are absent in the file or have another shape there.
+    Raises:
+        ConfigError: nothing fits.
+    """
+    own = model.state_dict()
+    fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
+    if not fitting:
+        raise ConfigError(f"init_from={path}: none of its {len(weights)} tensors has a name and shape of this model.")
+    model.load_state_dict(fitting, strict=False)
+    return sorted(own.keys() - fitting.keys())
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The optimizer's buffers by parameter name: {"fc.weight": {"momentum_buffer": ...}}."""
+    named = {name: optimizer.state.get(p, {}) for name, p in model.named_parameters()}
+    return {name: {k: v for k, v in state.items() if isinstance(v, Tensor)} for name, state in named.items() if state}
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str, Mapping[str, Tensor]], path: Path
+) -> None:
+    """Give the optimizer its buffers back.
+
+    Raises:
+        ConfigError: a buffer belongs to no parameter, or has another shape.
+    """
+    numbers = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    for name, buffers in state.items():
+        if name not in shapes or any(b.ndim and b.shape != shapes[name] for b in buffers.values()):
+            raise ConfigError(f"{path} does not fit the optimizer: its buffers for {name} do not fit the model.")
+    whole = optimizer.state_dict()
+    whole["state"] = {numbers[name]: dict(buffers) for name, buffers in state.items()}
+    optimizer.load_state_dict(whole)

@@ -1,0 +1,66 @@
+"""The errors a user can cause or mend. main.py prints one as a single message and leaves with its exit code."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class TrainerError(Exception):
+    """Base of all errors that end in a message instead of a traceback; `exit_code` is what the shell sees."""
+
+    exit_code = 1
+
+
+class SweepError(TrainerError):
+    """A job of a sweep failed; the others finished."""
+
+
+class ConfigError(TrainerError):
+    """Input that is refused before work starts; the message names the key or file, the value and what is allowed."""
+
+    exit_code = 2
+
+
+class DivergedError(TrainerError):
+    """The loss or the weights are no longer finite."""
+
+    exit_code = 3
+
+
+class ResourceError(TrainerError):
+    """The disk is full or memory ran out."""
+
+    exit_code = 4
+
+
+class BusyError(TrainerError):
+    """Another live process holds the run's directory."""
+
+    exit_code = 5
+
+
+class Interrupted(TrainerError):
+    """SIGINT or SIGTERM arrived; everything is saved and the run can be resumed."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The hint ` Did you mean X?` for the known word closest to `word`, or the empty string where none is close.
+
+    A last component that fits exactly wins, so that `lr` finds `optimizer.lr`.
+    """
+    known = sorted(known)
+    close = [k for k in known if k.rsplit(".", 1)[-1] == word] or difflib.get_close_matches(
+        word, known, n=1, cutoff=0.6
+    )
+    if not close:
+        by_end = {k.rsplit(".", 1)[-1]: k for k in known}
+        close = [by_end[end] for end in difflib.get_close_matches(word.rsplit(".", 1)[-1], by_end, n=1, cutoff=0.7)]
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b, c`: the allowed values in a message."""
+    return ", ".join(words)

@@ -1,0 +1,83 @@
+"""Numbers over time: metrics.jsonl, which scripts read, and TensorBoard, which people look at."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Recorder:
+    """Writes the metrics of one run; `step` counts parameter updates over the whole run.
+
+    Args:
+        folder: outputs/<run>.  epochs_done, steps_done: of a run that is gone on with; what was written past them by
+            the interrupted process is dropped, so that no epoch and no step appears twice.
+    """
+
+    def __init__(self, folder: Path, *, epochs_done: int = 0, steps_done: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # 0.1 s
+
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(folder) if row["epoch"] <= epochs_done]
+        temporary = self.path.with_name(".metrics.tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(temporary, self.path)
+        self.writer: Any = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1 if steps_done else None)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, and its metrics in TensorBoard."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "samples_per_second"):
+            if row.get(name) is not None:
+                tag = name.replace("_", "/", 1) if name.startswith(("train_", "val_")) else name
+                self.writer.add_scalar(tag, row[name], row["step"])
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers within an epoch, to TensorBoard only."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def histograms(self, model: nn.Module, step: int) -> None:
+        """Each weight's histogram, and the L2 norm of each gradient as the last step left it."""
+        for name, parameter in model.named_parameters():
+            self.writer.add_histogram(f"weights/{name}", parameter.detach().float().cpu(), step)
+            if parameter.grad is not None:
+                self.writer.add_scalar(f"gradient_norm/{name}", torch.linalg.vector_norm(parameter.grad), step)
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """A PNG file as an image."""
+        import numpy
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self.writer.add_image(name, numpy.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+        """The settings beside the final metrics, in this same TensorBoard run (add_hparams would open another)."""
+        from torch.utils.tensorboard.summary import hparams
+
+        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
+        for summary in hparams(plain, dict(metrics)):
+            self.writer.file_writer.add_summary(summary)
+        self.scalars(metrics, step)
+
+    def close(self) -> None:
+        """Write out what is still in memory."""
+        self.writer.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that a crash cut short is left out."""
+    path = folder / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

@@ -1,0 +1,185 @@
+"""Run directories: their names, where they are, who holds them, and the JSON files in them. Torch-free."""
+
+import csv
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from trainer.utils.errors import BusyError, ConfigError, nearest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/\d+)?")
+RESERVED = ("auto", "last", "best")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The two folders of a run: outputs/<name> and checkpoints/<name>."""
+
+    name: str
+    outputs: Path
+    checkpoints: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """What checkpoint= or resume= points at: a run and which of its files, or a file of its own."""
+
+    run: Run | None
+    which: str = ""  # best, last, or nothing said
+    file: Path = Path()
+
+
+def check_name(name: str) -> str:
+    """Return name; refuse what could not be typed back or would leave the outputs folder.
+
+    Raises:
+        ConfigError: malformed or reserved.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"name={name} is not allowed. Allowed: letters, digits, '.', '_' and '-', first a letter or digit."
+        )
+    if name in RESERVED:
+        raise ConfigError(f"name={name} is not allowed: {', '.join(RESERVED)} have a meaning of their own.")
+    return name
+
+
+def new_name(data: str, model: str) -> str:
+    """A name that no other run has: <data>-<model>-<time with microseconds>-<random>."""
+    now = time.time()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    return f"{data}-{model}-{stamp}-{int(now % 1 * 1e6):06d}-{secrets.token_hex(2)}"
+
+
+def locate(name: str, *, outputs: str, checkpoints: str) -> Run:
+    """The run of this name, whether it exists or not."""
+    return Run(name, Path(outputs) / name, Path(checkpoints) / name)
+
+
+def exists(name: str, outputs: str) -> bool:
+    """Whether a run of this name was ever started."""
+    return (Path(outputs) / name / "config.json").is_file()
+
+
+def find(target: str, *, outputs: str, checkpoints: str) -> Found:
+    """What RUN, RUN:best, RUN:last, last or a path means.
+
+    Raises:
+        ConfigError: there is no such run and no such file.
+    """
+    name, colon, which = target.rpartition(":")
+    if not colon or which not in ("best", "last"):
+        name, which = target, ""
+    if name == "last":
+        name = _newest(Path(outputs))
+    if re.fullmatch(NAME, name) and exists(name, outputs):
+        return Found(locate(name, outputs=outputs, checkpoints=checkpoints), which)
+    if Path(target).is_file():
+        return Found(None, file=Path(target))
+    names = [str(path.parent.relative_to(outputs)) for path in _all_runs(Path(outputs))]
+    where = f"there is no run of this name in {outputs}/ and no such file"
+    raise ConfigError(f"{target}: {where}.{nearest(name, names)} `last` is the newest run.")
+
+
+def _all_runs(outputs: Path) -> list[Path]:
+    return [*outputs.glob("*/status.json"), *outputs.glob("*/*/status.json")]
+
+
+def _newest(outputs: Path) -> str:
+    started = {path: read_json(path).get("started", "") for path in _all_runs(outputs)}
+    if not started:
+        raise ConfigError(f"last: there is no run in {outputs}/ yet. Start one with python main.py.")
+    return str(max(started, key=lambda path: started[path]).parent.relative_to(outputs))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file as a dict; ConfigError names the file where it cannot be read."""
+    try:
+        loaded = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} cannot be read: it holds no settings.")
+    return loaded
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step, so that a reader sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def read_config(run: Run) -> dict[str, Any]:
+    """The plain config a run was started with."""
+    saved = read_json(run.outputs / "config.json").get("config")
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{run.outputs / 'config.json'} cannot be read: it holds no settings.")
+    return saved
+
+
+def write_status(run: Run, state: str, started: str, reason: str = "") -> None:
+    """Put the run's state (running, done, interrupted, failed, diverged) and its reason on disk."""
+    write_json(run.outputs / "status.json", {"state": state, "started": started, "reason": reason, "run": run.name})
+
+
+def read_status(run: Run) -> dict[str, Any]:
+    """The run's status; empty where none was written."""
+    path = run.outputs / "status.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def check_writable(*folders: Path) -> None:
+    """Make the folders and try a file in each.
+
+    Raises:
+        ConfigError: one of them cannot be written.
+    """
+    for folder in folders:
+        probe = folder / f".probe-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"0")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot be written: {error.strerror}. Choose another folder with paths.*."
+            ) from None
+
+
+def hold(run: Run) -> IO[str]:
+    """Lock the run's directory for this process; the lock goes with the process, however it ends.
+
+    Returns:
+        The open lock file: keep it as long as the run lasts.
+    Raises:
+        BusyError: another live process holds it.
+    """
+    file = open(run.outputs / "run.lock", "a+")  # noqa: SIM115  (stays open on purpose)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a forked child would keep that one
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise BusyError(f"{run.outputs} is in use by {holder}.") from None
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same keys as CSV with a header."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

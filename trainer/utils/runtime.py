@@ -1,0 +1,133 @@
+"""The machine: device, threads, seeds, signals, and what to write down about them. The only place with global state."""
+
+import contextlib
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+
+from trainer.utils.errors import ConfigError, Interrupted
+
+Item = TypeVar("Item")
+TORCH_THREADS = torch.get_num_threads()  # what torch decided itself; device.threads=0 goes back to it
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how the numbers are computed."""
+
+    device: torch.device
+    dtype: torch.dtype
+    bf16: bool
+    channels_last: bool
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of one forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+
+
+def set_up(name: str, *, threads: int, precision: str, channels_last: bool, index: int = 0) -> Machine:
+    """Choose the device and set the number of CPU threads.
+
+    Raises:
+        ConfigError: a GPU was asked for that is not there. Only device=auto chooses by itself.
+    """
+    count = torch.cuda.device_count() if name != "cpu" else 0
+    if name == "cuda" and index >= count:
+        there = f"the GPUs are numbered 0 to {count - 1}" if count else "no CUDA GPU is visible"
+        raise ConfigError(f"device=cuda:{index}: {there}. Allowed here: device=cpu, device=auto.")
+    torch.set_num_threads(threads or TORCH_THREADS)
+    device = torch.device("cuda", index) if count else torch.device("cpu")
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    return Machine(device, dtype, precision == "bf16", channels_last)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators: initial weights and dropout draw from torch's; the others are for user code."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The state of the generators that training draws from."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
+
+
+def restore_rng(state: dict[str, Any], device: torch.device) -> None:
+    """Put the generators back to a state that rng_state returned."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class StopSignal:
+    """Remembers a SIGINT or SIGTERM instead of dying of it, so that a step can be finished and saved.
+
+    A second signal has its usual effect at once.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _remember(self, signum: int, _frame: FrameType | None) -> None:
+        self.signum = signum
+        signal.signal(signum, signal.SIG_DFL)
+
+    def guard(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The same items; raises Interrupted before the next one once a signal came."""
+        for item in items:
+            if self.signum:
+                raise Interrupted(self.signum, signal.Signals(self.signum).name)
+            yield item
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """Versions, hardware and commit, for config.json."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": str(machine.device),
+        "gpu": torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else None,
+        "git": _git_commit(),
+        "command": [os.path.basename(sys.orig_argv[0]), *sys.orig_argv[1:]],
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _git_commit() -> dict[str, Any] | None:
+    here = os.path.dirname(os.path.abspath(__file__))
+    run: Callable[..., str] = lambda *args: subprocess.run(  # noqa: E731
+        ["git", "-C", here, *args], capture_output=True, text=True, check=True, timeout=5
+    ).stdout.strip()
+    try:
+        return {"commit": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or not a checkout

@@ -1,0 +1,112 @@
+"""What the user sees: one line per epoch everywhere, and on a terminal a progress bar within the epoch."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+REDRAW_SECONDS = 0.2  # a redraw costs as much as a step of a small model
+
+
+class Screen:
+    """Prints lines, keeps them in train.log, and draws the bar of the running epoch where there is a terminal."""
+
+    def __init__(self) -> None:
+        self._log: Path | None = None
+        self._bar: Any = None
+        self._task: Any = None
+        self._drawn = 0.0
+        self._early: list[str] = []
+        self._headed = False
+
+    def log_to(self, path: Path) -> None:
+        """Append everything that is said, also what was said before, to this file."""
+        self._log = path
+        early, self._early = self._early, []
+        for line in early:
+            self._write(line)
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        print(line, flush=True)
+        self._write(line)
+
+    def note(self, line: str) -> None:
+        """Write a line to train.log only."""
+        self._write(line)
+
+    def _write(self, line: str) -> None:
+        if self._log is None:
+            self._early.append(line)
+            return
+        with open(self._log, "a") as file:
+            file.write(line + "\n")
+
+    def __enter__(self) -> "Screen":
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            text = TextColumn("{task.fields[text]}")
+            columns = (TextColumn("{task.description}"), BarColumn(), text, TimeRemainingColumn())
+            self._bar = Progress(*columns, auto_refresh=False, transient=True)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def due(self) -> bool:
+        """Whether the bar is to be drawn again; ask before gathering what it shows."""
+        return self._bar is not None and time.monotonic() - self._drawn > REDRAW_SECONDS
+
+    def progress(self, epoch: int, epochs: int, done: int, total: int, text: str) -> None:
+        """Draw the bar: `done` of `total` examples of this epoch."""
+        self._drawn = time.monotonic()
+        if self._task is None:
+            self._task = self._bar.add_task("", total=total, text="")
+        self._bar.update(self._task, description=f"epoch {epoch}/{epochs}", completed=done, total=total, text=text)
+        self._bar.refresh()
+
+    def row(self, row: Mapping[str, Any], epochs: int) -> None:
+        """One line for an epoch: the columns of metrics.jsonl that there are."""
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)  # a fresh task has a fresh estimate of the time left
+            self._task = None
+            self._bar.refresh()
+        columns = [(name, row[name]) for name in METRICS if row.get(name) is not None]
+        if not self._headed:
+            self.say(
+                f"{'epoch':>9}"
+                + "".join(f"{name.replace('accuracy', 'acc'):>12}" for name, _ in columns)
+                + "   examples/s"
+            )
+            self._headed = True
+        values = "".join(f"{shown(value):>12}" for _, value in columns)
+        self.say(f"{row['epoch']:>4}/{epochs:<4}{values}{row['samples_per_second']:13,.0f}")
+
+
+METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+
+
+def shown(value: float) -> str:
+    """Four decimals; what they would round to nothing, like the noise floor of a regression, in powers of ten."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as aligned columns with a header."""
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def _cell(value: Any) -> str:
+    return shown(value) if isinstance(value, float) else "" if value is None else str(value)
