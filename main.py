@@ -141,11 +141,8 @@ def expand(word: str, multirun: bool) -> list[str]:
         return [f"{name}=none" for name in RECIPES]
     if key in GROUPS:
         for choice in value.split(",") if multirun else [value]:
-            if choice not in settings.choices_of(key) and (key, choice) != ("experiment", "null"):
-                known = settings.choices_of(key)
-                raise ConfigError(
-                    f"{key}={choice}: there is no such {key}.{nearest(choice, known)} Choices: {listed(known)}."
-                )
+            if (key, choice) != ("experiment", "null"):
+                settings.check_choice(key, choice)
         return [f"{key}={value}"]
     if key not in settings.all_keys():
         raise settings.unknown_key(key)
@@ -189,7 +186,9 @@ def saved_config(command: Command) -> Mapping[str, Any] | None:
         return runs.read_config(found.run)
     from trainer.utils import checkpoint  # imports torch
 
-    return checkpoint.read(found.file)["config"]
+    foreign = dict(checkpoint.read(found.file)["config"])
+    foreign["paths"] = {}  # of the machine it was written on
+    return foreign
 
 
 def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any]) -> None:

@@ -3,6 +3,7 @@
 The epochs themselves are in training.py; eval and predict are in measure.py.
 """
 
+import errno
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,11 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer import build, data, engine, report, state, training
 from trainer.config import Config, flatten
 from trainer.state import Parts, Progress
 from trainer.utils import checkpoint, runs, runtime
-from trainer.utils.errors import ConfigError, DivergedError, Interrupted
+from trainer.utils.errors import ConfigError, DivergedError, Interrupted, ResourceError
 from trainer.utils.recorder import Recorder
 from trainer.utils.screen import Screen
 
@@ -73,8 +76,9 @@ def train(config: Config) -> float:
             training.train_epochs(config, parts, progress, run, recorder, screen)
             finish(config, parts, progress, run, recorder, screen)
         except BaseException as error:
-            give_up(run, started, error, screen)
-            raise
+            told = in_our_words(error, config)
+            give_up(run, started, told, screen)
+            raise told from error.__cause__
         runs.write_status(run, "done", started)
     return float(progress.best["value"])
 
@@ -120,8 +124,7 @@ def check_changes(config: Config, saved: Mapping[str, Any]) -> None:
         ConfigError: names the setting, what it was and what it is now.
     """
     before, now = flatten(saved), flatten(config.to_dict())
-    changed = [key for key in now if key in before and now[key] != before[key] and not key.startswith(FREE_ON_RESUME)]
-    for key in changed:
+    for key in [key for key in now if key in before and now[key] != before[key]]:
         shown = key.removeprefix("choices.")
         if shown not in config.resume_allow and not shown.startswith(FREE_ON_RESUME):
             was = f"the run has {before[key]}, now it says {now[key]}"
@@ -200,6 +203,16 @@ def finish(config: Config, parts: Parts, progress: Progress, run: runs.Run, reco
     if config.plots:
         report.draw(config, parts, progress, run, test, recorder)
     report.say_result(screen, config, run, result)
+
+
+def in_our_words(error: BaseException, config: Config) -> BaseException:
+    """A full disk or memory as a ResourceError that says what to change; any other error as it is."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ResourceError(f"the disk is full: {error}. Make room, then go on with resume=.")
+    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    if no_memory and not isinstance(error, ResourceError):
+        return ResourceError(f"out of memory with batch_size={config.batch_size}: {error}. Try a smaller batch_size.")
+    return error
 
 
 def give_up(run: runs.Run, started: str, error: BaseException, screen: Screen) -> None:

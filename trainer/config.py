@@ -19,6 +19,11 @@ from trainer.ranges import RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF, OneOf, Ra
 from trainer.utils.errors import ConfigError, listed, nearest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# settings that belong to a command and are never taken from what an earlier one saved
+OF_THE_COMMAND = (
+    *("resume", "resume_allow", "checkpoint", "input", "split", "plots"),
+    *("paths.outputs", "paths.checkpoints", "paths.cache"),
+)
 GROUPS = ("data", "model", "loss", "optimizer", "schedule", "device")
 
 
@@ -136,11 +141,16 @@ def choices_of(group: str) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
 
 
-@cache
-def _options_of(group: str, name: str) -> Mapping[str, Any]:
+def check_choice(group: str, name: str) -> None:
+    """Refuse a name that the group does not have."""
     if name not in choices_of(group):
         hint = nearest(name, choices_of(group))
         raise ConfigError(f"{group}={name}: there is no such {group}.{hint} Choices: {listed(choices_of(group))}.")
+
+
+@cache
+def _options_of(group: str, name: str) -> Mapping[str, Any]:
+    check_choice(group, name)
     loaded = load_yaml(CONFIGS / group / f"{name}.yaml")
     return types.MappingProxyType(loaded["data"] if group == "data" else loaded)
 
@@ -311,8 +321,7 @@ def freeze(
             merged |= {k: v for k, v in flat.items() if k.startswith(f"{key}.")}
         elif key in flat:
             merged[key] = flat[key]
-    # verbs and paths belong to the command, not to what was saved
-    merged |= {k: flat[k] for k in ("resume", "resume_allow", "checkpoint", "input", "split", "plots") if k in flat}
+    merged |= {key: flat[key] for key in OF_THE_COMMAND}
     return from_dict(_nested(merged) | {"choices": merged_choices}, typed)
 
 

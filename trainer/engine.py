@@ -108,10 +108,10 @@ def evaluate(
 
 @torch.inference_mode()
 def predict(model: nn.Module, inputs: Iterable[Tensor], autocast: Autocast) -> Tensor:
-    """The outputs (N, K) for batches of inputs without labels."""
+    """The outputs (N, K) for batches of inputs without labels; (0,) where there is no batch."""
     model.eval()
     outputs = []
     for x in inputs:
         with autocast():
             outputs.append(model(x))
-    return torch.cat(outputs)
+    return torch.cat(outputs) if outputs else torch.empty(0)

@@ -1,6 +1,7 @@
 """The eval and predict commands: what a trained model is worth, and what it says about pictures."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -172,39 +173,44 @@ def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]
     target = Path(config.input)
     if not target.exists():
         raise ConfigError(f"input={target}: there is no such file or folder.")
-    channels, height, width = trained.in_shape
-    read, unreadable, pictures = [], [], []
-    for path in list_pictures(target) if target.is_dir() else [target]:
-        try:
-            pictures.append(read_picture(path, channels=channels, height=height, width=width))
-            read.append(path)
-        except PictureError as error:
-            unreadable.append(f"{path}: {error}")
+    read: list[Path] = []
+    unreadable: list[str] = []
+    shown: list[Tensor] = []  # the first pictures, for the grid
+    pictures = read_pictures(target, trained.in_shape, read, unreadable)
+    outputs = engine.predict(trained.model, inputs(trained, pictures, shown), trained.machine.autocast)
     if not read:
         raise ConfigError(f"input={target}: no picture could be read.\n  " + "\n  ".join(unreadable))
-    stacked = torch.stack(pictures)
-    outputs = engine.predict(trained.model, inputs(trained, stacked), trained.machine.autocast)
     write_predictions(trained, [str(path) for path in read], outputs, None)
-    predicted = outputs.softmax(1).max(1)
-    shown = [
-        f"{trained.classes[k]}  {p:.0%}"
-        for p, k in zip(predicted.values.tolist(), predicted.indices.tolist(), strict=True)
-    ]
-    for path, text in list(zip(read, texts, strict=True))[: report.NUM_PICTURES]:
+    best = outputs[: report.NUM_PICTURES].softmax(1).max(1)
+    texts = [f"{trained.classes[k]}  {p:.0%}" for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+    for path, text in zip(read, texts, strict=False):
         screen.say(f"{path}  {text}")
     if config.plots:
         from trainer.utils import plots  # matplotlib takes 0.4 s
 
-        n = min(len(read), report.NUM_PICTURES)
-        plots.prediction_grid(stacked[:n], texts[:n], None, trained.folder / "predictions.png")
+        plots.prediction_grid(torch.stack(shown), texts, None, trained.folder / "predictions.png")
     return unreadable
 
 
-def inputs(trained: Trained, pictures: Tensor) -> Iterator[Tensor]:
-    """Batches of normalised pictures on the device."""
+def read_pictures(target: Path, in_shape: Sequence[int], read: list[Path], unreadable: list[str]) -> Iterator[Tensor]:
+    """The pictures of a file or folder as (C, H, W) uint8; notes which were read, and which not and why."""
+    channels, height, width = in_shape
+    for path in list_pictures(target) if target.is_dir() else [target]:
+        try:
+            picture = read_picture(path, channels=channels, height=height, width=width)
+        except PictureError as error:
+            unreadable.append(f"{path}: {error}")
+        else:
+            read.append(path)
+            yield picture
+
+
+def inputs(trained: Trained, pictures: Iterator[Tensor], shown: list[Tensor]) -> Iterator[Tensor]:
+    """Batches of normalised pictures on the device; keeps the first ones in `shown`."""
     normalize = normalizer(trained.mean, trained.std, state.placement(trained.machine))
-    for batch in pictures.split(eval_batch_size(trained.in_shape)):
-        yield normalize(batch.to(trained.machine.device))
+    while batch := list(itertools.islice(pictures, eval_batch_size(trained.in_shape))):
+        shown += batch[: report.NUM_PICTURES - len(shown)]
+        yield normalize(torch.stack(batch).to(trained.machine.device))
 
 
 def write_predictions(trained: Trained, names: list[str], outputs: Tensor, labels: Tensor | None) -> None:

@@ -121,6 +121,7 @@ RANGES: dict[str, Rule] = {
     "model.activation": OneOf(("relu", "sigmoid", "tanh")),
     "model.pooling": OneOf(("max", "avg")),
     "model.stem": OneOf(("auto", "cifar", "imagenet")),
+    "model.zero_init_residual": OneOf((True, False)),
     "model.dropout": SHARE,
     "loss.form": OneOf(("half", "mean")),
     "loss.delta": POSITIVE,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from trainer.utils.errors import ConfigError
 
-PATIENCE = 8.0  # seconds without a byte, over all addresses of a file; the promise is 10 for an offline machine
+PATIENCE = 7.0  # seconds without a byte, over all addresses of a file; an offline machine is to hear of it within 10
 MAX_BYTES = 256 * 2**20  # the largest official archive has 163 MiB
 CHUNK = 2**18
 
@@ -111,7 +111,7 @@ def download(path: Path, addresses: Sequence[str], check: Callable[[bytes], byte
     except ConnectionError as error:
         raise ConfigError(
             f"{path} is missing and could not be downloaded:\n{error}\n"
-            f"Without a network: fetch {files} from there on another machine and put them into {path.parent}, or name a "
+            f"Without a network: fetch {files} from there elsewhere and put them into {path.parent}, or name a "
             "folder that has this layout with paths.data=FOLDER. Another server: data.mirror=ADDRESS."
         ) from error
 
@@ -132,8 +132,7 @@ def fetch(addresses: Sequence[str], check: Callable[[bytes], bytes]) -> bytes:
         try:
             return check(_transfer(address, PATIENCE / len(addresses)))
         except (OSError, ValueError, http.client.HTTPException) as error:
-            cause = error.reason if isinstance(error, urllib.error.URLError) and error.reason else error
-            reasons.append(f"  {address}: {cause}")
+            reasons.append(f"  {address}: {error}")
     raise ConnectionError("\n".join(reasons))
 
 
@@ -169,5 +168,10 @@ def _pump(address: str, patience: float, chunks: "queue.Queue[bytes | Exception 
             if expected is not None and got < int(expected):
                 raise ConnectionError(f"broke off after {got:,} of {int(expected):,} bytes")
         chunks.put(None)
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
+        chunks.put(ConnectionError(f"HTTP status {error.code}, {error.reason}"))
+    except urllib.error.URLError as error:
+        chunks.put(ConnectionError(str(error.reason)))
     except Exception as error:  # every reason is the reader's to report
         chunks.put(error)

@@ -22,7 +22,8 @@ PICTURE_SUFFIXES = frozenset(
 )
 # Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are the less tried ones.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-MAX_PIXELS = 64_000_000  # 256 MB at four bytes per pixel; a PNG of 160 KB can ask for more than a gigabyte
+MAX_PIXELS = 52_000_000  # a 50-megapixel camera; stays below 1 GB, and a PNG of 160 KB can ask for more
+LARGE_PIXELS = 4_000_000  # from here on a picture is shrunk before anything else; below, the copies do not matter
 WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # convert() clips these to 255 instead of scaling them
 
 
@@ -66,7 +67,7 @@ def decode(path: Path | str, *, channels: int, height: int, width: int) -> Tenso
             # A large JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves twice the pixels that are needed.
             image.draft(image.mode, (2 * max(height, width),) * 2)
             ImageOps.exif_transpose(image, in_place=True)
-            plain = _plain(image).convert("L" if channels == 1 else "RGB")
+            plain = _plain(_shrunk(image, height, width)).convert("L" if channels == 1 else "RGB")
         if plain.size != (width, height):
             plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(plain))  # (H, W) or (H, W, C)
@@ -120,6 +121,18 @@ def _check_size(image: Image.Image) -> None:
         raise PictureError(f"no pixels: {width} x {height}")
     if width * height > MAX_PIXELS:
         raise PictureError(f"too large: {width} x {height} is more than {MAX_PIXELS:,} pixels")
+
+
+def _shrunk(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Average blocks of a large picture, to no less than twice the frame, so that the steps after it need no memory."""
+    factor = min(image.width // (2 * width), image.height // (2 * height))
+    if image.width * image.height < LARGE_PIXELS or factor < 2:
+        return image
+    if image.mode.startswith("I;16"):
+        image = image.convert("I")
+    elif image.mode in ("1", "P", "PA") or "transparency" in image.info:  # palettes and key colours have no averages
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return image.reduce(factor)
 
 
 def _plain(image: Image.Image) -> Image.Image:
