@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -203,7 +204,7 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any])
     sys.argv = [sys.argv[0], *command.flags, *(["--multirun"] if command.multirun else []), *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and leaving with 1
     try:
-        hydra.main(version_base="1.3", config_path="configs", config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(settings.CONFIGS), config_name="config")(job)()
     except HydraException as error:
         raise ConfigError(explain(str(error), command)) from None
 
@@ -272,6 +273,7 @@ def run_sweep(command: Command) -> None:
         except Exception as error:
             jobs[-1]["error"] = f"{type(error).__name__}: {error}"
             print(f"[{sweep}/{hydra_config.job.num}] failed: {jobs[-1]['error']}", file=sys.stderr, flush=True)
+            runs.log_failure(Path(folder) / sweep / str(hydra_config.job.num), traceback.format_exc())
             return float("nan")
 
     try:

@@ -136,7 +136,8 @@ def read_tree(
     good[rows] = False
     good[rows[decoded.kept]] = True
     train, test, val = _part_rows(listing, good, test_fraction, split_seed)
-    mean, std = mean_std(decoded.sums[torch.isin(rows[decoded.kept], train)], size * size)
+    in_train = torch.zeros(n, dtype=torch.bool).index_fill_(0, train, True)
+    mean, std = mean_std(decoded.sums[in_train[rows[decoded.kept]]], size * size)
     files = PictureFiles(root, listing.names, size=size, channels=channels)
     place = good.cumsum(0) - 1  # of each good file among the decoded pixels
 

@@ -131,6 +131,13 @@ def write_status(run: Run, state: str, started: str, reason: str = "") -> None:
     write_json(run.outputs / "status.json", {"state": state, "started": started, "reason": reason, "run": run.name})
 
 
+def log_failure(folder: Path, text: str) -> None:
+    """Append why a job failed to its train.log, also where it failed before its directory was made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "train.log", "a") as file:
+        file.write(text)
+
+
 def read_status(run: Run) -> dict[str, Any]:
     """The run's status; empty where none was written."""
     path = run.outputs / "status.json"

@@ -1,0 +1,106 @@
+"""What the tests share: a command line run in this process, and small data sets in the official formats."""
+
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main
+from trainer import data
+from trainer.data import vision
+from trainer.utils import runtime
+
+ROOT = Path(main.__file__).parent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Exit code and what was printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Runs `python main.py <words>` in this process, in an empty folder; returns exit code and output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["main.py", *words])
+        try:
+            code = main.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        torch.set_num_threads(runtime.TORCH_THREADS)
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+def start(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """The same as a process of its own, for signals and for what is imported."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), *words],
+        cwd=cwd,
+        env=os.environ | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """A uint8 array in the IDX format: magic 0, 0, 8, ndim; big-endian lengths; the bytes."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes() + array.tobytes()
+
+
+def striped_pictures(n: int, num_classes: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n, size, size) uint8 pictures whose class can be learnt: a bright band at a height that names it."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n, dtype=np.uint8) % num_classes
+    pictures = rng.integers(0, 60, (n, size, size), dtype=np.uint8)
+    for picture, label in zip(pictures, labels, strict=True):
+        top = int(label) * (size - 4) // num_classes + 2
+        picture[top : top + 2] = 255
+    return pictures, labels
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`paths.data` with 600 + 100 learnable pictures in place of MNIST's, accepted as such."""
+    raw = tmp_path / "tiny" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    digests = {}
+    for part, n, seed in (("train", 600, 0), ("t10k", 100, 1)):
+        pictures, labels = striped_pictures(n, 10, 28, seed)
+        for name, array in ((f"{part}-images-idx3-ubyte", pictures), (f"{part}-labels-idx1-ubyte", labels)):
+            (raw / name).write_bytes(idx_bytes(array))
+            digests[name] = hashlib.sha256((raw / name).read_bytes()).hexdigest()
+    monkeypatch.setitem(data.DATASETS, "mnist", functools.partial(vision.mnist, digests=digests))
+    return tmp_path / "tiny"
+
+
+def write_class_folders(root: Path, parts: dict[str, int], *, size: int = 16, num_classes: int = 3) -> Path:
+    """`<root>/<part>/<class>/*.png` with learnable pictures; an empty part name puts the classes right below root."""
+    for seed, (part, n) in enumerate(parts.items()):
+        pictures, labels = striped_pictures(n, num_classes, size, seed)
+        for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+            folder = root / part / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / f"{i:04d}.png")
+    return root
