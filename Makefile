@@ -1,0 +1,29 @@
+# make train [ARGS="model=lenet data=mnist"]   set up, then train (linear regression on made-up data by default)
+# make test  [ARGS="-m slow"]                  set up, then run the tests
+# make check                                   set up, then lint and types
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test check
+
+train: .venv/run
+	$(BIN)/python main.py $(ARGS)
+
+test: .venv/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/run: requirements.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}. Type: make PYTHON=python3.11 train")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements.txt
+	touch $@
+
+.venv/dev: .venv/run requirements-dev.txt
+	$(BIN)/pip install -q -r requirements-dev.txt
+	touch $@
+
