@@ -17,7 +17,7 @@ from trainer import build, data, engine, report, state, training
 from trainer.config import Config, flatten
 from trainer.state import Parts, Progress
 from trainer.utils import checkpoint, runs, runtime
-from trainer.utils.errors import ConfigError, DivergedError, Interrupted, ResourceError
+from trainer.utils.errors import BusyError, ConfigError, DivergedError, Interrupted, ResourceError
 from trainer.utils.recorder import Recorder
 from trainer.utils.screen import Screen
 
@@ -33,6 +33,7 @@ FREE_ON_RESUME = (
     "paths.",
     "device",
     "data.workers",
+    "data.resident",
 )
 
 
@@ -66,7 +67,7 @@ def train(config: Config) -> float:
         if content is None and config.init_from is not None:
             start_from_weights(config, parts, screen)
         if not run.outputs.is_dir():
-            run.outputs.mkdir(parents=True)
+            make(run)
             held.enter_context(runs.hold(run))
         started = open_files(config, run, machine, screen)
         describe(parts, progress, screen, resumed=start)
@@ -164,6 +165,14 @@ def start_from_weights(config: Config, parts: Parts, screen: Screen) -> None:
     path = file_of(config, config.init_from)
     left_out = checkpoint.load_backbone(parts.model, checkpoint.read_weights(path), path)
     screen.say(f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}")
+
+
+def make(run: runs.Run) -> None:
+    """Make the run's directory; it must not be there."""
+    try:
+        run.outputs.mkdir(parents=True)
+    except FileExistsError:
+        raise BusyError(f"{run.outputs} was made by another process a moment ago.") from None
 
 
 def open_files(config: Config, run: runs.Run, machine: runtime.Machine, screen: Screen) -> str:

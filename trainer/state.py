@@ -185,7 +185,7 @@ def save(config: Config, parts: Parts, progress: Progress, run: runs.Run) -> Pat
     """
     norms = torch.stack(torch._foreach_norm(floating(parts.model)))
     if not torch.isfinite(norms).all():
-        raise DivergedError(diverged(progress, run))
+        raise DivergedError(diverged(progress.epoch, progress.step, run))
     path = checkpoint.path_of_step(run.checkpoints, progress.step)
     checkpoint.write(path, pack(config, parts, progress))
     if progress.best.get("step") == progress.step and progress.samples == 0:
@@ -199,10 +199,8 @@ def floating(model: nn.Module) -> list[Tensor]:
     return [t.detach() for t in model.state_dict().values() if t.is_floating_point()]
 
 
-def diverged(progress: Progress, run: runs.Run) -> str:
+def diverged(epoch: int, step: int, run: runs.Run) -> str:
     """What to say when numbers are no longer finite."""
     files = checkpoint.steps_in(run.checkpoints)
     last = f"The last good checkpoint is {files[-1]}." if files else "No checkpoint was written yet."
-    return (
-        f"diverged: not finite in epoch {progress.epoch}, by step {progress.step}. {last} Try a smaller optimizer.lr."
-    )
+    return f"diverged in epoch {epoch}, by step {step}: not finite. {last} Try a smaller optimizer.lr."

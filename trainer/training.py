@@ -50,7 +50,7 @@ def train_one(
     """Train the rest of the running epoch; keeps `progress` true at every save and when Interrupted is raised."""
     totals = progress.give(parts.totals())
     began = time.perf_counter() - progress.seconds
-    first, saved_at, saved_step = progress.samples, time.monotonic(), progress.step
+    first, saved_at, saved_step, step = progress.samples, time.monotonic(), progress.step, progress.step
     batches = parts.train.epoch(progress.epoch, start=first)
     steps = engine.train_epoch(
         parts.model,
@@ -58,14 +58,14 @@ def train_one(
         parts.optimizer,
         batches,
         lr_at=parts.lr_at,
-        step=progress.step,
+        step=step,
         totals=totals,
         autocast=parts.machine.autocast,
     )
     for step in steps:
         if step % config.record.every_steps == 0:
             recorder.scalars(
-                {"train/loss_so_far": finite(totals, progress, run), "lr_of_step": parts.lr_at(step - 1)}, step
+                {"train/loss_so_far": finite(totals, progress, run, step), "lr_of_step": parts.lr_at(step - 1)}, step
             )
         if screen.due():
             speed = (totals.num_examples - first) / (time.perf_counter() - began)
@@ -81,15 +81,15 @@ def train_one(
             state.save(config, parts, progress, run)
             saved_at, saved_step = time.monotonic(), step
     progress.seconds = time.perf_counter() - began
-    progress.take(totals, progress.step + len(parts.train) - first // parts.train.batch_size)
-    finite(totals, progress, run)
+    finite(totals, progress, run, step)
+    progress.take(totals, step)
     return totals
 
 
-def finite(totals: engine.Totals, progress: Progress, run: runs.Run) -> float:
+def finite(totals: engine.Totals, progress: Progress, run: runs.Run, step: int) -> float:
     """The mean loss of the epoch so far; DivergedError where it is not finite."""
     if not math.isfinite(loss := totals.loss):
-        raise DivergedError(state.diverged(progress, run))
+        raise DivergedError(state.diverged(progress.epoch, step, run))
     return loss
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config import Choice, Paths
-from trainer.data.folder import folder
+from trainer.data.folder import class_folders
 from trainer.data.splits import Source, Splits, cut
 from trainer.data.synthetic import synthetic
 from trainer.data.vision import cifar10, fashion_mnist, mnist
@@ -14,7 +14,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
-    "folder": folder,
+    "folder": class_folders,
 }
 CUT = ("val_fraction", "split_seed", "limit", "normalize")  # settled for every set alike, in splits.cut
 BATCHES = ("augment", "workers")  # settled in batches.py

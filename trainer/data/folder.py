@@ -18,6 +18,7 @@ from trainer.data.pictures import PICTURE_SUFFIXES, PictureError, read_picture
 from trainer.data.splits import Source, Split, stratified
 from trainer.utils.errors import ConfigError
 
+TEST_SEED = 0  # the test part stays the same whatever data.split_seed says
 PARTS = ("train", "test", "val")
 SAMPLE = 2000  # pictures that a streamed set's mean and std are taken from: their error is below 0.01 of a std
 
@@ -67,7 +68,7 @@ class PictureFiles(Dataset[Tensor]):
             raise ConfigError(f"{path}: {error}.") from error
 
 
-def folder(
+def class_folders(
     _data_root: Path,
     cache: Path,
     *,
@@ -75,7 +76,6 @@ def folder(
     size: int = 32,
     channels: int = 3,
     test_fraction: float = 0.1,
-    split_seed: int = 0,
     resident: str | bool = "auto",
     on_error: str = "fail",
 ) -> Source:
@@ -103,7 +103,6 @@ def folder(
         size=size,
         channels=channels,
         test_fraction=test_fraction,
-        split_seed=split_seed,
         resident=resident,
         on_error=on_error,
     )
@@ -116,18 +115,17 @@ def read_tree(
     size: int,
     channels: int,
     test_fraction: float = 0.1,
-    split_seed: int = 0,
     resident: str | bool = "auto",
     on_error: str = "fail",
 ) -> Source:
-    """A folder tree as a Source; arguments and errors are those of folder()."""
+    """A folder tree as a Source; arguments and errors are those of class_folders()."""
     listing = scan(root)
     n = len(listing.names)
     in_memory = _in_memory(listing, n * channels * size * size, resident)
     rows = torch.arange(n)
     if not in_memory and on_error == "fail":  # looking at every picture could take hours, so a sample speaks for all
         train = listing.rows("train")
-        rows = stratified(None, len(train), min(SAMPLE, len(train)), split_seed)[0]
+        rows = stratified(None, len(train), min(SAMPLE, len(train)), TEST_SEED)[0]
     names, stamps = [listing.names[i] for i in rows.tolist()], [listing.stamps[i] for i in rows.tolist()]
     decoded = cached(root, names, stamps, cache, size=size, channels=channels, keep=in_memory)
     if decoded.skipped:
@@ -135,7 +133,7 @@ def read_tree(
     good = torch.ones(n, dtype=torch.bool)
     good[rows] = False
     good[rows[decoded.kept]] = True
-    train, test, val = _part_rows(listing, good, test_fraction, split_seed)
+    train, test, val = _part_rows(listing, good, test_fraction)
     in_train = torch.zeros(n, dtype=torch.bool).index_fill_(0, train, True)
     mean, std = mean_std(decoded.sums[in_train[rows[decoded.kept]]], size * size)
     files = PictureFiles(root, listing.names, size=size, channels=channels)
@@ -162,7 +160,7 @@ def scan(root: Path) -> Listing:
     """List the pictures below root without opening them.
 
     Raises:
-        ConfigError: as folder().
+        ConfigError: as class_folders().
     """
     if not root.is_dir():
         raise ConfigError(
@@ -234,7 +232,7 @@ def _check_same(base: Path, found: list[str], classes: list[str]) -> None:
         )
 
 
-def _part_rows(listing: Listing, good: Tensor, test_fraction: float, split_seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _part_rows(listing: Listing, good: Tensor, test_fraction: float) -> tuple[Tensor, Tensor, Tensor]:
     """The numbers of the good files of train, test and val; where there is no test folder, test is cut from train.
 
     Raises:
@@ -242,7 +240,7 @@ def _part_rows(listing: Listing, good: Tensor, test_fraction: float, split_seed:
     """
     train, test, val = (rows[good[rows]] for rows in map(listing.rows, PARTS))
     if "test" not in listing.parts:
-        chosen, rest = stratified(listing.labels[train], len(train), round(len(train) * test_fraction), split_seed)
+        chosen, rest = stratified(listing.labels[train], len(train), round(len(train) * test_fraction), TEST_SEED)
         train, test = train[rest], train[chosen]
     counts = torch.bincount(listing.labels[train], minlength=len(listing.classes)).tolist()
     empty = [name for name, count in zip(listing.classes, counts, strict=True) if count == 0]

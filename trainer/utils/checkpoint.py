@@ -6,6 +6,7 @@ puts it together. Only weights_only=True ever loads one.
 """
 
 import os
+import shutil
 import uuid
 import zipfile
 from collections.abc import Mapping
@@ -66,7 +67,10 @@ def sync_folder(folder: Path) -> None:
 def keep_as_best(step_file: Path) -> None:
     """Make best.pt a second name of a step file, in one step."""
     temporary = step_file.parent / f".tmp-{uuid.uuid4().hex}"
-    os.link(step_file, temporary)
+    try:
+        os.link(step_file, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(step_file, temporary)
     os.replace(temporary, step_file.parent / "best.pt")
     temporary.unlink(missing_ok=True)  # replace leaves it when both are already the same file
     sync_folder(step_file.parent)
