@@ -221,6 +221,8 @@ def frozen(composed: Any, command: Command, saved: Mapping[str, Any] | None = No
 
 def run_one(command: Command) -> None:
     """Run the verb of a command."""
+    if (name := command.value("name")) is not None:
+        runs.check_name(name)
     saved = saved_config(command)
     words = list(command.overrides)
     if saved is not None:
@@ -255,7 +257,7 @@ def run_sweep(command: Command) -> None:
     folder = command.value("paths.outputs") or settings.run_settings()["paths.outputs"]
     words = [word for word in command.overrides if split_word(word)[0] != "name"]
     words.append(f"hydra.sweep.dir={quote(f'{folder}/{sweep}')}")
-    swept = {split_word(word)[0] for word in words if "," in word}
+    swept = {split_word(word)[0] for word in words if re.search(r"[,(]", word)}
     jobs: list[dict[str, Any]] = []
 
     def job(composed: Any) -> float:

@@ -93,15 +93,10 @@ def starting_point(config: Config) -> tuple[runs.Run, Path | None]:
     folders = {"outputs": config.paths.outputs, "checkpoints": config.paths.checkpoints}
     target = config.resume
     if target == "auto":
-        if config.name is None:
-            raise ConfigError("resume=auto needs name=<the run's name>.")
+        assert config.name is not None, "main.py asks for it"
         target = config.name if runs.exists(config.name, config.paths.outputs) else None
     if target is None:
-        name = (
-            runs.check_name(config.name)
-            if config.name is not None
-            else runs.new_name(config.data.name, config.model.name)
-        )
+        name = config.name or runs.new_name(config.data.name, config.model.name)
         run = runs.locate(name, **folders)
         if runs.exists(name, config.paths.outputs) or checkpoint.steps_in(run.checkpoints):
             raise ConfigError(f"name={name} exists already. resume={name} goes on with it; another name= starts anew.")

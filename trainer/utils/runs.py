@@ -15,7 +15,8 @@ from typing import IO, Any
 
 from trainer.utils.errors import BusyError, ConfigError, nearest
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/\d+)?")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+JOB = re.compile(rf"{NAME.pattern}(/\d+)?")  # a run, or one of the numbered jobs of a sweep
 RESERVED = ("auto", "last", "best")
 
 
@@ -80,7 +81,7 @@ def find(target: str, *, outputs: str, checkpoints: str) -> Found:
         name, which = target, ""
     if name == "last":
         name = _newest(Path(outputs))
-    if re.fullmatch(NAME, name) and exists(name, outputs):
+    if JOB.fullmatch(name) and exists(name, outputs):
         return Found(locate(name, outputs=outputs, checkpoints=checkpoints), which)
     if Path(target).is_file():
         return Found(None, file=Path(target))

@@ -1,0 +1,292 @@
+"""Mini-batches: each example once, everything a function of (seed, epoch, index), augmentation against slicing."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainer.data.batches import PADDING, Batches, Placement, eval_batch_size, generator, move, moves, normalizer
+from trainer.data.splits import Split, Splits
+
+CPU = Placement(torch.device("cpu"), torch.float64)
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+UNTOUCHED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and std that leave x / 255
+
+
+class Stored(Dataset[Tensor]):
+    """Pictures handed out one by one, as a set on disk does."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.x[i]
+
+
+def pictures(n: int, channels: int = 3, height: int = 6, width: int = 5) -> Tensor:
+    shape = (n, channels, height, width)
+    return torch.randint(1, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+
+
+def splits_of(
+    x: Any, in_shape: tuple[int, ...], *, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
+) -> Splits:
+    """Labels are the numbers of the examples, so that a batch tells who is in it."""
+    channels = in_shape[0] if len(in_shape) == 3 else 0
+    split = Split(x, torch.arange(len(x)))
+    return Splits(split, split, split, in_shape, 10, "classification", (), mean[:channels], std[:channels], "")
+
+
+def batches_of(x: Any, placement: Placement = CPU, *, norm: Any = (MEAN, STD), **options: Any) -> Batches:
+    splits = splits_of(x, tuple(x[0].shape), mean=norm[0], std=norm[1])
+    return Batches(splits, splits.train, placement, **({"batch_size": 4, "seed": 0} | options))
+
+
+def indices(batches: Batches, epoch: int = 1, start: int = 0) -> list[int]:
+    return [i for _, y in batches.epoch(epoch, start) for i in y.tolist()]
+
+
+def by_index(batches: Batches, epoch: int = 1) -> dict[int, Tensor]:
+    return {int(i): row for x, y in batches.epoch(epoch) for i, row in zip(y, x, strict=True)}
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (12, 4), (3, 4), (1, 1), (7, 1)])
+def test_an_epoch_has_every_example_once_and_keeps_the_short_last_batch(n: int, batch_size: int) -> None:
+    batches = batches_of(pictures(n), batch_size=batch_size)
+    sizes = [len(y) for _, y in batches.epoch(1)]
+    assert sizes == [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)
+    assert len(batches) == len(sizes)
+    assert sorted(indices(batches)) == list(range(n))
+
+
+def test_inputs_and_labels_stay_together() -> None:
+    x = pictures(10)
+    for index, got in by_index(batches_of(x, norm=UNTOUCHED)).items():
+        assert torch.equal((got * 255).round().to(torch.uint8), x[index])
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
+    x = pictures(50)
+    torch.manual_seed(1)
+    first = indices(batches_of(x, seed=3), epoch=2)
+    torch.manual_seed(2)
+    assert indices(batches_of(x, seed=3, batch_size=7, augment="crop_flip"), epoch=2) == first
+    assert indices(batches_of(x, seed=3), epoch=3) != first
+    assert indices(batches_of(x, seed=4), epoch=2) != first
+    used = batches_of(x, seed=3)
+    for epoch in (1, 5):
+        indices(used, epoch)
+    assert indices(used, epoch=2) == first
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_batches_leave_the_global_generator_alone(streamed: bool) -> None:
+    x = pictures(10)
+    before = torch.get_rng_state()
+    indices(batches_of(Stored(x) if streamed else x, augment="crop_flip"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_shuffling_is_uniform() -> None:
+    """Where 8 examples land over 800 epochs: 64 cells of 100 expected, 49 degrees of freedom, 5 deviations allowed."""
+    batches = batches_of(pictures(8, height=1, width=1), batch_size=8)
+    counts = torch.zeros(8, 8)
+    for epoch in range(800):
+        counts[torch.arange(8), torch.tensor(indices(batches, epoch))] += 1
+    assert float(((counts - 100) ** 2 / 100).sum()) < 49 + 5 * math.sqrt(2 * 49)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_start_gives_the_tail_of_the_same_epoch(augment: str, streamed: bool) -> None:
+    x = pictures(11)
+    batches = batches_of(Stored(x) if streamed else x, augment=augment)
+    whole = list(batches.epoch(3))
+    for start in (0, 4, 8, 11, 12):
+        tail = list(batches.epoch(3, start))
+        assert len(tail) == max(0, len(whole) - -(-start // 4))
+        for (x_whole, y_whole), (x_tail, y_tail) in zip(whole[-(-start // 4) :], tail, strict=True):
+            assert torch.equal(x_whole, x_tail)
+            assert torch.equal(y_whole, y_tail)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalisation_is_torchvisions_in_float64(channels: int) -> None:
+    x = pictures(20, channels)
+    mean, std = (torch.tensor(v[:channels], dtype=torch.float64)[None, :, None, None] for v in (MEAN, STD))
+    expected = (x.double() / 255 - mean) / std
+    got = normalizer(MEAN[:channels], STD[:channels], CPU)(x)
+    assert got.dtype == torch.float64
+    assert torch.allclose(got, expected, rtol=0, atol=1e-12)
+
+
+def test_normalisation_in_float32_is_within_its_roundings() -> None:
+    """x * scale + shift rounds scale, product, shift and sum once each, at 2^-24 of their size."""
+    x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    mean, std = (torch.tensor(v, dtype=torch.float64)[None, :, None, None] for v in (MEAN, STD))
+    exact = (x.double() / 255 - mean) / std
+    bound = 2.0**-24 * (2.02 * x.double() / 255 / std + mean / std + 1.01 * exact.abs())
+    got = normalizer(MEAN, STD, Placement(torch.device("cpu")))(x)
+    assert got.dtype == torch.float32
+    assert bool(((got.double() - exact).abs() <= bound).all())
+
+
+def test_normalising_changes_neither_argument_nor_rows_of_numbers() -> None:
+    x = pictures(2)
+    kept = x.clone()
+    normalizer(MEAN, STD, CPU)(x)
+    assert torch.equal(x, kept)
+    rows = torch.randn(3, 4)
+    assert torch.equal(normalizer((), (), CPU)(rows), rows.double())
+
+
+def by_slicing(picture: Tensor, augment: str) -> list[Tensor]:
+    """Every way a (C, H, W) picture may come out, by padding with zeros, slicing, and mirroring."""
+    c, h, w = picture.shape
+    padding = {"crop_flip": 4, "shift": 1}[augment]
+    padded = torch.zeros(c, h + 2 * padding, w + 2 * padding, dtype=picture.dtype)
+    padded[:, padding : padding + h, padding : padding + w] = picture
+    if augment == "shift":
+        corners = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]
+        return [padded[:, oy : oy + h, ox : ox + w] for oy, ox in corners]
+    cut = [padded[:, oy : oy + h, ox : ox + w] for oy, ox in itertools.product(range(9), range(9))]
+    return [*cut, *(picture.flip(2) for picture in cut)]
+
+
+def key(picture: Tensor) -> bytes:
+    return picture.contiguous().numpy().tobytes()
+
+
+@pytest.mark.parametrize(("augment", "ways"), [("crop_flip", 162), ("shift", 5)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(9, 7), (32, 32)])
+def test_every_move_is_bit_equal_to_slicing(augment: str, ways: int, channels: int, height: int, width: int) -> None:
+    picture = pictures(1, channels, height, width)
+    table = moves(augment, height, width)
+    got = move(picture.expand(len(table), -1, -1, -1), table, PADDING[augment])
+    assert got.dtype == torch.uint8
+    expected = by_slicing(picture[0], augment)
+    assert len(table) == len(expected) == ways
+    assert {key(p) for p in got} == {key(p) for p in expected}
+    assert len({key(p) for p in got}) == ways
+
+
+@pytest.mark.parametrize(("augment", "ways"), [("crop_flip", 162), ("shift", 5)])
+def test_moves_are_used_uniformly(augment: str, ways: int) -> None:
+    """100 samples a move expected: chi-square with ways - 1 degrees of freedom, 5 standard deviations allowed."""
+    one = torch.arange(1, 82, dtype=torch.uint8).view(1, 9, 9)
+    number = {key(p): i for i, p in enumerate(by_slicing(one, augment))}
+    n = 100 * ways
+    batches = batches_of(one.expand(n, 1, 9, 9), norm=UNTOUCHED, augment=augment, batch_size=1000)
+    counts = torch.zeros(ways)
+    for x, _ in batches.epoch(1):
+        for picture in (x * 255).round().to(torch.uint8):
+            counts[number[key(picture)]] += 1
+    chi_square = float(((counts - 100) ** 2 / 100).sum())
+    assert counts.sum() == n
+    assert abs(chi_square - (ways - 1)) < 5 * math.sqrt(2 * (ways - 1))
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "shift"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_augmented_example_is_a_move_of_itself(augment: str, channels: int) -> None:
+    x = pictures(30, channels)
+    got = by_index(batches_of(x, norm=UNTOUCHED, augment=augment))
+    assert len(got) == 30
+    for index, picture in got.items():
+        assert key((picture * 255).round().to(torch.uint8)) in {key(p) for p in by_slicing(x[index], augment)}
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "shift"])
+def test_augmentation_is_a_function_of_seed_epoch_and_index(augment: str) -> None:
+    x = pictures(40)
+    first = by_index(batches_of(x, augment=augment))
+    for batch_size in (1, 7, 40):
+        again = by_index(batches_of(x, augment=augment, batch_size=batch_size))
+        assert all(torch.equal(first[i], again[i]) for i in range(40))
+    other_epoch = by_index(batches_of(x, augment=augment), epoch=2)
+    other_seed = by_index(batches_of(x, augment=augment, seed=1))
+    assert not all(torch.equal(first[i], other_epoch[i]) for i in range(40))
+    assert not all(torch.equal(first[i], other_seed[i]) for i in range(40))
+
+
+def test_order_and_augmentation_draw_from_different_generators() -> None:
+    draws = [
+        torch.rand(4, generator=generator(*args)) for args in ((0, 1, "order"), (0, 1, "augment"), (1, 0, "order"))
+    ]
+    assert len({tuple(d.tolist()) for d in draws}) == 3
+    assert torch.equal(torch.rand(4, generator=generator(0, 1, "order")), draws[0])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_batches_equal_resident_ones(workers: int, channels: int) -> None:
+    x = pictures(23, channels)
+    resident = list(batches_of(x, augment="crop_flip").epoch(2, start=4))
+    streamed = list(batches_of(Stored(x), augment="crop_flip", workers=workers).epoch(2, start=4))
+    for (x_resident, y_resident), (x_streamed, y_streamed) in zip(resident, streamed, strict=True):
+        assert torch.equal(x_resident, x_streamed)
+        assert torch.equal(y_resident, y_streamed)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_channels_last_changes_the_layout_and_no_value(augment: str, streamed: bool) -> None:
+    x = Stored(pictures(10)) if streamed else pictures(10)
+    last = Placement(torch.device("cpu"), torch.float64, channels_last=True)
+    plain = list(batches_of(x, augment=augment).epoch(1))
+    relaid = list(batches_of(x, last, augment=augment).epoch(1))
+    for (x_plain, _), (x_last, _) in zip(plain, relaid, strict=True):
+        assert torch.equal(x_plain, x_last)
+        assert x_last.is_contiguous(memory_format=torch.channels_last)
+        assert x_plain.is_contiguous()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_without_a_seed_examples_come_in_order_and_untouched(streamed: bool) -> None:
+    x = pictures(10)
+    batches = batches_of(Stored(x) if streamed else x, norm=UNTOUCHED, seed=None, augment="crop_flip")
+    assert indices(batches, epoch=0) == list(range(10))
+    got = torch.cat([x for x, _ in batches.epoch(5)])
+    assert torch.equal((got * 255).round().to(torch.uint8), x)
+
+
+def test_targets_of_a_regression_take_the_type_and_labels_keep_theirs() -> None:
+    rows = Split(torch.randn(6, 2), torch.randn(6, 1))
+    splits = Splits(rows, rows, rows, (2,), 1, "regression", (), (), (), "")
+    (x, y), *_ = Batches(splits, rows, CPU, batch_size=6, seed=0).epoch(1)
+    assert (x.dtype, y.dtype, y.shape) == (torch.float64, torch.float64, (6, 1))
+    (_, labels), *_ = batches_of(pictures(3)).epoch(1)
+    assert labels.dtype == torch.int64
+
+
+def test_the_set_itself_is_never_changed() -> None:
+    x = pictures(10)
+    kept = x.clone()
+    for images, labels in batches_of(x, augment="crop_flip").epoch(1):
+        images.zero_()
+        labels.zero_()
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize(
+    ("in_shape", "expected"),
+    [((1,), 1000), ((1, 28, 28), 1000), ((3, 32, 32), 1000), ((3, 224, 224), 26), ((3, 4000, 4000), 1)],
+)
+def test_eval_batch_size_follows_from_the_size_of_an_example(in_shape: tuple[int, ...], expected: int) -> None:
+    assert eval_batch_size(in_shape) == expected
+    assert expected == 1 or expected * math.prod(in_shape) <= 4_000_000
+
+
+def test_an_empty_split_has_no_batches() -> None:
+    empty = batches_of(pictures(3))
+    empty.x, empty.y = empty.x[:0], empty.y[:0]
+    assert len(empty) == 0
+    assert list(empty.epoch(1)) == []
