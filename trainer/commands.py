@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer import build, data, engine, report, state, training
 from trainer.config import Config, flatten
@@ -183,11 +184,11 @@ def open_files(config: Config, run: runs.Run, machine: runtime.Machine, screen: 
 
 def describe(parts: Parts, progress: Progress, screen: Screen, *, resumed: Path | None) -> None:
     """What is about to be trained on what."""
-    sizes = ", ".join(
-        f"{len(s):,} {name}"
-        for name, s in (("train", parts.splits.train), ("val", parts.splits.val), ("test", parts.splits.test))
-    )
-    screen.say(f"{build.parameter_count(parts.model):,} parameters; examples: {sizes}")
+    splits = (("train", parts.splits.train), ("val", parts.splits.val), ("test", parts.splits.test))
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits)
+    x = parts.train.x
+    where = f"in memory, {x.nbytes / 1e6:.1f} MB" if isinstance(x, Tensor) else "streamed from disk"
+    screen.say(f"{build.parameter_count(parts.model):,} parameters; examples: {sizes}; train {where}")
     if resumed is not None:
         screen.say(f"going on from {resumed}: epoch {progress.epoch}, {progress.samples:,} examples of it done")
 

@@ -1,0 +1,585 @@
+"""Checkpoint files under damage, malice, a full disk and kill -9; weights and optimizer state put back bit by bit."""
+
+import copy
+import errno
+import os
+import pickle
+import random
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainer import build
+from trainer.config import Choice
+from trainer.utils import checkpoint
+from trainer.utils.errors import ConfigError, ResourceError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def content_of(numbers: int = 12, **changes: Any) -> dict[str, Any]:
+    """A checkpoint of the agreed form with `numbers` weights."""
+    draw = torch.Generator().manual_seed(0)
+    fresh = {
+        "format": checkpoint.FORMAT,
+        "kind": "train",
+        "arch": {"name": "mlp", "num_outputs": 2, "in_shape": [3], "args": {"num_hiddens": [4], "init_std": None}},
+        "classes": ["cat", "dog"],
+        "preprocess": {"size": [], "mean": [], "std": []},
+        "model": {"w": torch.randn(numbers, generator=draw), "n": torch.tensor(7)},
+        "optimizer": {"name": "sgd", "state": {"w": {"momentum_buffer": torch.randn(numbers, generator=draw)}}},
+        "progress": {"epoch": 2, "step": 10, "stopped": ""},
+        "best": {"metric": "val_loss", "value": 0.5},
+        "rng": [{"cpu": torch.get_rng_state(), "cuda": None}],
+        "config": {"seed": 0, "optimizer": {"lr": 0.1}},
+        "data": {"name": "mnist", "sha256": "0" * 64},
+    }
+    return fresh | changes
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal in type, structure and every bit of every tensor."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    return type(a) is type(b) and bool(a == b)
+
+
+def saved(folder: Path, content: dict[str, Any] | None = None, name: str = "a.pt") -> Path:
+    checkpoint.write(folder / name, content or content_of())
+    return folder / name
+
+
+def temporaries(folder: Path) -> list[Path]:
+    return list(folder.glob(".tmp-*"))
+
+
+def refused_or_equal(path: Path, original: dict[str, Any]) -> bool:
+    """Whether reading refuses the file; fails where it returns anything but the original."""
+    try:
+        content = checkpoint.read(path)
+    except ConfigError as error:
+        assert str(path) in str(error)
+        return True
+    assert same(content, original), "a damaged file was read as if it were whole"
+    return False
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    content = content_of()
+    path = saved(tmp_path / "made" / "for it", content)
+    assert same(checkpoint.read(path), content)
+    assert not temporaries(path.parent)
+
+
+def test_the_comparison_of_these_tests_sees_a_single_bit() -> None:
+    one, other = content_of(), content_of()
+    assert same(one, other)
+    other["optimizer"]["state"]["w"]["momentum_buffer"].view(torch.int32)[3] ^= 1
+    assert not same(one, other)
+
+
+def test_writing_replaces_the_file_of_before(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    second = content_of(classes=["other"])
+    checkpoint.write(path, second)
+    assert same(checkpoint.read(path), second)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    content = content_of()
+    path = saved(tmp_path, content)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), max(1, len(whole) // 150)):
+        path.write_bytes(whole[:length])
+        assert refused_or_equal(path, content), length
+
+
+def test_a_flipped_bit_is_refused_or_harmless(tmp_path: Path) -> None:
+    content = content_of()
+    path = saved(tmp_path, content)
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    num_refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        num_refused += refused_or_equal(path, content)
+    assert num_refused > 100
+
+
+def test_a_zeroed_block_is_refused(tmp_path: Path) -> None:
+    content = content_of(15_000)
+    path = saved(tmp_path, content)
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    for _ in range(50):
+        start = rng.randrange(len(whole) - 4096)
+        path.write_bytes(whole[:start] + bytes(4096) + whole[start + 4096 :])
+        assert refused_or_equal(path, content), start
+
+
+class Payload:
+    """Unpickling it leaves a marker behind."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+def write_malicious(form: str, path: Path, marker: Path) -> None:
+    content = content_of(evil=Payload(marker))
+    if form in ("zip", "legacy"):
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    elif form == "raw":
+        path.write_bytes(pickle.dumps(content["evil"]))
+    else:  # the tar form of torch 0.1
+        parts = {name: path.with_name(name) for name in ("storages", "tensors", "pickle")}
+        for part in parts.values():
+            part.write_bytes(pickle.dumps(content["evil"]))
+        with tarfile.open(path, "w") as archive:
+            for name, part in parts.items():
+                archive.add(part, name)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "raw", "tar"])
+@pytest.mark.parametrize("read", [checkpoint.read, checkpoint.read_weights])
+def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(
+    form: str, read: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    path, marker = tmp_path / "evil.pt", tmp_path / "marker"
+    write_malicious(form, path, marker)
+    with pytest.raises(ConfigError, match=r"evil\.pt") as refusal:
+        read(path)
+    assert not marker.exists()
+    assert "weights_only" not in str(refusal.value)
+
+
+def test_the_payload_of_these_tests_is_live(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Payload(tmp_path / "marker")))
+    assert (tmp_path / "marker").exists()
+
+
+def deflate(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def test_deflated_members_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, content_of(model={"w": torch.zeros(1_000_000)}))
+    deflate(path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ConfigError, match="members"):
+        checkpoint.read(path)
+
+
+def test_a_bare_state_dict_is_for_init_from_only(tmp_path: Path) -> None:
+    weights = nn.Linear(3, 2).state_dict()
+    for new in (True, False):
+        torch.save(weights, tmp_path / "bare.pth", _use_new_zipfile_serialization=new)
+        with pytest.raises(ConfigError, match=r"bare\.pth"):
+            checkpoint.read(tmp_path / "bare.pth")
+        assert same(dict(checkpoint.read_weights(tmp_path / "bare.pth")), dict(weights))
+    torch.save(weights, tmp_path / "bare.pth")
+    with pytest.raises(ConfigError, match="init_from="):
+        checkpoint.read(tmp_path / "bare.pth")
+
+
+def test_init_from_takes_the_weights_of_our_checkpoints(tmp_path: Path) -> None:
+    content = content_of()
+    assert same(checkpoint.read_weights(saved(tmp_path, content)), content["model"])
+
+
+@pytest.mark.parametrize("other", [{"a": 1}, {}, [torch.zeros(2)], torch.zeros(2), "text"])
+def test_what_is_neither_is_refused_by_both(other: Any, tmp_path: Path) -> None:
+    torch.save(other, tmp_path / "other.pt")
+    for read in (checkpoint.read, checkpoint.read_weights):
+        with pytest.raises(ConfigError, match=r"other\.pt"):
+            read(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("read", [checkpoint.read, checkpoint.read_weights])
+def test_a_missing_file_is_named(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.pt"):
+        read(tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 1000, b"not a checkpoint", b"PK\x03\x04", b"PK\x05\x06" + bytes(18)])
+@pytest.mark.parametrize("read", [checkpoint.read, checkpoint.read_weights])
+def test_other_files_are_refused(read: Callable[[Path], Any], data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"a\.pt"):
+        read(tmp_path / "a.pt")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        checkpoint.read(tmp_path)
+
+
+def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
+    path = saved(tmp_path, content_of(format=checkpoint.FORMAT + 998))
+    with pytest.raises(ConfigError, match=r"format 999.*reads 1"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(bad: float, tmp_path: Path) -> None:
+    path = saved(tmp_path, content_of(model={"w": torch.tensor([0.0, bad]), "n": torch.tensor(1)}))
+    with pytest.raises(ConfigError, match="not finite"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("key", checkpoint.REQUIRED)
+def test_a_missing_key_is_refused(key: str, tmp_path: Path) -> None:
+    content = content_of()
+    del content[key]
+    with pytest.raises(ConfigError, match="no checkpoint of this program"):
+        checkpoint.read(saved(tmp_path, content))
+
+
+@pytest.mark.parametrize("model", ["text", [torch.zeros(1)], {"w": 5}, {"w": "text"}, {"w": [torch.zeros(1)]}])
+def test_weights_that_are_no_tensors_by_name_are_refused(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        checkpoint.read(saved(tmp_path, content_of(model=model)))
+
+
+def test_a_tensor_of_petabytes_in_a_small_file_is_refused(tmp_path: Path) -> None:
+    """A stride of 0 lets one stored number stand for 10^15: looking at each of them would need a petabyte."""
+    path = saved(tmp_path, content_of(model={"w": torch.zeros(1).expand(10**15)}))
+    assert path.stat().st_size < 20_000
+    with pytest.raises(ConfigError):
+        checkpoint.read(path)
+
+
+def test_damaged_weights_are_refused_by_init_from_too(tmp_path: Path) -> None:
+    """torch.load checks no CRC: without the gate a flipped bit of a weight comes in silently."""
+    weights = {"w": torch.randn(2000)}
+    path = tmp_path / "bare.pth"
+    torch.save(weights, path)
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.find(weights["w"].numpy().tobytes()) + 1001] ^= 64
+    path.write_bytes(damaged)
+    with pytest.raises(ConfigError):
+        checkpoint.read_weights(path)
+
+
+def test_compressed_weights_are_refused_by_init_from_too(tmp_path: Path) -> None:
+    path = tmp_path / "bare.pth"
+    torch.save({"w": torch.zeros(1_000_000)}, path)
+    deflate(path)
+    with pytest.raises(ConfigError):
+        checkpoint.read_weights(path)
+
+
+def test_weights_that_are_not_finite_are_refused_by_init_from_too(tmp_path: Path) -> None:
+    path = tmp_path / "bare.pth"
+    torch.save({"w": torch.tensor([1.0, float("nan")])}, path)
+    with pytest.raises(ConfigError):
+        checkpoint.read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 704 vs 598")]
+)
+def test_a_failing_write_leaves_the_old_file_and_no_temporary(
+    failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = content_of()
+    path = saved(tmp_path, content)
+
+    def half(_content: Any, file: Any) -> None:
+        file.write(path.read_bytes()[:1000])
+        raise failure
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(ResourceError, match=r"a\.pt could not be written"):
+        checkpoint.write(path, content_of(classes=["other"]))
+    monkeypatch.undo()
+    assert same(checkpoint.read(path), content)
+    assert not temporaries(tmp_path)
+
+
+def test_an_interrupt_in_the_middle_of_a_write_leaves_no_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path)
+    before = path.read_bytes()
+
+    def interrupted(_content: Any, file: Any) -> None:
+        file.write(b"0" * 1000)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write(path, content_of())
+    assert path.read_bytes() == before
+    assert not temporaries(tmp_path)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from trainer.utils import checkpoint
+from trainer.utils.errors import ResourceError
+
+path = Path(sys.argv[1])
+checkpoint.write(path, {"w": torch.zeros(1000)})
+before = path.read_bytes()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+    checkpoint.write(path, {"w": torch.zeros(100_000)})
+except ResourceError as error:
+    print("refused", path.read_bytes() == before, [p.name for p in path.parent.iterdir()])
+"""
+
+
+def script(code: str, *args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], cwd=ROOT, text=True, capture_output=True, timeout=120
+    )
+
+
+def test_a_disk_that_is_full_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    """The real thing: RLIMIT_FSIZE ends the write in the middle, which torch reports as a RuntimeError of its own."""
+    done = script(FULL_DISK, tmp_path / "a.pt")
+    assert done.stdout == "refused True ['a.pt']\n", done.stderr
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from trainer.utils import checkpoint
+
+torch.set_num_threads(1)
+path, rng, acknowledged, left = Path(sys.argv[1]), random.Random(0), -1, 0
+keys = dict.fromkeys(checkpoint.REQUIRED, 0)
+for _ in range(10):
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        step = acknowledged
+        while True:
+            step += 1
+            weights = torch.full((300_000,), float(step))
+            checkpoint.write(path, keys | {"format": checkpoint.FORMAT, "model": {"w": weights}, "step": step})
+            os.write(write_end, b"%d\\n" % step)
+    os.close(write_end)
+    os.read(read_end, 1)  # it writes; the byte belongs to a number that is not needed whole
+    time.sleep(rng.uniform(0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    lines = os.read(read_end, 1 << 20).decode().split()
+    os.close(read_end)
+    content = checkpoint.read(path)
+    assert (content["model"]["w"] == content["step"]).all()
+    assert content["step"] >= (int(lines[-1]) if len(lines) > 1 else acknowledged + 1), "an acknowledged save is gone"
+    acknowledged = content["step"]
+    left += len(list(path.parent.glob(".tmp-*")))
+    checkpoint.tidy(path.parent)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+print("readable after every kill;", acknowledged > 20, left > 0)
+"""
+
+
+def test_a_file_is_readable_after_every_kill(tmp_path: Path) -> None:
+    """SIGKILL ten times at random in back-to-back writes: a whole file each time, no older than the last that ended."""
+    done = script(KILLED, tmp_path / "a.pt")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "readable after every kill; True True\n"
+
+
+def test_tidy_keeps_the_two_newest_and_the_best_and_sweeps_what_is_half_written(tmp_path: Path) -> None:
+    for step in (5, 100, 20, 3):
+        saved(tmp_path, content_of(step=step), checkpoint.path_of_step(tmp_path, step).name)
+    checkpoint.keep_as_best(checkpoint.path_of_step(tmp_path, 3))
+    (tmp_path / ".tmp-0123").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("of the user")
+    checkpoint.tidy(tmp_path)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["best.pt", "notes.txt", "step_00000020.pt", "step_00000100.pt"]
+    assert checkpoint.read(tmp_path / "best.pt")["step"] == 3
+    checkpoint.tidy(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+def test_the_newest_step_is_the_one_with_the_highest_number(tmp_path: Path) -> None:
+    """Also past the eight digits of the name, where text no longer sorts as the number does."""
+    steps = [7, 99_999_999, 100_000_000, 2_000_000_000]
+    for step in steps:
+        checkpoint.path_of_step(tmp_path, step).touch()
+    assert checkpoint.steps_in(tmp_path) == [checkpoint.path_of_step(tmp_path, step) for step in steps]
+
+
+def test_best_moves_from_file_to_file_and_stays_when_named_twice(tmp_path: Path) -> None:
+    for step in (1, 2):
+        path = saved(tmp_path, content_of(step=step), checkpoint.path_of_step(tmp_path, step).name)
+        for _ in range(2):
+            checkpoint.keep_as_best(path)
+            assert checkpoint.read(tmp_path / "best.pt")["step"] == step
+            assert not temporaries(tmp_path)
+
+
+def test_a_step_file_that_is_written_again_leaves_the_best_alone(tmp_path: Path) -> None:
+    path = saved(tmp_path, content_of(value=1), checkpoint.path_of_step(tmp_path, 1).name)
+    checkpoint.keep_as_best(path)
+    checkpoint.write(path, content_of(value=2))
+    assert checkpoint.read(tmp_path / "best.pt")["value"] == 1
+
+
+def net(hidden: int = 6, outputs: int = 2) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, hidden), nn.BatchNorm1d(hidden), nn.Linear(hidden, outputs))
+
+
+def test_a_model_gets_its_weights_and_buffers_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, second = net(), net()
+    first(torch.randn(5, 4))  # moves the running statistics
+    checkpoint.load_model(second, first.state_dict(), tmp_path)
+    assert same(dict(first.state_dict()), dict(second.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        (net(outputs=3), r"2\.bias is \(3,\) in the file and \(2,\) in the model"),
+        (nn.Sequential(nn.Linear(4, 6)), r"1\.bias is absent in the file and \(6,\) in the model"),
+        (nn.Sequential(*net(), nn.Linear(2, 2)), r"3\.bias is \(2,\) in the file and absent in the model"),
+    ],
+)
+def test_another_models_weights_are_refused_and_change_nothing(other: nn.Module, name: str, tmp_path: Path) -> None:
+    model = net()
+    before = copy.deepcopy(dict(model.state_dict()))
+    with pytest.raises(ConfigError, match=name):
+        checkpoint.load_model(model, other.state_dict(), tmp_path / "a.pt")
+    assert same(dict(model.state_dict()), before)
+
+
+def test_a_backbone_comes_in_and_the_head_starts_afresh(tmp_path: Path) -> None:
+    trained, model = net(outputs=3), net(outputs=2)
+    head = {name: w.clone() for name, w in model[2].state_dict().items()}
+    left = checkpoint.load_backbone(model, trained.state_dict() | {"extra": torch.zeros(1)}, tmp_path)
+    assert left == ["2.bias", "2.weight"]
+    assert same(dict(model[0].state_dict()), dict(trained[0].state_dict()))
+    assert same(dict(model[2].state_dict()), head)
+
+
+def test_a_backbone_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"init_from=.*none of its 2 tensors"):
+        checkpoint.load_backbone(net(), {"a": torch.zeros(1), "0.weight": torch.zeros(1, 1)}, tmp_path)
+
+
+OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
+    ("sgd", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    ("sgd", {"lr": 0.05, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}),
+    ("adam", {"lr": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}),
+    ("adamw", {"lr": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}),
+    ("rmsprop", {"lr": 0.01, "alpha": 0.9, "eps": 1e-8, "momentum": 0.9, "weight_decay": 0.01}),
+]
+
+
+def optimizer_of(model: nn.Module, name: str, options: dict[str, Any]) -> torch.optim.Optimizer:
+    return build.build_optimizer(Choice(name, options), "concise", model)
+
+
+def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    dtype = next(model.parameters()).dtype
+    for step in steps:
+        x, y = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(step)).to(dtype)
+        optimizer.zero_grad()
+        ((model(x) - y[:, :2]) ** 2).mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS)
+def test_an_optimizer_goes_on_bit_by_bit(
+    name: str, options: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = net().to(dtype)
+    optimizer = optimizer_of(model, name, options)
+    advance(model, optimizer, range(5))
+    state = checkpoint.optimizer_state(optimizer, model)
+    path = saved(tmp_path, content_of(model=dict(model.state_dict()), optimizer={"name": name, "state": state}))
+    content = checkpoint.read(path)
+    assert same(content["optimizer"]["state"], state)
+
+    resumed = net().to(dtype)
+    again = optimizer_of(resumed, name, options)
+    checkpoint.load_model(resumed, content["model"], path)
+    checkpoint.load_optimizer(again, resumed, content["optimizer"]["state"], path)
+    assert same(checkpoint.optimizer_state(again, resumed), state)
+    advance(model, optimizer, range(5, 10))
+    advance(resumed, again, range(5, 10))
+    assert same(dict(resumed.state_dict()), dict(model.state_dict()))
+    assert same(checkpoint.optimizer_state(again, resumed), checkpoint.optimizer_state(optimizer, model))
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS)
+def test_without_its_state_an_optimizer_goes_elsewhere(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Shows that the test above can fail; plain SGD alone has nothing to remember."""
+    model = net()
+    optimizer = optimizer_of(model, name, options)
+    advance(model, optimizer, range(5))
+    forgetful = copy.deepcopy(model)
+    fresh = optimizer_of(forgetful, name, options)
+    advance(model, optimizer, range(5, 7))
+    advance(forgetful, fresh, range(5, 7))
+    remembers = name != "sgd" or options["momentum"] > 0
+    assert same(dict(forgetful.state_dict()), dict(model.state_dict())) is not remembers
+
+
+def test_optimizer_state_is_by_name_and_whole() -> None:
+    model = net()
+    optimizer = optimizer_of(model, *OPTIMIZERS[2])
+    assert checkpoint.optimizer_state(optimizer, model) == {}
+    advance(model, optimizer, range(3))
+    state = checkpoint.optimizer_state(optimizer, model)
+    assert set(state) == {name for name, _ in model.named_parameters()}
+    assert {frozenset(buffers) for buffers in state.values()} == {frozenset({"step", "exp_avg", "exp_avg_sq"})}
+    assert all(int(buffers["step"]) == 3 for buffers in state.values())
+
+
+def test_loading_keeps_the_options_that_the_run_asks_for(tmp_path: Path) -> None:
+    """resume_allow=[optimizer.lr] changes an option: the file brings buffers, never options."""
+    model = net()
+    optimizer = optimizer_of(model, *OPTIMIZERS[0])
+    advance(model, optimizer, range(2))
+    other = optimizer_of(model, "sgd", OPTIMIZERS[0][1] | {"lr": 0.5, "weight_decay": 0.3})
+    checkpoint.load_optimizer(other, model, checkpoint.optimizer_state(optimizer, model), tmp_path)
+    assert (other.param_groups[0]["lr"], other.param_groups[0]["weight_decay"]) == (0.5, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("state", "name"),
+    [
+        ({"9.weight": {"momentum_buffer": torch.zeros(2)}}, r"9\.weight"),
+        ({"0.weight": {"momentum_buffer": torch.zeros(4, 6)}}, r"0\.weight"),
+        ({"0.weight": {"momentum_buffer": torch.zeros(1)}}, r"0\.weight"),
+        ({"0.weight": {"momentum_buffer": torch.zeros(())}}, r"0\.weight"),
+    ],
+)
+def test_buffers_that_do_not_fit_are_refused(state: Any, name: str, tmp_path: Path) -> None:
+    model = net()
+    with pytest.raises(ConfigError, match=name):
+        checkpoint.load_optimizer(optimizer_of(model, *OPTIMIZERS[0]), model, state, tmp_path / "a.pt")
