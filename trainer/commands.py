@@ -64,8 +64,12 @@ def train(config: Config) -> float:
         announce(config, machine, screen)
         splits = data.load(config.data, config.paths)
         parts = state.assemble(config, splits, machine)
-        progress = Progress() if content is None else state.unpack(content, config, parts, start or Path())
-        if content is None and config.init_from is not None:
+        progress = Progress()
+        if content is not None and start is not None:
+            progress = state.unpack(content, config, parts, start)
+            rewind(run, start, progress, screen)
+            warn_of_rounding(content["env"], parts, screen)
+        elif config.init_from is not None:
             start_from_weights(config, parts, screen)
         if not run.outputs.is_dir():
             make(run)
@@ -128,6 +132,29 @@ def check_changes(config: Config, saved: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{shown}: {was}. That would be another run; resume_allow=[{shown}] does it all the same."
             )
+
+
+def rewind(run: runs.Run, start: Path, progress: Progress, screen: Screen) -> None:
+    """Make the run's checkpoints what they were when `start` was written."""
+    for path in checkpoint.steps_in(run.checkpoints):
+        if path > checkpoint.path_of_step(run.checkpoints, progress.step):
+            path.rename(path.with_suffix(".old"))
+    best = run.checkpoints / "best.pt"
+    if progress.best.get("step") == progress.step and not progress.samples and start.parent == run.checkpoints:
+        checkpoint.keep_as_best(start)  # the process may have been killed just before it did so
+    elif progress.best and not (best.is_file() and checkpoint.read(best)["progress"]["step"] == progress.best["step"]):
+        screen.say(
+            f"warning: {best} is not of epoch {progress.best['epoch']}, the best so far; the best is sought anew."
+        )
+        progress.best = {}
+
+
+def warn_of_rounding(before: Mapping[str, Any], parts: Parts, screen: Screen) -> None:
+    """Say what makes a resumed run round differently from the one that was interrupted."""
+    now = state.environment(parts.machine)
+    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if now[key] != before.get(key)]
+    if changed:
+        screen.say(f"warning: not bit-exact: {', '.join(changed)}. The order of the examples is the same.")
 
 
 def already_done(config: Config, run: runs.Run, screen: Screen) -> float | None:

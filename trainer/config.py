@@ -144,7 +144,7 @@ def choices_of(group: str) -> tuple[str, ...]:
 def check_choice(group: str, name: str) -> None:
     """Refuse a name that the group does not have."""
     if name not in choices_of(group):
-        hint = nearest(name, choices_of(group))
+        hint = " A list needs -m in front." if "," in name else nearest(name, choices_of(group))
         raise ConfigError(f"{group}={name}: there is no such {group}.{hint} Choices: {listed(choices_of(group))}.")
 
 

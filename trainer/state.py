@@ -116,7 +116,6 @@ def pack(config: Config, parts: Parts, progress: Progress) -> dict[str, Any]:
         "format": checkpoint.FORMAT,
         "kind": "train",
         "app": "trainer",
-        "torch": str(torch.__version__),
         "created": time.time(),
         "arch": {
             "name": config.model.name,
@@ -135,9 +134,16 @@ def pack(config: Config, parts: Parts, progress: Progress) -> dict[str, Any]:
         "best": progress.best,
         "rng": [runtime.rng_state(parts.machine.device)],
         "config": config.to_dict(),
-        "env": {"threads": torch.get_num_threads(), "device": parts.machine.device.type},
+        "env": environment(parts.machine),
         "data": {"name": config.data.name, "sha256": splits.sha256, "n": len(splits.train)},
     }
+
+
+def environment(machine: Machine) -> dict[str, Any]:
+    """What rounding depends on besides the settings."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    kind = machine.device.type if machine.device.type == "cpu" else torch.cuda.get_device_name(machine.device)
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cpu": capability, "device": kind}
 
 
 def unpack(content: dict[str, Any], config: Config, parts: Parts, path: Path) -> Progress:

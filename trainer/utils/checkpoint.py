@@ -20,7 +20,30 @@ from trainer.utils.errors import ConfigError, ResourceError
 
 FORMAT = 1
 KEPT = 2  # step files that stay besides the best
-REQUIRED = ("format", "kind", "arch", "classes", "preprocess", "model", "config", "data")
+SCHEMA: dict[str, type] = {  # what a checkpoint holds; keys with a dot are looked for one level down
+    "format": int,
+    "kind": str,
+    "arch": dict,
+    "arch.name": str,
+    "arch.num_outputs": int,
+    "arch.in_shape": list,
+    "classes": list,
+    "preprocess": dict,
+    "preprocess.mean": list,
+    "preprocess.std": list,
+    "model": dict,
+    "optimizer": dict,
+    "optimizer.name": str,
+    "optimizer.state": dict,
+    "progress": dict,
+    "best": dict,
+    "rng": list,
+    "config": dict,
+    "config.name": str,
+    "env": dict,
+    "data": dict,
+    "data.sha256": str,
+}
 MAX_MEMBERS = 100_000
 
 
@@ -96,12 +119,19 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file can raise nearly anything
         reason = str(error).splitlines()[0] if isinstance(error, (ConfigError, OSError)) else type(error).__name__
         raise ConfigError(f"{path} is damaged, or no checkpoint of this program: {reason}") from None
-    if not isinstance(content, dict) or not all(key in content for key in REQUIRED):
-        hint = "init_from= takes bare weights" if is_weights(content) else "it lacks what a checkpoint holds"
-        raise ConfigError(f"{path} is no checkpoint of this program: {hint}.")
+    if is_weights(content):
+        raise ConfigError(f"{path} holds bare weights, no checkpoint of this program. init_from= takes them.")
+    for key, kind in SCHEMA.items():
+        node, _, leaf = key.rpartition(".")
+        parent = content if not node else content[node]
+        if not isinstance(parent, dict) or not isinstance(parent.get(leaf), kind):
+            raise ConfigError(f"{path} is no checkpoint of this program: it has no {key}.")
     if content["format"] != FORMAT:
         raise ConfigError(f"{path} has format {content['format']}; this version reads {FORMAT}. Update the program.")
-    if not all(bool(torch.isfinite(t).all()) for t in content["model"].values() if t.is_floating_point()):
+    weights = content["model"].values()
+    if not is_weights(content["model"]):
+        raise ConfigError(f"{path} is no checkpoint of this program: its model is not made of tensors.")
+    if not all(bool(torch.isfinite(t).all()) for t in weights if t.is_floating_point()):
         raise ConfigError(f"{path} is refused: its weights are not finite.")
     return content
 

@@ -1,5 +1,6 @@
 """What the user sees: one line per epoch everywhere, and on a terminal a progress bar within the epoch."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,10 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:  # the reader has left, as `| head` does; the run goes on and train.log has the rest
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         self._write(line)
 
     def note(self, line: str) -> None:

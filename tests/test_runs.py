@@ -1,0 +1,234 @@
+"""Run directories: names, finding a run, the lock, files that are replaced in one step."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.utils import runs
+from trainer.utils.errors import BusyError, ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def plant(root: Path, name: str, started: str = "2024-01-01T00:00:00") -> runs.Run:
+    """A run as the train command leaves it."""
+    run = runs.locate(name, outputs=str(root / "outputs"), checkpoints=str(root / "checkpoints"))
+    run.outputs.mkdir(parents=True)
+    runs.write_json(run.outputs / "config.json", {"config": {"seed": 3}})
+    runs.write_status(run, "done", started)
+    return run
+
+
+def find(root: Path, target: str) -> runs.Found:
+    return runs.find(target, outputs=str(root / "outputs"), checkpoints=str(root / "checkpoints"))
+
+
+@pytest.mark.parametrize("name", ["a", "A1", "mnist-mlp", "a.b_c-d", "1", "x" * 100, "sweep/0", "sweep/12"])
+def test_names_that_can_be_typed_are_taken(name: str) -> None:
+    assert runs.check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", ".a", "-a", "_a", "a b", "a/b", "/a", "a/", "a/../b", "../a", "a\n", "a=b", "a:b", "a\\b", "\xe4"]
+    + ["auto", "last", "best", "a/0/1"],
+)
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is not allowed"):
+        runs.check_name(name)
+
+
+def test_new_names_are_valid_and_never_the_same() -> None:
+    names = {runs.new_name("fashion_mnist", "mlp") for _ in range(200)}
+    assert len(names) == 200
+    for name in names:
+        assert re.fullmatch(r"fashion_mnist-mlp-\d{8}-\d{6}-\d{6}-[0-9a-f]{4}", runs.check_name(name))
+
+
+def test_a_run_is_found_by_its_name(tmp_path: Path) -> None:
+    run = plant(tmp_path, "first")
+    assert find(tmp_path, "first") == runs.Found(run, "")
+    assert find(tmp_path, "first:best") == runs.Found(run, "best")
+    assert find(tmp_path, "first:last") == runs.Found(run, "last")
+
+
+def test_a_job_of_a_sweep_is_found_by_its_number(tmp_path: Path) -> None:
+    run = plant(tmp_path, "sweep/3")
+    assert find(tmp_path, "sweep/3:best") == runs.Found(run, "best")
+
+
+def test_last_is_the_run_that_was_started_last(tmp_path: Path) -> None:
+    plant(tmp_path, "zzz", "2024-01-01T00:00:00")
+    newest = plant(tmp_path, "sweep/0", "2024-01-03T00:00:00")
+    plant(tmp_path, "aaa", "2024-01-02T00:00:00")
+    assert find(tmp_path, "last") == runs.Found(newest, "")
+    assert find(tmp_path, "last:best") == runs.Found(newest, "best")
+
+
+def test_last_without_any_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"last: there is no run in .*outputs"):
+        find(tmp_path, "last")
+
+
+def test_a_path_is_a_file_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a=b (1):x.pt"
+    path.touch()
+    assert find(tmp_path, str(path)) == runs.Found(None, file=path)
+
+
+def test_a_run_goes_before_a_file_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first").touch()
+    assert find(tmp_path, "first").file == Path("first")
+    run = plant(tmp_path, "first")
+    assert find(tmp_path, "first").run == run
+
+
+@pytest.mark.parametrize(("typed", "hint"), [("frist", "first"), ("frist:best", "first"), ("sweep/1", "sweep/0")])
+def test_an_unknown_run_is_refused_with_the_nearest_name(typed: str, hint: str, tmp_path: Path) -> None:
+    plant(tmp_path, "first")
+    plant(tmp_path, "sweep/0")
+    with pytest.raises(ConfigError, match=rf"{typed}: there is no run .* Did you mean {hint}\?"):
+        find(tmp_path, typed)
+
+
+@pytest.mark.parametrize("target", ["", ".", "..", "../outputs/first", "first/", "none.pt", "x" * 300, "a\0b"])
+def test_what_is_neither_run_nor_file_is_refused(target: str, tmp_path: Path) -> None:
+    plant(tmp_path, "first")
+    with pytest.raises(ConfigError, match="no such file"):
+        find(tmp_path, target)
+
+
+def test_a_run_exists_from_its_config_on(tmp_path: Path) -> None:
+    outputs = str(tmp_path / "outputs")
+    assert not runs.exists("first", outputs)
+    (tmp_path / "outputs" / "first").mkdir(parents=True)
+    assert not runs.exists("first", outputs)
+    (tmp_path / "outputs" / "first" / "config.json").touch()
+    assert runs.exists("first", outputs)
+
+
+def test_the_saved_config_and_status_come_back(tmp_path: Path) -> None:
+    run = plant(tmp_path, "first", "noon")
+    assert runs.read_config(run) == {"seed": 3}
+    assert runs.read_status(run) == {"state": "done", "started": "noon", "reason": "", "run": "first"}
+    (run.outputs / "status.json").unlink()
+    assert runs.read_status(run) == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"config": 3}', "{}", "\xff"])
+def test_a_damaged_config_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    run = plant(tmp_path, "first")
+    (run.outputs / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        runs.read_config(run)
+
+
+def test_json_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    runs.write_json(path, {"a": 1})
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    seen: list[dict[str, Any]] = []
+    replace = os.replace
+
+    def look_first(source: Path, target: Path) -> None:
+        seen.extend(json.loads(Path(p).read_text()) for p in (source, target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look_first)
+    runs.write_json(path, {"a": 2})
+    assert seen == [{"a": 2}, {"a": 1}]  # the new one is whole before the old one goes
+    assert runs.read_json(path) == {"a": 2}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    runs.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(path, {"a": object()})
+    assert runs.read_json(path) == {"a": 1}
+
+
+def test_csv_quotes_what_needs_it(tmp_path: Path) -> None:
+    rows = [{"input": 'a,b "c"\nd', "p": "0.5"}, {"input": "\xe4", "p": ""}]
+    runs.write_csv(tmp_path / "a.csv", rows)
+    with open(tmp_path / "a.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == rows
+
+
+def test_failures_are_appended_to_the_log(tmp_path: Path) -> None:
+    for text in ("one\n", "two\n"):
+        runs.log_failure(tmp_path / "sweep" / "0", text)
+    assert (tmp_path / "sweep" / "0" / "train.log").read_text() == "one\ntwo\n"
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from trainer.utils import runs
+
+folder = Path(sys.argv[1])
+file = runs.hold(runs.Run("first", folder, folder))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def holder(folder: Path) -> subprocess.Popen[str]:
+    """A process that holds the lock of a run's folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_run_is_held_by_one_process_and_free_once_it_is_killed(tmp_path: Path) -> None:
+    run = runs.Run("first", tmp_path, tmp_path)
+    with holder(tmp_path) as process:
+        for _ in range(2):
+            with pytest.raises(BusyError, match=rf"in use by pid {process.pid} on \S+\.$"):
+                runs.hold(run)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with runs.hold(run):
+        assert f"pid {os.getpid()} on " in (tmp_path / "run.lock").read_text()
+        assert str(process.pid) not in (tmp_path / "run.lock").read_text()
+
+
+def test_closing_the_file_frees_the_run(tmp_path: Path) -> None:
+    runs.hold(runs.Run("first", tmp_path, tmp_path)).close()
+    with holder(tmp_path) as process:
+        process.kill()
+
+
+def test_folders_are_made_and_tried(tmp_path: Path) -> None:
+    folders = (tmp_path / "a" / "b", tmp_path / "c")
+    runs.check_writable(*folders)
+    assert all(folder.is_dir() and not list(folder.iterdir()) for folder in folders)
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=rf"{folder} cannot be written: .*paths\."):
+            runs.check_writable(tmp_path, folder)
+
+
+def test_a_folder_that_refuses_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """chmod does not stop root, so the write itself is made to fail."""
+
+    def read_only(self: Path, data: bytes) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", read_only)
+    with pytest.raises(ConfigError, match="cannot be written: Read-only file system"):
+        runs.check_writable(tmp_path)

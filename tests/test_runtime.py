@@ -1,0 +1,187 @@
+"""Signals, generators, threads and devices."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.utils import runtime
+from trainer.utils.errors import ConfigError, Interrupted
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def threads_put_back() -> Iterator[None]:
+    yield
+    torch.set_num_threads(runtime.TORCH_THREADS)
+
+
+def set_up(name: str = "cpu", **changes: Any) -> runtime.Machine:
+    return runtime.set_up(name, **({"threads": 1, "precision": "fp32", "channels_last": False} | changes))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_is_remembered_and_the_handlers_come_back(signum: signal.Signals) -> None:
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with runtime.StopSignal() as stop:
+        assert stop.signum == 0
+        signal.raise_signal(signum)
+        assert stop.signum == signum
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_of_either_kind_has_its_usual_effect(first: signal.Signals, second: signal.Signals) -> None:
+    with runtime.StopSignal():
+        signal.raise_signal(first)
+        assert signal.getsignal(second) is not None
+        assert signal.getsignal(second) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_handlers_come_back_after_an_error() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="mine"), runtime.StopSignal():
+        raise ValueError("mine")
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+TWICE = """
+import signal
+from trainer.utils.runtime import StopSignal
+with StopSignal() as stop:
+    for _ in range(2):
+        print("alive", flush=True)
+        signal.raise_signal(signal.SIGTERM)
+    print("still alive")
+"""
+
+
+def test_a_second_sigterm_ends_the_process_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", TWICE], cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "alive\nalive\n"), done.stderr
+
+
+def test_guarded_items_come_through_until_a_signal() -> None:
+    got = []
+    with runtime.StopSignal() as stop:
+        assert list(stop.guard(iter([1, 2, 3]))) == [1, 2, 3]
+        with pytest.raises(Interrupted) as interruption:
+            for item in stop.guard(iter([1, 2, 3])):
+                got.append(item)
+                if item == 2:
+                    signal.raise_signal(signal.SIGTERM)
+    assert got == [1, 2]
+    assert interruption.value.exit_code == 143
+
+
+def test_an_interrupt_by_the_keyboard_leaves_with_130() -> None:
+    assert Interrupted(signal.SIGINT, "").exit_code == 130
+
+
+def test_generators_go_on_from_a_saved_state() -> None:
+    dropout = torch.nn.Dropout(0.5)
+    runtime.seed_everything(3)
+    torch.rand(5)
+    state = runtime.rng_state(CPU)
+    expected = [torch.rand(4), torch.randn(3), dropout(torch.ones(20)), torch.randperm(9)]
+    runtime.seed_everything(4)
+    runtime.restore_rng(state, CPU)
+    got = [torch.rand(4), torch.randn(3), dropout(torch.ones(20)), torch.randperm(9)]
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_saved_state_does_not_move_with_the_generator() -> None:
+    state = runtime.rng_state(CPU)
+    kept = state["cpu"].clone()
+    torch.rand(1000)
+    assert torch.equal(state["cpu"], kept)
+    assert state["cuda"] is None
+
+
+def test_a_seed_settles_every_generator() -> None:
+    def draws(seed: int) -> tuple[float, float]:
+        runtime.seed_everything(seed)
+        return random.random(), torch.rand(()).item()
+
+    assert draws(1) == draws(1)
+    assert all(a != b for a, b in zip(draws(1), draws(2), strict=True))
+
+
+@pytest.mark.usefixtures("threads_put_back")
+def test_threads_are_set_and_zero_goes_back_to_torchs_own() -> None:
+    set_up(threads=3)
+    assert torch.get_num_threads() == 3
+    set_up(threads=0)
+    assert torch.get_num_threads() == runtime.TORCH_THREADS
+    set_up(threads=1)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("threads_put_back")
+@pytest.mark.parametrize(
+    ("precision", "dtype", "bf16"),
+    [("fp32", torch.float32, False), ("fp64", torch.float64, False), ("bf16", torch.float32, True)],
+)
+def test_precision_settles_type_and_autocast(precision: str, dtype: torch.dtype, bf16: bool) -> None:
+    machine = set_up(precision=precision, channels_last=True)
+    assert (machine.device, machine.dtype, machine.bf16, machine.channels_last) == (CPU, dtype, bf16, True)
+    with machine.autocast():
+        product = torch.ones(2, 2, dtype=dtype) @ torch.ones(2, 2, dtype=dtype)
+    assert product.dtype == (torch.bfloat16 if bf16 else dtype)
+
+
+@pytest.mark.parametrize(
+    ("count", "index", "message"),
+    [
+        (0, 0, r"device=cuda:0: no CUDA GPU is visible\. Allowed here: device=cpu, device=auto"),
+        (2, 7, r"device=cuda:7: the GPUs are numbered 0 to 1\."),
+        (2, 2, r"device=cuda:2"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused(
+    count: int, index: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    before = torch.get_num_threads()
+    with pytest.raises(ConfigError, match=message):
+        set_up("cuda", index=index, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.usefixtures("threads_put_back")
+@pytest.mark.parametrize(
+    ("name", "count", "device"),
+    [("auto", 0, "cpu"), ("auto", 2, "cuda:0"), ("cpu", 2, "cpu"), ("cuda", 2, "cuda:1")],
+)
+def test_only_auto_chooses(name: str, count: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert set_up(name, index=int(device[-1]) if ":" in device else 0).device == torch.device(device)
+
+
+def test_the_description_of_a_run_is_plain_and_complete() -> None:
+    found = runtime.describe(runtime.Machine(CPU, torch.float32, False, False))
+    versions, hardware = {"python", "torch", "platform"}, {"cpu", "cpu_capability", "threads", "device", "gpu"}
+    assert set(found) == versions | hardware | {"git", "command"}
+    assert json.loads(json.dumps(found)) == found
+    assert (found["torch"], found["device"], found["gpu"]) == (torch.__version__, "cpu", None)
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["threads"] == torch.get_num_threads()
+    if (ROOT / ".git").exists():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True, capture_output=True, check=True)
+        assert found["git"]["commit"] == head.stdout.strip()
+        assert isinstance(found["git"]["dirty"], bool)
+
+
+def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert runtime.describe(runtime.Machine(CPU, torch.float32, False, False))["git"] is None

@@ -1,0 +1,147 @@
+"""What is printed: plain lines without a terminal, a bar on one, tables, and the copy in train.log."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.utils.screen import Screen, shown, table
+
+ROOT = Path(__file__).resolve().parent.parent
+BOTH: dict[str, Any] = {"train_loss": 0.5, "train_accuracy": 0.75, "val_loss": 0.25, "val_accuracy": 0.5}
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+
+
+def row(epoch: int, **metrics: Any) -> dict[str, Any]:
+    return {"epoch": epoch, "step": epoch, "lr": 0.1} | (metrics or BOTH) | {"samples_per_second": 12345.6}
+
+
+def test_without_a_terminal_lines_are_plain_and_no_bar_is_due(capfd: pytest.CaptureFixture[str]) -> None:
+    with Screen() as screen:
+        assert not screen.due()
+        for epoch in (1, 2):
+            screen.row(row(epoch), 10)
+        screen.say("done [bold] 100%")
+    out = capfd.readouterr().out
+    assert out == (
+        "    epoch  train_loss   train_acc    val_loss     val_acc   examples/s\n"
+        "   1/10        0.5000      0.7500      0.2500      0.5000       12,346\n"
+        "   2/10        0.5000      0.7500      0.2500      0.5000       12,346\n"
+        "done [bold] 100%\n"
+    )
+
+
+def test_regression_without_validation_has_one_column(capfd: pytest.CaptureFixture[str]) -> None:
+    Screen().row(row(3, train_loss=1e-5, val_loss=None), 100)
+    heading, line = capfd.readouterr().out.splitlines()
+    assert heading.split() == ["epoch", "train_loss", "examples/s"]
+    assert line.split() == ["3/100", "1.0e-05", "12,346"]
+
+
+@pytest.mark.parametrize("epochs", [1, 10, 9999])
+def test_headings_and_numbers_end_in_the_same_columns(epochs: int, capfd: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    for epoch in (1, epochs):
+        screen.row(row(epoch), epochs)
+    ends = [[m.end() for m in re.finditer(r"\S+", line)][1:] for line in capfd.readouterr().out.splitlines()]
+    assert ends[0] == ends[1] == ends[2]
+
+
+def test_the_log_gets_every_line_also_the_earlier_ones(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "train.log"
+    path.write_text("before\n")
+    screen = Screen()
+    screen.say("early")
+    screen.note("early, for the log alone")
+    screen.log_to(path)
+    screen.say("late")
+    screen.note("late, for the log alone")
+    assert path.read_text() == "before\nearly\nearly, for the log alone\nlate\nlate, for the log alone\n"
+    assert capfd.readouterr().out == "early\nlate\n"
+
+
+ON_A_TERMINAL = """
+import sys, time
+from pathlib import Path
+from trainer.utils.screen import Screen
+
+screen = Screen()
+screen.log_to(Path(sys.argv[1]))
+row = {"train_loss": 0.5, "train_accuracy": 0.75, "val_loss": 0.25, "val_accuracy": 0.5, "samples_per_second": 1e4}
+with screen:
+    for epoch in (1, 2):
+        assert screen.due()
+        for done in (0, 50, 100):
+            screen.progress(epoch, 2, done, 100, f"loss 0.{done:04}  [examples/s]")
+        assert not screen.due()
+        screen.row(row | {"epoch": epoch}, 2)
+        time.sleep(0.25)
+    screen.say("a line [bold]of the user[/bold] :smile: 100%")
+print("after the bar")
+"""
+
+
+def on_a_terminal(code: str, *args: object, columns: int = 100) -> str:
+    """What a terminal receives from a script."""
+    ours, theirs = os.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "30"}
+    words = [sys.executable, "-c", code, *map(str, args)]
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    received = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            received += chunk
+    except OSError:
+        pass  # how Linux says that the other side is closed
+    os.close(ours)
+    assert process.wait() == 0, received.decode()
+    return received.decode()
+
+
+def test_on_a_terminal_a_bar_moves_and_lines_stay_intact(tmp_path: Path) -> None:
+    received = on_a_terminal(ON_A_TERMINAL, tmp_path / "train.log")
+    for text in ("epoch 1/2", "epoch 2/2", "loss 0.0050", "loss 0.0100", "[examples/s]", "\u2501"):
+        assert text in received
+    log = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split()[0] for line in log] == ["epoch", "1/2", "2/2", "a"]
+    assert "\x1b" not in "".join(log)
+    lines = [line.rstrip() for line in CONTROL.sub("", received).split("\n")]
+    for line in [*log, "after the bar"]:
+        assert lines.count(line) == 1, line
+
+
+def test_the_bar_is_gone_once_training_ends(tmp_path: Path) -> None:
+    """After the last line nothing of the bar is drawn, and the cursor is shown again."""
+    received = on_a_terminal(ON_A_TERMINAL, tmp_path / "train.log")
+    assert "epoch 2/2" not in received.partition("a line")[2]
+    assert received.rfind("\x1b[?25h") > received.rfind("\x1b[?25l")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.0, "0.0000"),
+        (0.5, "0.5000"),
+        (0.001, "0.0010"),
+        (0.00099, "9.9e-04"),
+        (-0.00001, "-1.0e-05"),
+        (12.5, "12.5000"),
+    ],
+)
+def test_small_figures_are_not_rounded_to_nothing(value: float, expected: str) -> None:
+    assert shown(value) == expected
+
+
+def test_a_tables_columns_are_aligned() -> None:
+    rows = [
+        {"class": "cat", "precision": 0.5, "n": 3, "note": None},
+        {"class": "hippopotamus", "precision": 0.00001, "n": 12345, "note": "rare"},
+    ]
+    assert table(rows) == (
+        "class         precision  n      note\ncat           0.5000     3\nhippopotamus  1.0e-05    12345  rare"
+    )
