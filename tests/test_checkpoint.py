@@ -39,7 +39,8 @@ def content_of(numbers: int = 12, **changes: Any) -> dict[str, Any]:
         "progress": {"epoch": 2, "step": 10, "stopped": ""},
         "best": {"metric": "val_loss", "value": 0.5},
         "rng": [{"cpu": torch.get_rng_state(), "cuda": None}],
-        "config": {"seed": 0, "optimizer": {"lr": 0.1}},
+        "config": {"name": "first", "seed": 0, "optimizer": {"lr": 0.1}},
+        "env": {"torch": "2.0", "threads": 1},
         "data": {"name": "mnist", "sha256": "0" * 64},
     }
     return fresh | changes
@@ -193,6 +194,16 @@ def test_deflated_members_are_refused(tmp_path: Path) -> None:
         checkpoint.read(path)
 
 
+def test_deflated_members_are_refused_also_in_a_file_padded_to_their_size(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    deflate(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = bytes(60_000)
+        assert sum(member.file_size for member in archive.infolist()) < 60_000
+    with pytest.raises(ConfigError, match="members"):
+        checkpoint.read(path)
+
+
 def test_a_bare_state_dict_is_for_init_from_only(tmp_path: Path) -> None:
     weights = nn.Linear(3, 2).state_dict()
     for new in (True, False):
@@ -250,11 +261,22 @@ def test_weights_that_are_not_finite_are_refused(bad: float, tmp_path: Path) -> 
         checkpoint.read(path)
 
 
-@pytest.mark.parametrize("key", checkpoint.REQUIRED)
-def test_a_missing_key_is_refused(key: str, tmp_path: Path) -> None:
-    content = content_of()
-    del content[key]
-    with pytest.raises(ConfigError, match="no checkpoint of this program"):
+def test_a_newer_format_is_told_by_its_number_even_if_it_holds_other_things(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"format": checkpoint.FORMAT + 998, "weights": {}})
+    with pytest.raises(ConfigError, match="format 999"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("wrong", ["absent", "of another type"])
+@pytest.mark.parametrize("key", checkpoint.SCHEMA)
+def test_what_is_absent_or_of_another_type_is_refused_by_its_name(key: str, wrong: str, tmp_path: Path) -> None:
+    content = copy.deepcopy(content_of())
+    node, _, leaf = key.rpartition(".")
+    parent = content[node] if node else content
+    del parent[leaf]
+    if wrong == "of another type":
+        parent[leaf] = 1.5
+    with pytest.raises(ConfigError, match=f"no checkpoint of this program: it has no {key}"):
         checkpoint.read(saved(tmp_path, content))
 
 
@@ -374,8 +396,8 @@ import torch
 from trainer.utils import checkpoint
 
 torch.set_num_threads(1)
-path, rng, acknowledged, left = Path(sys.argv[1]), random.Random(0), -1, 0
-keys = dict.fromkeys(checkpoint.REQUIRED, 0)
+path, content = Path(sys.argv[1]), checkpoint.read(Path(sys.argv[2]))
+rng, acknowledged, left = random.Random(0), -1, 0
 for _ in range(10):
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -384,7 +406,7 @@ for _ in range(10):
         while True:
             step += 1
             weights = torch.full((300_000,), float(step))
-            checkpoint.write(path, keys | {"format": checkpoint.FORMAT, "model": {"w": weights}, "step": step})
+            checkpoint.write(path, content | {"model": {"w": weights}, "step": step})
             os.write(write_end, b"%d\\n" % step)
     os.close(write_end)
     os.read(read_end, 1)  # it writes; the byte belongs to a number that is not needed whole
@@ -406,7 +428,7 @@ print("readable after every kill;", acknowledged >= 9, left > 0)
 
 def test_a_file_is_readable_after_every_kill(tmp_path: Path) -> None:
     """SIGKILL ten times at random in back-to-back writes: a whole file each time, no older than the last that ended."""
-    done = script(KILLED, tmp_path / "a.pt")
+    done = script(KILLED, tmp_path / "killed" / "a.pt", saved(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "readable after every kill; True True\n"
 
@@ -440,6 +462,18 @@ def test_best_moves_from_file_to_file_and_stays_when_named_twice(tmp_path: Path)
             checkpoint.keep_as_best(path)
             assert checkpoint.read(tmp_path / "best.pt")["step"] == step
             assert not temporaries(tmp_path)
+
+
+def test_best_is_a_copy_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = saved(tmp_path, content_of(step=1), checkpoint.path_of_step(tmp_path, 1).name)
+    checkpoint.keep_as_best(path)
+    path.unlink()
+    assert checkpoint.read(tmp_path / "best.pt")["step"] == 1
+    assert not temporaries(tmp_path)
 
 
 def test_a_step_file_that_is_written_again_leaves_the_best_alone(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_folder_in_memory_and_streamed_gives_equal_weights(channels: int, cli:
     for name, way in ways.items():
         outcome = cli(*words, *way, f"name={name}")
         assert outcome.code == 0, outcome.err
-    memory, *others = ({k: v for k, v in weights_of(Path("checkpoints", name, "best.pt")).items()} for name in ways)
+    memory, *others = (weights_of(Path("checkpoints", name, "best.pt")) for name in ways)
     for other in others:
         assert all(torch.equal(memory[key], other[key]) for key in memory)
     tests = [read(Path("outputs", name, "result.json"))["test"] for name in ways]
@@ -279,7 +279,7 @@ def test_divergence_ends_the_run_with_three_and_no_bad_checkpoint(cli: Cli) -> N
 
 
 def test_divergence_in_a_later_epoch_keeps_the_last_good_checkpoint(cli: Cli) -> None:
-    words = ("optimizer.lr=1.75", "epochs=50", "data.num_examples=100", "batch_size=30", "save.every_steps=1")
+    words = ("optimizer.lr=30", "epochs=50", "data.num_examples=100", "batch_size=90")  # the loss grows 800-fold a step
     outcome = cli("name=a", "plots=false", *words)
     assert outcome.code == 3
     files = list(Path("checkpoints/a").glob("*.pt"))
@@ -290,9 +290,15 @@ def test_divergence_in_a_later_epoch_keeps_the_last_good_checkpoint(cli: Cli) ->
         assert math.isfinite(content["progress"]["loss_sum"])
     newest = max(path for path in files if path.name.startswith("step"))
     assert str(newest) in outcome.err
-    for row in metrics_of(Path("outputs/a")):
-        assert all(math.isfinite(value) for value in row.values())
     assert cli("eval", "checkpoint=a").code == 0
+
+
+def test_metrics_hold_finite_numbers_only(cli: Cli) -> None:
+    """One validation row in ten is far out, so its loss is the first that float32 cannot hold."""
+    words = ("optimizer.lr=30", "epochs=50", "data.num_examples=100", "batch_size=90")
+    assert cli("name=a", "plots=false", *words).code == 3
+    for row in metrics_of(Path("outputs/a")):  # JSON knows no Infinity, and other readers refuse the file
+        assert all(math.isfinite(value) for value in row.values())
 
 
 # init_from
@@ -326,14 +332,10 @@ def test_init_from_a_model_without_a_common_layer_is_refused(cli: Cli) -> None:
 # eval
 
 
-def test_eval_repeats_the_test_figures_of_the_run(cli: Cli, tiny: Path) -> None:
+def test_eval_repeats_the_test_figures_of_the_run(cli: Cli, tiny: Path, tiny_mnist: Path) -> None:
     result = read(tiny / "a" / "result.json")
-    for words in (
-        ("checkpoint=a",),
-        ("checkpoint=a:best",),
-        ("checkpoint=last",),
-        ("checkpoint=checkpoints/a/best.pt",),
-    ):
+    path = ("checkpoint=checkpoints/a/best.pt", f"paths.data={tiny_mnist}")
+    for words in (("checkpoint=a",), ("checkpoint=a:best",), ("checkpoint=last",), path):
         outcome = cli("eval", *words, "plots=false")
         assert outcome.code == 0, outcome.err
         found = read(tiny / "a" / "eval-mnist-test.json")
@@ -371,8 +373,9 @@ def test_eval_of_best_and_last_repeats_their_validation(cli: Cli, tiny: Path) ->
         assert (found["loss"], found["accuracy"], found["n"]) == (row["val_loss"], row["val_accuracy"], 60)
 
 
-def test_eval_of_a_step_file_measures_that_file(cli: Cli, tiny: Path) -> None:
-    assert cli("eval", "checkpoint=checkpoints/a/step_00000022.pt", "split=val", "plots=false").code == 0
+def test_eval_of_a_step_file_measures_that_file(cli: Cli, tiny: Path, tiny_mnist: Path) -> None:
+    words = ("checkpoint=checkpoints/a/step_00000022.pt", f"paths.data={tiny_mnist}", "split=val", "plots=false")
+    assert cli("eval", *words).code == 0
     row, found = metrics_of(tiny / "a")[1], read(tiny / "a" / "eval-mnist-val.json")
     assert (found["loss"], found["accuracy"]) == (row["val_loss"], row["val_accuracy"])
     assert found["checkpoint"].endswith("step_00000022.pt")

@@ -132,7 +132,7 @@ def test_hyperparameters_stand_in_the_same_run_beside_the_metrics(tmp_path: Path
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
     assert set(start) == set(settings)
     assert start["optimizer.lr"].number_value == 0.1
-    assert start["plots"].bool_value is True
+    assert start["plots"].number_value == 1.0
     assert start["model"].string_value == "mlp"
     assert start["model.num_hiddens"].string_value == "[4, 2]"
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment

@@ -13,6 +13,7 @@ from trainer.utils.screen import Screen, shown, table
 
 ROOT = Path(__file__).resolve().parent.parent
 BOTH: dict[str, Any] = {"train_loss": 0.5, "train_accuracy": 0.75, "val_loss": 0.25, "val_accuracy": 0.5}
+ERASE = "\x1b[2K"  # empties the line, here the one with the bar
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 
@@ -64,6 +65,32 @@ def test_the_log_gets_every_line_also_the_earlier_ones(tmp_path: Path, capfd: py
     assert capfd.readouterr().out == "early\nlate\n"
 
 
+LEFT_ALONE = """
+import sys
+from pathlib import Path
+from trainer.utils.screen import Screen
+
+sys.stdin.readline()  # until the reader has gone
+screen = Screen()
+screen.log_to(Path(sys.argv[1]))
+for i in range(3):
+    screen.say(f"line {i}")
+"""
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", LEFT_ALONE, str(tmp_path / "train.log")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=ROOT, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None  # noqa: PT018
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    assert (tmp_path / "train.log").read_text() == "line 0\nline 1\nline 2\n"
+
+
 ON_A_TERMINAL = """
 import sys, time
 from pathlib import Path
@@ -76,7 +103,7 @@ with screen:
     for epoch in (1, 2):
         assert screen.due()
         for done in (0, 50, 100):
-            screen.progress(epoch, 2, done, 100, f"loss 0.{done:04}  [examples/s]")
+            screen.progress(epoch, 2, done, 100, f"loss 0.{done:04}  9 examples/s")
         assert not screen.due()
         screen.row(row | {"epoch": epoch}, 2)
         time.sleep(0.25)
@@ -105,12 +132,12 @@ def on_a_terminal(code: str, *args: object, columns: int = 100) -> str:
 
 def test_on_a_terminal_a_bar_moves_and_lines_stay_intact(tmp_path: Path) -> None:
     received = on_a_terminal(ON_A_TERMINAL, tmp_path / "train.log")
-    for text in ("epoch 1/2", "epoch 2/2", "loss 0.0050", "loss 0.0100", "[examples/s]", "\u2501"):
+    for text in ("epoch 1/2", "epoch 2/2", "loss 0.0050", "loss 0.0100", "9 examples/s", "\u2501"):
         assert text in received
     log = (tmp_path / "train.log").read_text().splitlines()
     assert [line.split()[0] for line in log] == ["epoch", "1/2", "2/2", "a"]
     assert "\x1b" not in "".join(log)
-    lines = [line.rstrip() for line in CONTROL.sub("", received).split("\n")]
+    lines = [CONTROL.sub("", line.rpartition(ERASE)[2]).rstrip() for line in received.split("\n")]
     for line in [*log, "after the bar"]:
         assert lines.count(line) == 1, line
 

@@ -156,6 +156,12 @@ def test_limit_is_stratified_and_leaves_validation_as_it_was() -> None:
     assert all(number in options for number, options in zip(got, allowed, strict=True)), (got, allowed)
 
 
+def test_the_split_seed_decides_who_stays_within_the_limit() -> None:
+    kept = [numbers(cut(source_of(), val_fraction=0, split_seed=s, limit=40).train) for s in (0, 0, 1)]
+    assert kept[0] == kept[1]
+    assert kept[0] != kept[2]
+
+
 def test_limit_may_take_everything_but_no_more() -> None:
     whole = cut(source_of(), val_fraction=1, split_seed=0)
     assert numbers(cut(source_of(), val_fraction=1, split_seed=0, limit=100).train) == numbers(whole.train)

@@ -137,7 +137,7 @@ def check_changes(config: Config, saved: Mapping[str, Any]) -> None:
 def rewind(run: runs.Run, start: Path, progress: Progress, screen: Screen) -> None:
     """Make the run's checkpoints what they were when `start` was written."""
     for path in checkpoint.steps_in(run.checkpoints):
-        if path > checkpoint.path_of_step(run.checkpoints, progress.step):
+        if checkpoint.step_of(path) > progress.step:
             path.rename(path.with_suffix(".old"))
     best = run.checkpoints / "best.pt"
     if progress.best.get("step") == progress.step and not progress.samples and start.parent == run.checkpoints:

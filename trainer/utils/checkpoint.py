@@ -54,7 +54,13 @@ def path_of_step(folder: Path, step: int) -> Path:
 
 def steps_in(folder: Path) -> list[Path]:
     """The step files of a run, oldest first."""
-    return sorted(folder.glob("step_*.pt"))
+    return sorted(folder.glob("step_*.pt"), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step that a file is named after; names of more than eight digits do not sort as text."""
+    digits = path.stem.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -111,29 +117,48 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: names the file and what is wrong with it.
     """
-    try:
-        check_zip(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file.") from None
-    except Exception as error:  # a damaged file can raise nearly anything
-        reason = str(error).splitlines()[0] if isinstance(error, (ConfigError, OSError)) else type(error).__name__
-        raise ConfigError(f"{path} is damaged, or no checkpoint of this program: {reason}") from None
+    content = load(path)
     if is_weights(content):
         raise ConfigError(f"{path} holds bare weights, no checkpoint of this program. init_from= takes them.")
+    if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] != FORMAT:
+        raise ConfigError(f"{path} has format {content['format']}; this version reads {FORMAT}. Update the program.")
     for key, kind in SCHEMA.items():
         node, _, leaf = key.rpartition(".")
         parent = content if not node else content[node]
         if not isinstance(parent, dict) or not isinstance(parent.get(leaf), kind):
             raise ConfigError(f"{path} is no checkpoint of this program: it has no {key}.")
-    if content["format"] != FORMAT:
-        raise ConfigError(f"{path} has format {content['format']}; this version reads {FORMAT}. Update the program.")
-    weights = content["model"].values()
-    if not is_weights(content["model"]):
-        raise ConfigError(f"{path} is no checkpoint of this program: its model is not made of tensors.")
-    if not all(bool(torch.isfinite(t).all()) for t in weights if t.is_floating_point()):
-        raise ConfigError(f"{path} is refused: its weights are not finite.")
+    check_weights(content["model"], path)
     return content
+
+
+def load(path: Path, *, legacy: bool = False) -> Any:
+    """What torch.save put into a file, as plain types and tensors on the CPU.
+
+    Args:
+        legacy: also take torch's format from before zip files, which has no checksums.
+    Raises:
+        ConfigError: the file is missing, damaged, or holds anything else.
+    """
+    try:
+        if not legacy or zipfile.is_zipfile(path):
+            check_zip(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file.") from None
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = str(error).splitlines()[0] if isinstance(error, (ConfigError, OSError)) else type(error).__name__
+        raise ConfigError(f"{path} is damaged, or no checkpoint of this program: {reason}") from None
+
+
+def check_weights(weights: Any, path: Path) -> None:
+    """Refuse what is no dict of tensors, not finite, or claims to be larger than the bytes it has (stride 0)."""
+    if not is_weights(weights):
+        raise ConfigError(f"{path} is no checkpoint of this program: its model is not made of tensors.")
+    for name, tensor in weights.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ConfigError(f"{path} is refused: {name} claims more numbers than the file holds.")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ConfigError(f"{path} is refused: {name} is not finite.")
 
 
 def check_zip(path: Path) -> None:
@@ -161,13 +186,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights in a checkpoint of ours or in a bare state_dict file, for init_from=.
 
     Raises:
-        ConfigError: the file holds neither.
+        ConfigError: the file is damaged, or holds neither.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # as in read
-        raise ConfigError(f"{path} cannot be read as weights: {type(error).__name__}.") from None
-    return content if is_weights(content) else read(path)["model"]
+    content = load(path, legacy=True)  # many published weights are that old
+    if not is_weights(content):
+        return read(path)["model"]
+    check_weights(content, path)
+    return content
 
 
 def load_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -218,7 +243,7 @@ def load_optimizer(
     numbers = {name: i for i, (name, _) in enumerate(model.named_parameters())}
     shapes = {name: p.shape for name, p in model.named_parameters()}
     for name, buffers in state.items():
-        if name not in shapes or any(b.ndim and b.shape != shapes[name] for b in buffers.values()):
+        if name not in shapes or any(b.shape != shapes[name] for key, b in buffers.items() if key != "step"):
             raise ConfigError(f"{path} does not fit the optimizer: its buffers for {name} do not fit the model.")
     whole = optimizer.state_dict()
     whole["state"] = {numbers[name]: dict(buffers) for name, buffers in state.items()}

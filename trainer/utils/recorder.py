@@ -26,7 +26,7 @@ class Recorder:
         temporary = self.path.with_name(".metrics.tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(temporary, self.path)
-        self.writer: Any = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1 if steps_done else None)
+        self.writer: Any = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and its metrics in TensorBoard."""

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from trainer.utils.errors import BusyError, ConfigError, nearest
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 JOB = re.compile(rf"{NAME.pattern}(/\d+)?")  # a run, or one of the numbered jobs of a sweep
 RESERVED = ("auto", "last", "best")
 
@@ -45,9 +45,8 @@ def check_name(name: str) -> str:
         ConfigError: malformed or reserved.
     """
     if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"name={name} is not allowed. Allowed: letters, digits, '.', '_' and '-', first a letter or digit."
-        )
+        allowed = "up to 100 letters, digits, '.', '_' and '-', first a letter or digit"
+        raise ConfigError(f"name={name} is not allowed. Allowed: {allowed}.")
     if name in RESERVED:
         raise ConfigError(f"name={name} is not allowed: {', '.join(RESERVED)} have a meaning of their own.")
     return name
@@ -83,7 +82,7 @@ def find(target: str, *, outputs: str, checkpoints: str) -> Found:
         name = _newest(Path(outputs))
     if JOB.fullmatch(name) and exists(name, outputs):
         return Found(locate(name, outputs=outputs, checkpoints=checkpoints), which)
-    if Path(target).is_file():
+    if os.path.isfile(target):  # Path.is_file raises where a name is too long
         return Found(None, file=Path(target))
     names = [str(path.parent.relative_to(outputs)) for path in _all_runs(Path(outputs))]
     where = f"there is no run of this name in {outputs}/ and no such file"

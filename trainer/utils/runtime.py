@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -88,7 +89,8 @@ class StopSignal:
 
     def _remember(self, signum: int, _frame: FrameType | None) -> None:
         self.signum = signum
-        signal.signal(signum, signal.SIG_DFL)
+        for either in self._before:
+            signal.signal(either, signal.SIG_DFL)
 
     def guard(self, items: Iterator[Item]) -> Iterator[Item]:
         """The same items; raises Interrupted before the next one once a signal came."""
@@ -100,9 +102,9 @@ class StopSignal:
 
 def describe(machine: Machine) -> dict[str, Any]:
     """Versions, hardware and commit, for config.json."""
+    packages = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pillow")
     return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
