@@ -102,9 +102,10 @@ class StopSignal:
 
 def describe(machine: Machine) -> dict[str, Any]:
     """Versions, hardware and commit, for config.json."""
-    packages = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "pillow")
+    packages = ("torchvision", "hydra-core", "omegaconf", "numpy", "pillow")
     return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}
+        | {name: version(name) for name in packages},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
