@@ -187,9 +187,11 @@ def saved_config(command: Command) -> Mapping[str, Any] | None:
         return runs.read_config(found.run)
     from trainer.utils import checkpoint  # imports torch
 
-    foreign = dict(checkpoint.read(found.file)["config"])
-    foreign["paths"] = {}  # of the machine it was written on
-    return foreign
+    saved = dict(checkpoint.read(found.file)["config"])
+    own = Path(folders["checkpoints"]) / saved["name"] / found.file.name
+    if not own.is_file() or not own.samefile(found.file):
+        saved["paths"] = {}  # of the machine it was written on
+    return saved
 
 
 def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any]) -> None:

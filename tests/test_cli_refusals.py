@@ -241,10 +241,10 @@ def test_a_setting_without_effect_warns(cli: Cli) -> None:
     assert "optimizer.lr has no effect" in outcome.out
 
 
-def test_split_without_effect_on_train_warns(cli: Cli) -> None:
+def test_split_is_not_for_train(cli: Cli) -> None:
     outcome = cli("name=a", "plots=false", "epochs=1", "split=val")
-    assert outcome.code == 0
-    assert "split" in outcome.out + outcome.err
+    assert outcome.code == 2
+    assert "split= is for eval" in outcome.err
 
 
 def test_predict_is_refused_for_a_regression(cli: Cli) -> None:

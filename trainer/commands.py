@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import build, data, engine, report, state, training
+from trainer import build, data, report, state, training
 from trainer.config import Config, flatten
 from trainer.state import Parts, Progress
 from trainer.utils import checkpoint, runs, runtime
@@ -46,31 +46,18 @@ def train(config: Config) -> float:
     Raises:
         ConfigError, DivergedError, ResourceError, BusyError, Interrupted: see trainer.utils.errors.
     """
-    for key in ("checkpoint", "input"):
-        if getattr(config, key) is not None:
-            raise ConfigError(
-                f"{key}= is for eval and predict. To go on with a run: resume=. To start from weights: init_from=."
-            )
+    refuse_strangers(config)
     screen = Screen()
     machine = state.machine_of(config)
     runs.check_writable(Path(config.paths.outputs), Path(config.paths.checkpoints))
+    run, start = starting_point(config, screen)
+    if start is not None and (finished := already_done(config, run, screen)) is not None:
+        return finished
+    config = replace(config, name=run.name)
     with ExitStack() as held:
-        run, start = starting_point(config)
         if run.outputs.is_dir():
             held.enter_context(runs.hold(run))
-        if start is not None and (finished := already_done(config, run, screen)) is not None:
-            return finished
-        content = checkpoint.read(start) if start is not None else None
-        announce(config, machine, screen)
-        splits = data.load(config.data, config.paths)
-        parts = state.assemble(config, splits, machine)
-        progress = Progress()
-        if content is not None and start is not None:
-            progress = state.unpack(content, config, parts, start)
-            rewind(run, start, progress, screen)
-            warn_of_rounding(content["env"], parts, screen)
-        elif config.init_from is not None:
-            start_from_weights(config, parts, screen)
+        parts, progress = get_ready(config, run, start, machine, screen)
         if not run.outputs.is_dir():
             make(run)
             held.enter_context(runs.hold(run))
@@ -89,7 +76,36 @@ def train(config: Config) -> float:
     return float(progress.best["value"])
 
 
-def starting_point(config: Config) -> tuple[runs.Run, Path | None]:
+def refuse_strangers(config: Config) -> None:
+    """Refuse settings that are for the other commands."""
+    for key in ("checkpoint", "input", "split"):
+        if key in config.typed:
+            goes_on = "To go on with a run: resume=. To start from weights: init_from=."
+            raise ConfigError(f"{key}= is for eval and predict. {goes_on}")
+
+
+def get_ready(
+    config: Config, run: runs.Run, start: Path | None, machine: runtime.Machine, screen: Screen
+) -> tuple[Parts, Progress]:
+    """Read files and data, build the parts and put a checkpoint or initial weights into them."""
+    content = checkpoint.read(start) if start is not None else None
+    path = file_of(config, config.init_from) if config.init_from is not None and content is None else None
+    weights = checkpoint.read_weights(path) if path is not None else {}
+    announce(config, machine, screen)
+    splits = data.load(config.data, config.paths)
+    parts = state.assemble(config, splits, machine)
+    progress = Progress()
+    if content is not None and start is not None:
+        progress = state.unpack(content, config, parts, start)
+        rewind(run, start, progress, screen)
+        warn_of_rounding(content["env"], parts, screen)
+    elif path is not None:
+        left_out = checkpoint.load_backbone(parts.model, weights, path)
+        screen.say(f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}")
+    return parts, progress
+
+
+def starting_point(config: Config, screen: Screen) -> tuple[runs.Run, Path | None]:
     """The run, new or old, and the checkpoint to go on from (None: from step 0).
 
     Raises:
@@ -109,23 +125,27 @@ def starting_point(config: Config) -> tuple[runs.Run, Path | None]:
     found = runs.find(target, **folders)
     if found.run is None:
         content = checkpoint.read(found.file)
-        check_changes(config, content["config"])
+        check_changes(config, content["config"], screen)
         return runs.locate(content["config"]["name"], **folders), found.file
-    check_changes(config, runs.read_config(found.run))
+    check_changes(config, runs.read_config(found.run), screen)
     if found.which == "best":
         return found.run, found.run.checkpoints / "best.pt"
     files = checkpoint.steps_in(found.run.checkpoints)
     return found.run, files[-1] if files else None
 
 
-def check_changes(config: Config, saved: Mapping[str, Any]) -> None:
+def check_changes(config: Config, saved: Mapping[str, Any], screen: Screen) -> None:
     """Refuse a resume that would not be the same run.
 
     Raises:
         ConfigError: names the setting, what it was and what it is now.
     """
     before, now = flatten(saved), flatten(config.to_dict())
-    for key in [key for key in now if key in before and now[key] != before[key]]:
+    changed = [key for key in now if key in before and now[key] != before[key]]
+    if "epochs" in changed and config.schedule.name in ("cosine", "onecycle"):
+        covers = f"schedule={config.schedule.name} now covers {config.epochs} epochs instead of {before['epochs']}"
+        screen.say(f"warning: {covers}: this is not the run it would have been from the start.")
+    for key in changed:
         shown = key.removeprefix("choices.")
         if shown not in config.resume_allow and not shown.startswith(FREE_ON_RESUME):
             was = f"the run has {before[key]}, now it says {now[key]}"
@@ -164,9 +184,6 @@ def already_done(config: Config, run: runs.Run, screen: Screen) -> float | None:
         return None
     result = runs.read_json(path)
     if config.epochs > result["epochs"] and "stopped" not in result:
-        if config.schedule.name in ("cosine", "onecycle"):
-            covers = f"schedule={config.schedule.name} now covers {config.epochs} epochs"
-            screen.say(f"warning: {covers}: this is not the run it would have been from the start.")
         return None
     if config.epochs < result["epochs"]:
         raise ConfigError(f"epochs={config.epochs}: {run.name} has already trained {result['epochs']} epochs.")
@@ -180,14 +197,6 @@ def announce(config: Config, machine: runtime.Machine, screen: Screen) -> None:
     screen.say(f"{choices} device={machine.device} precision={config.device['precision']} seed={config.seed}")
     if config.recipes:
         screen.say(f"recipe: {', '.join(config.recipes)} (what you type wins; recipe=none leaves them out)")
-
-
-def start_from_weights(config: Config, parts: Parts, screen: Screen) -> None:
-    """Put the weights of init_from= into the model and say which layers start afresh."""
-    assert config.init_from is not None
-    path = file_of(config, config.init_from)
-    left_out = checkpoint.load_backbone(parts.model, checkpoint.read_weights(path), path)
-    screen.say(f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}")
 
 
 def make(run: runs.Run) -> None:
@@ -225,10 +234,10 @@ def finish(config: Config, parts: Parts, progress: Progress, run: runs.Run, reco
     best = run.checkpoints / "best.pt"
     checkpoint.load_model(parts.model, checkpoint.read(best)["model"], best)
     batches = state.eval_batches(config, parts.splits, parts.splits.test, parts.machine)
-    test = engine.evaluate(parts.model, parts.loss_fn, batches.epoch(0), parts.totals(), parts.machine.autocast)
+    test = state.measure(parts.model, parts.loss_fn, batches, parts.machine)
     result = report.result_of(config, parts, progress, run, test)
     runs.write_json(run.outputs / "result.json", result)
-    final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if result["test"][key] is not None}
+    final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}
     recorder.hyperparameters(
         report.hyperparameters(config), final | {"best/val": progress.best["value"]}, progress.step
     )

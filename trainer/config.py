@@ -234,7 +234,7 @@ def check(key: str, value: Any, default: Any) -> Any:
         if isinstance(default, list):
             return _list(value, rule)
         return rule(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a whole number can be too large for a float
         allowed = f"a list, each of {rule}" if isinstance(default, list) else str(rule) if rule is not _text else "text"
         allowed += " or null" if default is None and "null" not in allowed else ""
         hint = nearest(str(value), [str(w) for w in rule.words]) if isinstance(rule, OneOf) else ""
@@ -274,7 +274,7 @@ def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = ()) -> Config:
     defaults = defaults_of(choices)
     given = flatten({k: v for k, v in plain.items() if k != "choices"})
     for key in given:
-        if key not in defaults and key not in GROUPS:  # a group without options flattens to its own name
+        if key not in defaults:
             raise unknown_key(key, choices)
     flat = {key: check(key, given.get(key, default), default) for key, default in defaults.items()}
     values: dict[str, Any] = {group: Choice(choices[group], _frozen_options(flat, group)) for group in GROUPS}
@@ -352,6 +352,11 @@ def check_fit(config: Config) -> None:
         )
     if config.data.name == "folder" and not config.data["root"]:
         raise ConfigError("data=folder needs data.root=<folder of class folders>.")
+    val_fraction = config.data["val_fraction"]
+    if val_fraction >= 1 and val_fraction != int(val_fraction):
+        raise ConfigError(
+            f"data.val_fraction={val_fraction} is not allowed. Allowed: [0, 1), or a whole number from 1 on."
+        )
     no_val = config.data["val_fraction"] == 0 and config.data.name != "folder"
     if no_val and (
         config.early_stopping.patience or config.stop_at.val_loss is not None or config.stop_at.val_accuracy is not None

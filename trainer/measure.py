@@ -58,12 +58,14 @@ def load(config: Config, command: str, screen: Screen) -> Trained:
     arch, preprocess = content["arch"], content["preprocess"]
     in_shape = tuple(arch["in_shape"])
     model = build.build_model(config.model, config.impl, in_shape, arch["num_outputs"])
+    model = state.place(model, machine)  # first, so that fp64 weights are not rounded on the way
     checkpoint.load_model(model, content["model"], path)
     screen.say(f"{config.model.name} from {path} on {machine.device}")
     name = content["config"]["name"]
+    runs.check_writable(Path(config.paths.outputs))
     own = path.parent.resolve() == (Path(config.paths.checkpoints) / name).resolve()
     return Trained(
-        state.place(model, machine),
+        model,
         machine,
         tuple(content["classes"]),
         in_shape,
@@ -86,16 +88,15 @@ def measure(config: Config, trained: Trained, split_name: str) -> tuple[Splits, 
         )
     batches = state.eval_batches(config, splits, split, trained.machine)
     loss_fn = build.build_loss(config.loss, config.impl)
-    totals = engine.Totals(trained.machine.device)
-    return splits, engine.evaluate(trained.model, loss_fn, batches.epoch(0), totals, trained.machine.autocast)
+    return splits, state.measure(trained.model, loss_fn, batches, trained.machine)
 
 
 def evaluate(config: Config) -> None:
     """Print loss, accuracy and per-class figures of a split, and write them to eval-<data>-<split>.json."""
     screen = Screen()
     trained = load(config, "eval", screen)
-    runs.check_writable(trained.folder)
     splits, evaluation = measure(config, trained, config.split)
+    trained.folder.mkdir(parents=True, exist_ok=True)
     stem = f"eval-{config.data.name}-{config.split}"
     figures: dict[str, Any] = {
         "checkpoint": str(trained.path),
@@ -115,7 +116,7 @@ def evaluate(config: Config) -> None:
             picture = trained.folder / "plots" / f"{stem}-confusion.png"
             plots.confusion(torch.tensor(figures["confusion"]), splits.classes, picture)
             screen.say(f"picture  {picture}")
-    runs.write_json(trained.folder / f"{stem}.json", figures)
+    runs.write_json(trained.folder / f"{stem}.json", report.without_none(figures))
     screen.say(f"written  {trained.folder / f'{stem}.json'}")
 
 
@@ -146,7 +147,6 @@ def predict(config: Config) -> None:
     """
     screen = Screen()
     trained = load(config, "predict", screen)
-    runs.check_writable(trained.folder)
     if not trained.classes:
         raise ConfigError(f"{trained.path} predicts numbers, not classes: predict is for pictures; eval measures it.")
     if config.input is None:
@@ -215,6 +215,7 @@ def inputs(trained: Trained, pictures: Iterator[Tensor], shown: list[Tensor]) ->
 
 def write_predictions(trained: Trained, names: list[str], outputs: Tensor, labels: Tensor | None) -> None:
     """predictions.csv: input, label, class, probability, and the true label where it is known."""
+    trained.folder.mkdir(parents=True, exist_ok=True)
     best = outputs.double().softmax(1).max(1)
     true = labels.tolist() if labels is not None else [""] * len(names)
     rows = [

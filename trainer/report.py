@@ -30,9 +30,9 @@ def result_of(
         "epochs": rows[-1]["epoch"],
         "seconds": sum(row["seconds"] for row in rows),
         "num_parameters": build.parameter_count(parts.model),
-        "best": {key: progress.best[key] for key in ("epoch", "val_loss", "val_accuracy")},
+        "best": without_none({key: progress.best[key] for key in ("epoch", "val_loss", "val_accuracy")}),
         "objective": progress.best["value"],
-        "test": {"loss": test.loss, "accuracy": test.accuracy, "n": len(test.labels)},
+        "test": without_none({"loss": test.loss, "accuracy": test.accuracy, "n": len(test.labels)}),
     }
     if progress.stopped:
         result["stopped"] = progress.stopped
@@ -41,6 +41,11 @@ def result_of(
         result["weight"] = weights["linear.weight"].flatten().tolist()
         result["bias"] = weights["linear.bias"].tolist()[0]
     return result
+
+
+def without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that there are: regression has no accuracy, a run without validation no val_loss."""
+    return {key: value for key, value in figures.items() if value is not None}
 
 
 def weight_error(config: Config, result: Mapping[str, Any]) -> float:
@@ -53,7 +58,7 @@ def weight_error(config: Config, result: Mapping[str, Any]) -> float:
 def say_result(screen: Screen, config: Config, run: runs.Run, result: Mapping[str, Any]) -> None:
     """The test figures, the published figure where there is one, and what to type next."""
     test = result["test"]
-    accuracy = f"accuracy {test['accuracy']:.4f}, " if test["accuracy"] is not None else ""
+    accuracy = f"accuracy {test['accuracy']:.4f}, " if "accuracy" in test else ""
     epoch = f"the weights of epoch {result['best']['epoch']}"
     screen.say(f"test: {accuracy}loss {shown(test['loss'])} on {test['n']:,} examples, with {epoch}")
     known_law = config.model.name == "linreg" and config.data.name == "synthetic"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,9 @@ class Progress:
     stopped: str = ""  # why training ended before its last epoch
     best: dict[str, Any] = field(default_factory=dict)  # metric, value, epoch, step, val_loss, val_accuracy
 
-    def take(self, totals: engine.Totals, step: int) -> None:
+    def take(self, totals: engine.Totals, step: int, seconds: float) -> None:
         """Note the sums of the running epoch. Waits for the device."""
-        self.samples, self.step = totals.num_examples, step
+        self.samples, self.step, self.seconds = totals.num_examples, step, seconds
         self.loss_sum, self.num_correct = float(totals.loss_sum), int(totals.num_correct)
 
     def give(self, totals: engine.Totals) -> engine.Totals:
@@ -82,6 +83,15 @@ def place(model: nn.Module, machine: Machine) -> nn.Module:
 def eval_batches(config: Config, splits: Splits, split: Split, machine: Machine) -> Batches:
     """A split's batches in order and as they are."""
     return Batches(splits, split, placement(machine), workers=config.data.options.get("workers", 0))
+
+
+def measure(
+    model: nn.Module, loss_fn: build.LossFn, batches: Batches, machine: Machine, stop: runtime.StopSignal | None = None
+) -> engine.Evaluation:
+    """Evaluate the model on a split; Interrupted as soon as `stop` got a signal."""
+    with closing(batches.epoch(0)) as examples:
+        watched = stop.guard(examples) if stop is not None else examples
+        return engine.evaluate(model, loss_fn, watched, engine.Totals(machine.device), machine.autocast)
 
 
 def assemble(config: Config, splits: Splits, machine: Machine) -> Parts:

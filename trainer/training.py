@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -23,10 +24,13 @@ def train_epochs(
         while progress.epoch <= config.epochs and not progress.stopped:
             try:
                 totals = train_one(config, parts, progress, run, recorder, screen, stop)
-                val = validate(parts, stop)
+                val = None
+                if parts.val is not None:
+                    val = state.measure(parts.model, parts.loss_fn, parts.val, parts.machine, stop)
+                    finite(val.loss, progress.epoch, progress.step, run)
             except Interrupted:
                 state.save(config, parts, progress, run)
-                raise
+                raise Interrupted(stop.signum, f"interrupted; python main.py resume={run.name} goes on.") from None
             row = row_of(parts, progress, totals, val)
             recorder.epoch(row)
             if config.record.histograms_every and progress.epoch % config.record.histograms_every == 0:
@@ -50,55 +54,44 @@ def train_one(
     """Train the rest of the running epoch; keeps `progress` true at every save and when Interrupted is raised."""
     totals = progress.give(parts.totals())
     began = time.perf_counter() - progress.seconds
-    first, saved_at, saved_step, step = progress.samples, time.monotonic(), progress.step, progress.step
-    batches = parts.train.epoch(progress.epoch, start=first)
-    steps = engine.train_epoch(
-        parts.model,
-        parts.loss_fn,
-        parts.optimizer,
-        batches,
-        lr_at=parts.lr_at,
-        step=step,
-        totals=totals,
-        autocast=parts.machine.autocast,
-    )
-    for step in steps:
-        if step % config.record.every_steps == 0:
-            recorder.scalars(
-                {"train/loss_so_far": finite(totals, progress, run, step), "lr_of_step": parts.lr_at(step - 1)}, step
-            )
-        if screen.due():
-            speed = (totals.num_examples - first) / (time.perf_counter() - began)
-            text = f"loss {totals.loss:.4f}  {speed:,.0f} examples/s"
-            screen.progress(progress.epoch, config.epochs, totals.num_examples, len(parts.splits.train), text)
-        every, seconds = config.save.every_steps, config.save.every_seconds
-        is_due = (every and step - saved_step >= every) or (seconds and time.monotonic() - saved_at >= seconds)
-        if is_due or stop.signum:
-            progress.seconds = time.perf_counter() - began
-            progress.take(totals, step)
-            if stop.signum:
-                raise Interrupted(stop.signum, f"interrupted; python main.py resume={run.name} goes on.")
-            state.save(config, parts, progress, run)
-            saved_at, saved_step = time.monotonic(), step
-    progress.seconds = time.perf_counter() - began
-    finite(totals, progress, run, step)
-    progress.take(totals, step)
+    step, saved_at, saved_step = progress.step, time.monotonic(), progress.step
+    with closing(parts.train.epoch(progress.epoch, start=progress.samples)) as batches:
+        steps = engine.train_epoch(
+            parts.model,
+            parts.loss_fn,
+            parts.optimizer,
+            batches,
+            lr_at=parts.lr_at,
+            step=step,
+            totals=totals,
+            autocast=parts.machine.autocast,
+        )
+        for step in steps:
+            if step % config.record.every_steps == 0:
+                loss = finite(totals.loss, progress.epoch, step, run)
+                recorder.scalars({"train/loss_so_far": loss, "lr_of_step": parts.lr_at(step - 1)}, step)
+            if screen.due():
+                speed = totals.num_examples / (time.perf_counter() - began)
+                text = f"loss {totals.loss:.4f}  {speed:,.0f} examples/s"
+                screen.progress(progress.epoch, config.epochs, totals.num_examples, len(parts.splits.train), text)
+            every, seconds = config.save.every_steps, config.save.every_seconds
+            due = (every and step - saved_step >= every) or (seconds and time.monotonic() - saved_at >= seconds)
+            if due or stop.signum:
+                progress.take(totals, step, time.perf_counter() - began)
+                if stop.signum:
+                    raise Interrupted(stop.signum, "")
+                state.save(config, parts, progress, run)
+                saved_at, saved_step = time.monotonic(), step
+    finite(totals.loss, progress.epoch, step, run)
+    progress.take(totals, step, time.perf_counter() - began)
     return totals
 
 
-def finite(totals: engine.Totals, progress: Progress, run: runs.Run, step: int) -> float:
-    """The mean loss of the epoch so far; DivergedError where it is not finite."""
-    if not math.isfinite(loss := totals.loss):
-        raise DivergedError(state.diverged(progress.epoch, step, run))
+def finite(loss: float, epoch: int, step: int, run: runs.Run) -> float:
+    """The loss; DivergedError where it is not finite."""
+    if not math.isfinite(loss):
+        raise DivergedError(state.diverged(epoch, step, run))
     return loss
-
-
-def validate(parts: Parts, stop: runtime.StopSignal) -> engine.Evaluation | None:
-    """Measure the validation split, if there is one."""
-    if parts.val is None:
-        return None
-    batches = stop.guard(parts.val.epoch(0))
-    return engine.evaluate(parts.model, parts.loss_fn, batches, parts.totals(), parts.machine.autocast)
 
 
 def row_of(parts: Parts, progress: Progress, totals: engine.Totals, val: engine.Evaluation | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ afterwards is the same code, so both ways give the same batches.
 
 import hashlib
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,8 +63,10 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.y) // self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
         """The batches of an epoch, from its `start`-th example on (a multiple of the batch size).
+
+        Close it where it may not be used up: that ends the workers, which ignore the signals that end other processes.
 
         Yields:
             x (B, C, H, W) or (B, D) normalised, and y (B,) int64 or (B, 1), on the device.

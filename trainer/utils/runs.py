@@ -145,21 +145,20 @@ def read_status(run: Run) -> dict[str, Any]:
 
 
 def check_writable(*folders: Path) -> None:
-    """Make the folders and try a file in each.
+    """Try a file in each folder, or in the folder above it that is there; makes no folder.
 
     Raises:
         ConfigError: one of them cannot be written.
     """
     for folder in folders:
-        probe = folder / f".probe-{os.getpid()}"
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        probe = there / f".probe-{os.getpid()}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"0")
             probe.unlink()
         except OSError as error:
-            raise ConfigError(
-                f"{folder} cannot be written: {error.strerror}. Choose another folder with paths.*."
-            ) from None
+            choose = "Choose another folder with paths.outputs or paths.checkpoints."
+            raise ConfigError(f"{folder} cannot be written: {error.strerror}. {choose}") from None
 
 
 def hold(run: Run) -> IO[str]:

@@ -91,7 +91,7 @@ class Screen:
                 + "   examples/s"
             )
             self._headed = True
-        values = "".join(f"{shown(value):>12}" for _, value in columns)
+        values = "".join(f" {shown(value):>11}" for _, value in columns)
         self.say(f"{row['epoch']:>4}/{epochs:<4}{values}{row['samples_per_second']:13,.0f}")
 
 
