@@ -5,8 +5,10 @@ imported: start-up time is a feature.
 """
 
 import hashlib
+import itertools
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -90,13 +92,15 @@ def prepare(args: Sequence[str]) -> Command:
         ConfigError: an unknown verb, flag, group choice or key, or spaces round an equals sign.
     """
     words = list(args)
+    multirun = words[:1] in (["-m"], ["--multirun"])
+    words = words[1:] if multirun else words
     names_verb = words and re.fullmatch(r"\w+", words[0]) and not "".join(words[1:2]).startswith("=")
     verb = words.pop(0) if names_verb else "train"
     if verb not in VERBS:
-        raise ConfigError(f"{verb} is not a command.{nearest(verb, VERBS)} Commands: {listed(VERBS)}.")
+        hint = f" Did you mean {example(verb, words)}?" if verb in settings.all_keys() else nearest(verb, VERBS)
+        raise ConfigError(f"{verb} is not a command.{hint} Commands: {listed(VERBS)}.")
     flags: list[str] = []
     overrides: list[str] = []
-    multirun = False
     while words:
         word = words.pop(0)
         if word in ("-m", "--multirun"):
@@ -166,6 +170,9 @@ def name_sweep(command: Command) -> str:
         name = "sweep-" + hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
     elif "," in name:
         raise ConfigError(f"name={name}: name names the whole sweep; its runs are numbered.")
+    folder = command.value("paths.outputs") or settings.run_settings()["paths.outputs"]
+    if runs.exists(name, folder):
+        raise ConfigError(f"name={name} is the name of a single run already. Choose another for the sweep.")
     return runs.check_name(name)
 
 
@@ -256,6 +263,7 @@ def run_sweep(command: Command) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     sweep = name_sweep(command)
+    typed = [f"{key}={unquote(value)}" for key, value in map(split_word, command.overrides)]
     folder = command.value("paths.outputs") or settings.run_settings()["paths.outputs"]
     words = [word for word in command.overrides if split_word(word)[0] != "name"]
     words.append(f"hydra.sweep.dir={quote(f'{folder}/{sweep}')}")
@@ -286,7 +294,10 @@ def run_sweep(command: Command) -> None:
         if jobs:
             from trainer.sweep import finish
 
-            finish(jobs, Path(folder) / sweep)
+            paths = "".join(f" {shlex.quote(w)}" for w in typed if w.startswith("paths."))
+            finish(jobs, Path(folder) / sweep, paths)
+    if not jobs:
+        raise ConfigError("the sweep has no jobs: a list of values is written key=value1,value2.")
     if failed := [row for row in jobs if row["error"]]:
         raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed; each log is in {folder}/{sweep}/<job>/train.log.")
 
@@ -295,8 +306,11 @@ def explain(message: str, command: Command) -> str:
     """Hydra's own refusal in our words: it is left with values and with options of another choice."""
     if match := re.search(r"Could not override '([^']+)'", message):
         key = match[1]
-        chosen = settings.settle({key: value for key in GROUPS if (value := command.value(key))})
-        return str(settings.unknown_key(key, chosen))
+        lists = {group: value.split(",") for group in GROUPS if (value := command.value(group))}
+        for values in itertools.product(*lists.values()):  # the combination that lacks the option
+            chosen = settings.settle(dict(zip(lists, values, strict=True)))
+            if key not in settings.defaults_of(chosen):
+                return str(settings.unknown_key(key, chosen))
     if "multirun" in message:
         return "a list of values trains one run for each: put -m in front. For one value that is a list, write [1,2]."
     return f"cannot read the command line: {message.strip().splitlines()[0]}"

@@ -36,10 +36,12 @@ def content_of(numbers: int = 12, **changes: Any) -> dict[str, Any]:
         "preprocess": {"size": [], "mean": [], "std": []},
         "model": {"w": torch.randn(numbers, generator=draw), "n": torch.tensor(7)},
         "optimizer": {"name": "sgd", "state": {"w": {"momentum_buffer": torch.randn(numbers, generator=draw)}}},
-        "progress": {"epoch": 2, "step": 10, "stopped": ""},
+        "progress": {"epoch": 2, "step": 10},
+        "early_stop": {"bad_epochs": 0, "stopped": ""},
         "best": {"metric": "val_loss", "value": 0.5},
         "rng": [{"cpu": torch.get_rng_state(), "cuda": None}],
         "config": {"name": "first", "seed": 0, "optimizer": {"lr": 0.1}},
+        "fingerprint": "0" * 64,
         "env": {"torch": "2.0", "threads": 1},
         "data": {"name": "mnist", "sha256": "0" * 64},
     }
@@ -436,7 +438,7 @@ def test_a_file_is_readable_after_every_kill(tmp_path: Path) -> None:
 def test_tidy_keeps_the_two_newest_and_the_best_and_sweeps_what_is_half_written(tmp_path: Path) -> None:
     for step in (5, 100, 20, 3):
         saved(tmp_path, content_of(step=step), checkpoint.path_of_step(tmp_path, step).name)
-    checkpoint.keep_as_best(checkpoint.path_of_step(tmp_path, 3))
+    checkpoint.keep_as_best(checkpoint.path_of_step(tmp_path, 3), tmp_path)
     (tmp_path / ".tmp-0123").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("of the user")
     checkpoint.tidy(tmp_path)
@@ -459,7 +461,7 @@ def test_best_moves_from_file_to_file_and_stays_when_named_twice(tmp_path: Path)
     for step in (1, 2):
         path = saved(tmp_path, content_of(step=step), checkpoint.path_of_step(tmp_path, step).name)
         for _ in range(2):
-            checkpoint.keep_as_best(path)
+            checkpoint.keep_as_best(path, path.parent)
             assert checkpoint.read(tmp_path / "best.pt")["step"] == step
             assert not temporaries(tmp_path)
 
@@ -470,7 +472,7 @@ def test_best_is_a_copy_where_there_are_no_hard_links(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "link", refuse)
     path = saved(tmp_path, content_of(step=1), checkpoint.path_of_step(tmp_path, 1).name)
-    checkpoint.keep_as_best(path)
+    checkpoint.keep_as_best(path, path.parent)
     path.unlink()
     assert checkpoint.read(tmp_path / "best.pt")["step"] == 1
     assert not temporaries(tmp_path)
@@ -478,7 +480,7 @@ def test_best_is_a_copy_where_there_are_no_hard_links(tmp_path: Path, monkeypatc
 
 def test_a_step_file_that_is_written_again_leaves_the_best_alone(tmp_path: Path) -> None:
     path = saved(tmp_path, content_of(value=1), checkpoint.path_of_step(tmp_path, 1).name)
-    checkpoint.keep_as_best(path)
+    checkpoint.keep_as_best(path, path.parent)
     checkpoint.write(path, content_of(value=2))
     assert checkpoint.read(tmp_path / "best.pt")["value"] == 1
 

@@ -17,7 +17,7 @@ from conftest import Cli, start, write_class_folders
 from trainer.utils import checkpoint
 from trainer.utils.recorder import Recorder
 
-PLAIN = ("plots=false", "device.threads=1")
+PLAIN = ("plots=false", "device.num_threads=1")
 TIMES = ("seconds", "samples_per_second")
 
 

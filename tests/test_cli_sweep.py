@@ -146,7 +146,7 @@ def test_another_sweep_of_the_same_name_is_refused_job_by_job(cli: Cli) -> None:
     assert {path.name for path in before if after[path] != before[path]} <= {"train.log"}
 
 
-@pytest.mark.parametrize("swept", ["device.threads=1,2", "device.precision=fp64,fp32", "optimizer=adam,sgd"])
+@pytest.mark.parametrize("swept", ["device.num_threads=1,2", "device.precision=fp64,fp32", "optimizer=adam,sgd"])
 def test_a_job_after_another_is_what_it_is_alone(swept: str, cli: Cli) -> None:
     words = ("model=mlp", "model.dropout=0.5", "data.num_examples=200", *QUICK)
     assert cli("-m", swept, *words, "name=s").code == 0
@@ -156,11 +156,11 @@ def test_a_job_after_another_is_what_it_is_alone(swept: str, cli: Cli) -> None:
     swept_weights, alone = weights_of("s/1"), weights_of("alone")
     assert all(torch.equal(swept_weights[name], alone[name]) for name in alone)
     threads = [read(Path("outputs", run, "config.json"))["threads"] for run in ("s/1", "alone")]
-    assert threads[0] == threads[1] == (2 if key == "device.threads" else torch.get_num_threads())
+    assert threads[0] == threads[1] == (2 if key == "device.num_threads" else torch.get_num_threads())
 
 
 def test_swept_threads_go_back_to_the_default(cli: Cli) -> None:
-    assert cli("-m", "device.threads=1,0", "name=s", *QUICK).code == 0
+    assert cli("-m", "device.num_threads=1,0", "name=s", *QUICK).code == 0
     assert read(Path("outputs/s/0/config.json"))["threads"] == 1
     assert read(Path("outputs/s/1/config.json"))["threads"] == torch.get_num_threads()
 

@@ -18,7 +18,7 @@ from trainer.schedules import SCHEDULES
 
 CURVES = {"epoch", "step", "lr", "train_loss", "val_loss", "seconds", "samples_per_second"}
 ACCURACIES = {"train_accuracy", "val_accuracy"}
-QUICK = ("plots=false", "epochs=1", "device.threads=1")
+QUICK = ("plots=false", "epochs=1", "device.num_threads=1")
 
 
 def read(path: Path) -> Any:
@@ -199,7 +199,7 @@ def test_each_picture_model_trains(model: str, cli: Cli, tmp_path: Path) -> None
 def test_a_folder_in_memory_and_streamed_gives_equal_weights(channels: int, cli: Cli, tmp_path: Path) -> None:
     write_class_folders(tmp_path / "pictures", {"": 45})
     words = ("data=folder", "data.root=pictures", f"data.channels={channels}", "data.size=12", "model=mlp")
-    words += ("batch_size=10", "data.augment=crop_flip", "device.threads=1", "epochs=2", "plots=false")
+    words += ("batch_size=10", "data.augment=crop_flip", "device.num_threads=1", "epochs=2", "plots=false")
     ways = {"memory": ("data.resident=true",)}
     ways |= {f"disk{n}": ("data.resident=false", f"data.workers={n}") for n in (0, 2)}
     for name, way in ways.items():
@@ -445,7 +445,7 @@ def coloured(cli: Cli, tmp_path: Path) -> Path:
     """A finished run `a` on 3-channel pictures of 16 pixels; returns a folder with two good and three bad files."""
     write_class_folders(tmp_path / "pictures", {"train": 60, "test": 6})
     words = ("data=folder", "data.root=pictures", "data.size=16", "model=softmax", "batch_size=10", "data.augment=none")
-    outcome = cli(*words, "name=a", "plots=false", "epochs=5", "device.threads=1")
+    outcome = cli(*words, "name=a", "plots=false", "epochs=5", "device.num_threads=1")
     assert outcome.code == 0, outcome.err
     folder = tmp_path / "holiday photos"
     (folder / "deeper").mkdir(parents=True)

@@ -116,11 +116,11 @@ def test_a_seed_settles_every_generator() -> None:
 
 @pytest.mark.usefixtures("threads_put_back")
 def test_threads_are_set_and_zero_goes_back_to_torchs_own() -> None:
-    set_up(threads=3)
+    set_up(num_threads=3)
     assert torch.get_num_threads() == 3
-    set_up(threads=0)
+    set_up(num_threads=0)
     assert torch.get_num_threads() == runtime.TORCH_THREADS
-    set_up(threads=1)
+    set_up(num_threads=1)
     assert torch.get_num_threads() == 1
 
 
@@ -151,7 +151,7 @@ def test_a_gpu_that_is_not_there_is_refused(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     before = torch.get_num_threads()
     with pytest.raises(ConfigError, match=message):
-        set_up("cuda", index=index, threads=before + 1)
+        set_up("cuda", index=index, num_threads=before + 1)
     assert torch.get_num_threads() == before
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def mse(y_hat: Tensor, y: Tensor, *, form: str) -> Tensor:
-    """Mean squared error of (N, M) predictions, halved with form=half: d/dy_hat = (y_hat - y) / N as in the books."""
-    loss = F.mse_loss(y_hat, y)
+    """Squared error of (N, M) predictions: mean, half the mean (d/dy_hat = (y_hat - y) / N as in the books), or sum."""
+    loss = F.mse_loss(y_hat, y, reduction="sum" if form == "sum" else "mean")
     return loss / 2 if form == "half" else loss
 
 
@@ -70,13 +71,27 @@ def build_model(choice: Choice, impl: str, in_shape: tuple[int, ...], num_output
 
 
 def build_loss(choice: Choice, impl: str) -> LossFn:
-    """loss_fn(y_hat, y) -> 0-d tensor, the mean over the batch."""
+    """loss_fn(y_hat, y) -> 0-d tensor: the mean over the batch, or its sum where the loss says so (see is_sum)."""
     return partial(LIBRARIES[impl].losses[choice.name], **choice.options)
 
 
+def is_sum(choice: Choice) -> bool:
+    """Whether this loss adds over the batch instead of averaging."""
+    return choice.options.get("form") == "sum"
+
+
 def build_optimizer(choice: Choice, impl: str, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of all parameters of the model, which is already on its device."""
-    return LIBRARIES[impl].optimizers[choice.name](model.parameters(), **choice.options)
+    """The optimizer of all parameters of the model, which is already on its device.
+
+    With decay_all=false, vectors (biases, scales and shifts of normalisation layers) have no weight decay.
+    """
+    options = dict(choice.options)
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if not options.pop("decay_all", True):
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        vectors = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return LIBRARIES[impl].optimizers[choice.name](groups, **options)
 
 
 def build_schedule(choice: Choice, lr: float, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:

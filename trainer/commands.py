@@ -4,7 +4,7 @@ The epochs themselves are in training.py; eval and predict are in measure.py.
 """
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,21 +22,6 @@ from trainer.utils.errors import BusyError, ConfigError, DivergedError, Interrup
 from trainer.utils.recorder import Recorder
 from trainer.utils.screen import Screen
 
-# what resume may change because no number depends on it; device and threads change rounding, and a warning says so
-FREE_ON_RESUME = (
-    "epochs",
-    "name",
-    "resume",
-    "resume_allow",
-    "plots",
-    "save.",
-    "record.",
-    "paths.",
-    "device",
-    "data.workers",
-    "data.resident",
-)
-
 
 def train(config: Config) -> float:
     """Train a model, from its initial weights or from where an interrupted run stopped.
@@ -50,15 +35,20 @@ def train(config: Config) -> float:
     screen = Screen()
     machine = state.machine_of(config)
     runs.check_writable(Path(config.paths.outputs), Path(config.paths.checkpoints))
-    run, start = starting_point(config, screen)
-    if start is not None and (finished := already_done(config, run, screen)) is not None:
-        return finished
-    config = replace(config, name=run.name)
+    run, found = find_run(config)
+    existed = run.outputs.is_dir()
+    config = replace(config, name=run.name, epochs=1 if config.fast_dev_run else config.epochs)
     with ExitStack() as held:
-        if run.outputs.is_dir():
+        changed = check_changes(config, found, screen)
+        if existed:
+            if (finished := already_done(config, run, found, changed, screen)) is not None:
+                return finished
             held.enter_context(runs.hold(run))
+        start = newest(run, found)
         parts, progress = get_ready(config, run, start, machine, screen)
-        if not run.outputs.is_dir():
+        if any(key.startswith(("epochs", "early_stopping.", "stop_at.")) for key in changed):
+            progress.stopped = ""
+        if not existed:
             make(run)
             held.enter_context(runs.hold(run))
         started = open_files(config, run, machine, screen)
@@ -66,8 +56,9 @@ def train(config: Config) -> float:
         try:
             recorder = Recorder(run.outputs, epochs_done=progress.epoch - 1, steps_done=progress.step)
             held.callback(recorder.close)
-            training.train_epochs(config, parts, progress, run, recorder, screen)
-            finish(config, parts, progress, run, recorder, screen)
+            with runtime.StopSignal() as stop, screen:
+                training.train_epochs(config, parts, progress, run, recorder, screen, stop)
+                finish(config, parts, progress, run, recorder, screen, stop)
         except BaseException as error:
             told = in_our_words(error, config)
             give_up(run, started, told, screen)
@@ -93,11 +84,14 @@ def get_ready(
     weights = checkpoint.read_weights(path) if path is not None else {}
     announce(config, machine, screen)
     splits = data.load(config.data, config.paths)
+    if content is not None:  # the same numbers, also where they come from a sample of a streamed set
+        moments = content["preprocess"]
+        splits = replace(splits, mean=tuple(moments["mean"]), std=tuple(moments["std"]))
     parts = state.assemble(config, splits, machine)
     progress = Progress()
     if content is not None and start is not None:
         progress = state.unpack(content, config, parts, start)
-        rewind(run, start, progress, screen)
+        rewind(run, start, progress, config.epochs, screen)
         warn_of_rounding(content["env"], parts, screen)
     elif path is not None:
         left_out = checkpoint.load_backbone(parts.model, weights, path)
@@ -105,11 +99,11 @@ def get_ready(
     return parts, progress
 
 
-def starting_point(config: Config, screen: Screen) -> tuple[runs.Run, Path | None]:
-    """The run, new or old, and the checkpoint to go on from (None: from step 0).
+def find_run(config: Config) -> tuple[runs.Run, runs.Found | None]:
+    """The run, and what resume= points at (None: a new run).
 
     Raises:
-        ConfigError: the name is taken, there is nothing to resume, or a setting was changed that must not change.
+        ConfigError: the name is taken, or there is nothing to resume.
     """
     folders = {"outputs": config.paths.outputs, "checkpoints": config.paths.checkpoints}
     target = config.resume
@@ -117,29 +111,44 @@ def starting_point(config: Config, screen: Screen) -> tuple[runs.Run, Path | Non
         assert config.name is not None, "main.py asks for it"
         target = config.name if runs.exists(config.name, config.paths.outputs) else None
     if target is None:
-        name = config.name or runs.new_name(config.data.name, config.model.name)
-        run = runs.locate(name, **folders)
-        if runs.exists(name, config.paths.outputs) or checkpoint.steps_in(run.checkpoints):
-            raise ConfigError(f"name={name} exists already. resume={name} goes on with it; another name= starts anew.")
+        run = runs.locate(config.name or runs.new_name(config.data.name, config.model.name), **folders)
+        job = "/" in run.name  # of a sweep: it may have failed before it made its files
+        if runs.exists(run.name, config.paths.outputs):
+            raise ConfigError(f"name={run.name} exists already. resume={run.name} goes on; another name= starts anew.")
+        if (run.outputs.exists() and not job) or checkpoint.steps_in(run.checkpoints):
+            taken = run.outputs if run.outputs.exists() else run.checkpoints
+            raise ConfigError(
+                f"name={run.name}: {taken} is there already and is not a run to go on with. Choose another."
+            )
         return run, None
     found = runs.find(target, **folders)
+    run = found.run or runs.locate(checkpoint.read(found.file)["config"]["name"], **folders)
+    if "name" in config.typed and config.name != run.name:
+        raise ConfigError(f"name={config.name}: resume goes on with {run.name} under its own name.")
+    return run, found
+
+
+def newest(run: runs.Run, found: runs.Found | None) -> Path | None:
+    """The checkpoint to go on from; None: from step 0."""
+    if found is None:
+        return None
     if found.run is None:
-        content = checkpoint.read(found.file)
-        check_changes(config, content["config"], screen)
-        return runs.locate(content["config"]["name"], **folders), found.file
-    check_changes(config, runs.read_config(found.run), screen)
+        return found.file
     if found.which == "best":
-        return found.run, found.run.checkpoints / "best.pt"
-    files = checkpoint.steps_in(found.run.checkpoints)
-    return found.run, files[-1] if files else None
+        return run.checkpoints / "best.pt"
+    files = checkpoint.steps_in(run.checkpoints)
+    return files[-1] if files else None
 
 
-def check_changes(config: Config, saved: Mapping[str, Any], screen: Screen) -> None:
-    """Refuse a resume that would not be the same run.
+def check_changes(config: Config, found: runs.Found | None, screen: Screen) -> list[str]:
+    """Refuse a resume that would not be the same run; returns the settings that are others than before.
 
     Raises:
         ConfigError: names the setting, what it was and what it is now.
     """
+    if found is None:
+        return []
+    saved = runs.read_config(found.run) if found.run is not None else checkpoint.read(found.file)["config"]
     before, now = flatten(saved), flatten(config.to_dict())
     changed = [key for key in now if key in before and now[key] != before[key]]
     if "epochs" in changed and config.schedule.name in ("cosine", "onecycle"):
@@ -147,22 +156,27 @@ def check_changes(config: Config, saved: Mapping[str, Any], screen: Screen) -> N
         screen.say(f"warning: {covers}: this is not the run it would have been from the start.")
     for key in changed:
         shown = key.removeprefix("choices.")
-        if shown not in config.resume_allow and not shown.startswith(FREE_ON_RESUME):
+        if shown not in config.resume_allow and not key.startswith(state.FREE_ON_RESUME):
             was = f"the run has {before[key]}, now it says {now[key]}"
             raise ConfigError(
                 f"{shown}: {was}. That would be another run; resume_allow=[{shown}] does it all the same."
             )
+    return changed
 
 
-def rewind(run: runs.Run, start: Path, progress: Progress, screen: Screen) -> None:
+def rewind(run: runs.Run, start: Path, progress: Progress, epochs: int, screen: Screen) -> None:
     """Make the run's checkpoints what they were when `start` was written."""
     for path in checkpoint.steps_in(run.checkpoints):
         if checkpoint.step_of(path) > progress.step:
             path.rename(path.with_suffix(".old"))
     best = run.checkpoints / "best.pt"
-    if progress.best.get("step") == progress.step and not progress.samples and start.parent == run.checkpoints:
-        checkpoint.keep_as_best(start)  # the process may have been killed just before it did so
+    if progress.best.get("step") == progress.step and not progress.samples:
+        checkpoint.keep_as_best(start, run.checkpoints)  # the process may have been killed just before it did so
     elif progress.best and not (best.is_file() and checkpoint.read(best)["progress"]["step"] == progress.best["step"]):
+        if progress.epoch > epochs:
+            raise ConfigError(
+                f"{start} has no epoch left to train, and the best epoch is not in {best}. Copy it there."
+            )
         screen.say(
             f"warning: {best} is not of epoch {progress.best['epoch']}, the best so far; the best is sought anew."
         )
@@ -177,18 +191,26 @@ def warn_of_rounding(before: Mapping[str, Any], parts: Parts, screen: Screen) ->
         screen.say(f"warning: not bit-exact: {', '.join(changed)}. The order of the examples is the same.")
 
 
-def already_done(config: Config, run: runs.Run, screen: Screen) -> float | None:
-    """The objective of a finished run that is not to be extended; None where there is something left to do."""
+def already_done(
+    config: Config, run: runs.Run, found: runs.Found | None, changed: Sequence[str], screen: Screen
+) -> float | None:
+    """The objective of a finished run that is not to be extended; None where there is something left to do.
+
+    Raises:
+        ConfigError: fewer epochs are asked for than were trained.
+    """
     path = run.outputs / "result.json"
-    if runs.read_status(run).get("state") != "done" or not path.is_file():
+    explicit = found is None or found.run is None or found.which != ""  # a file that was named is gone on from
+    if explicit or runs.read_status(run).get("state") != "done" or not path.is_file():
         return None
     result = runs.read_json(path)
-    if config.epochs > result["epochs"] and "stopped" not in result:
+    if config.epochs > result["epochs"] and any(key.startswith(("epochs", "early_", "stop_at.")) for key in changed):
         return None
-    if config.epochs < result["epochs"]:
+    if config.epochs < result["epochs"] and config.resume != "auto" and "stopped" not in result:
         raise ConfigError(f"epochs={config.epochs}: {run.name} has already trained {result['epochs']} epochs.")
-    screen.say(f"{run.name} is already complete: {result['epochs']} epochs. epochs=N with a larger N goes on.")
-    return float(result["objective"])
+    reason = f" ({result['stopped']})" if "stopped" in result else ""
+    screen.say(f"{run.name} is already complete: {result['epochs']} epochs{reason}. epochs=N with a larger N goes on.")
+    return float(result["objective"]["value"])
 
 
 def announce(config: Config, machine: runtime.Machine, screen: Screen) -> None:
@@ -229,12 +251,20 @@ def describe(parts: Parts, progress: Progress, screen: Screen, *, resumed: Path 
         screen.say(f"going on from {resumed}: epoch {progress.epoch}, {progress.samples:,} examples of it done")
 
 
-def finish(config: Config, parts: Parts, progress: Progress, run: runs.Run, recorder: Recorder, screen: Screen) -> None:
+def finish(
+    config: Config,
+    parts: Parts,
+    progress: Progress,
+    run: runs.Run,
+    recorder: Recorder,
+    screen: Screen,
+    stop: runtime.StopSignal,
+) -> None:
     """Measure the best weights on the test split, once, and write result.json and the pictures."""
     best = run.checkpoints / "best.pt"
-    checkpoint.load_model(parts.model, checkpoint.read(best)["model"], best)
+    checkpoint.load_model(parts.measured, checkpoint.weights_to_use(checkpoint.read(best)), best)
     batches = state.eval_batches(config, parts.splits, parts.splits.test, parts.machine)
-    test = state.measure(parts.model, parts.loss_fn, batches, parts.machine)
+    test = parts.measure(batches, stop)
     result = report.result_of(config, parts, progress, run, test)
     runs.write_json(run.outputs / "result.json", result)
     final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}
@@ -248,6 +278,11 @@ def finish(config: Config, parts: Parts, progress: Progress, run: runs.Run, reco
 
 def in_our_words(error: BaseException, config: Config) -> BaseException:
     """A full disk or memory as a ResourceError that says what to change; any other error as it is."""
+    if isinstance(error, Interrupted):
+        return Interrupted(error.exit_code - 128, f"interrupted; {report.again(config, 'resume')} goes on.")
+    if "more than 1 value per channel" in str(error):
+        what = "a batch of one example, which batch normalisation cannot scale in training"
+        return ConfigError(f"batch_size={config.batch_size} leaves {what}. Choose another batch_size or data.limit.")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ResourceError(f"the disk is full: {error}. Make room, then go on with resume=.")
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

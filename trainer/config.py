@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.ranges import RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF, OneOf, Range, Rule, shown
+from trainer.ranges import RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF, OneOf, Range, Rule, Text, shown
 from trainer.utils.errors import ConfigError, listed, nearest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -105,6 +105,11 @@ class Config:
     seed: int
     epochs: int
     batch_size: int
+    accumulate_steps: int
+    clip_norm: float
+    ema_decay: float
+    overfit_batches: int
+    fast_dev_run: bool
     impl: str
     resume: str | None
     resume_allow: Sequence[str]
@@ -223,7 +228,7 @@ def check(key: str, value: Any, default: Any) -> Any:
     Raises:
         ConfigError: wrong type, not finite, or out of range; names key, value and what is allowed.
     """
-    rule = RANGES.get(key) or (OneOf((True, False)) if isinstance(default, bool) else _text)
+    rule = RANGES.get(key) or (OneOf((True, False)) if isinstance(default, bool) else Text())
     try:
         if value is None:
             if default is not None:
@@ -235,7 +240,7 @@ def check(key: str, value: Any, default: Any) -> Any:
             return _list(value, rule)
         return rule(value)
     except (ValueError, OverflowError):  # a whole number can be too large for a float
-        allowed = f"a list, each of {rule}" if isinstance(default, list) else str(rule) if rule is not _text else "text"
+        allowed = f"a list, each of {rule}" if isinstance(default, list) else str(rule)
         allowed += " or null" if default is None and "null" not in allowed else ""
         hint = nearest(str(value), [str(w) for w in rule.words]) if isinstance(rule, OneOf) else ""
         raise ConfigError(f"{key}={shown(value)} is not allowed.{hint} Allowed: {allowed}.") from None
@@ -247,12 +252,6 @@ def _list(value: Any, rule: Rule) -> list[Any]:
     ):
         raise ValueError
     return [rule(item) for item in value]
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError
-    return value
 
 
 def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = ()) -> Config:
@@ -317,8 +316,10 @@ def freeze(
     for key in typed:
         if key in GROUPS:  # another choice brings all its options
             merged_choices[key] = choices[key]
+            merged_before = merged
             merged = {k: v for k, v in merged.items() if k.split(".")[0] != key}
-            merged |= {k: v for k, v in flat.items() if k.startswith(f"{key}.")}
+            old = merged_before if key == "device" else {}  # cpu, cuda: the same precision and layout
+            merged |= {k: old.get(k, v) for k, v in flat.items() if k.startswith(f"{key}.")}
         elif key in flat:
             merged[key] = flat[key]
     merged |= {key: flat[key] for key in OF_THE_COMMAND}
@@ -331,6 +332,12 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         node, _, leaf = key.rpartition(".")
         (nested.setdefault(node, {}) if node else nested)[leaf] = value
     return nested
+
+
+def needs_validation(config: Config) -> bool:
+    """Whether a setting cannot work without validation data."""
+    stop_at = config.stop_at
+    return bool(config.early_stopping.patience) or stop_at.val_loss is not None or stop_at.val_accuracy is not None
 
 
 def check_fit(config: Config) -> None:
@@ -357,11 +364,12 @@ def check_fit(config: Config) -> None:
         raise ConfigError(
             f"data.val_fraction={val_fraction} is not allowed. Allowed: [0, 1), or a whole number from 1 on."
         )
-    no_val = config.data["val_fraction"] == 0 and config.data.name != "folder"
-    if no_val and (
-        config.early_stopping.patience or config.stop_at.val_loss is not None or config.stop_at.val_accuracy is not None
-    ):
+    no_val = config.data["val_fraction"] == 0 and config.data.name != "folder"  # a folder may bring its own
+    if no_val and needs_validation(config):
         raise ConfigError("early_stopping.patience and stop_at.val_* need validation data: data.val_fraction above 0.")
+    if not 0 <= config.schedule.options.get("warmup_epochs", 0) < config.epochs:
+        warmup = f"schedule.warmup_epochs={config.schedule['warmup_epochs']:g}"
+        raise ConfigError(f"{warmup} is not allowed: it must be below epochs={config.epochs}.")
     if task == REGRESSION and (config.stop_at.train_accuracy is not None or config.stop_at.val_accuracy is not None):
         raise ConfigError(
             f"stop_at.*_accuracy does not fit data={config.data.name}: {task} has only losses to stop at."

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 Batch = tuple[Tensor, Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -18,17 +19,19 @@ class Totals:
 
     device: torch.device
     num_examples: int = 0
+    is_sum: bool = False  # the losses that are added are sums over their batch, not means
     loss_sum: Tensor = field(init=False)  # 0-d float64: sum over examples of the loss
     num_correct: Tensor = field(init=False)  # 0-d int64: predictions equal to the label; 0 for regression
 
     def __post_init__(self) -> None:
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        real = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        self.loss_sum = torch.zeros((), dtype=real, device=self.device)
         self.num_correct = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def add(self, loss: Tensor, y_hat: Tensor, y: Tensor) -> None:
-        """Add a batch: its mean loss (0-d), outputs (N, K) and labels (N,), or targets (N, M) for regression."""
+        """Add a batch: its loss (0-d), outputs (N, K) and labels (N,), or targets (N, M) for regression."""
         self.num_examples += len(y)
-        self.loss_sum.add_(loss.detach(), alpha=len(y))
+        self.loss_sum.add_(loss.detach(), alpha=1 if self.is_sum else len(y))
         if y.dtype == torch.int64:
             self.num_correct.add_((y_hat.detach().argmax(1) == y).sum())
 
@@ -53,6 +56,10 @@ def train_epoch(
     step: int,
     totals: Totals,
     autocast: Autocast,
+    accumulate_steps: int = 1,
+    clip_norm: float = 0.0,
+    scaler: torch.amp.GradScaler | None = None,
+    ema: AveragedModel | None = None,
 ) -> Iterator[int]:
     """Train on each batch in turn, and hand control back after every step.
 
@@ -60,6 +67,10 @@ def train_epoch(
         lr_at: learning rate of a step.  step: parameter updates done before.
         totals: gets the loss and the hits of every batch, measured before its update.
         autocast: entered anew for each step (kept open, it would reuse rounded weights from before the update).
+        accumulate_steps: parts that a batch is computed in, one after the other, to save memory; their gradients add
+            up to that of the whole batch.
+        clip_norm: the gradient is scaled down to this L2 norm where it is longer; 0 leaves it.
+        scaler: keeps float16 gradients from vanishing.  ema: is moved towards the weights after each step.
     Yields:
         The number of parameter updates done.
     """
@@ -68,12 +79,25 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step)
         optimizer.zero_grad()
-        with autocast():
-            y_hat = model(x)
-            loss = loss_fn(y_hat, y)
-        loss.backward()
-        optimizer.step()
-        totals.add(loss, y_hat, y)
+        for x_part, y_part in zip(x.chunk(accumulate_steps), y.chunk(accumulate_steps), strict=True):
+            with autocast():
+                y_hat = model(x_part)
+                loss = loss_fn(y_hat, y_part)
+            whole = totals.is_sum or len(y_part) == len(y)
+            share = loss if whole else loss * (len(y_part) / len(y))
+            (share if scaler is None else scaler.scale(share)).backward()
+            totals.add(loss, y_hat, y_part)
+        if clip_norm:
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)  # leaves the step out where a scaled gradient overflowed
+            scaler.update()
+        if ema is not None:
+            ema.update_parameters(model)
         step += 1
         yield step
 

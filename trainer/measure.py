@@ -1,6 +1,7 @@
 """The eval and predict commands: what a trained model is worth, and what it says about pictures."""
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from trainer.utils.errors import ConfigError
 from trainer.utils.runtime import Machine
 from trainer.utils.screen import Screen, shown, table
 
+OF_THE_CUT = ("data.val_fraction", "data.split_seed", "data.limit")
 HAS_EFFECT = ("checkpoint", "input", "split", "plots", "data", "device", "paths.", "impl")
 
 
@@ -43,13 +45,15 @@ def load(config: Config, command: str, screen: Screen) -> Trained:
     Raises:
         ConfigError: the file is missing or damaged, or a setting was typed that this command does not know.
     """
-    for key in ("resume", "init_from"):
-        if getattr(config, key) is not None:
-            raise ConfigError(f"{key}= is for train. {command} takes checkpoint=.")
+    for key in ("resume", "resume_allow", "init_from", "input" if command == "eval" else "split"):
+        if key in config.typed:
+            raise ConfigError(f"{key}= is not for {command}.")
     for key in config.typed:
         if key in GROUPS and not key.startswith(HAS_EFFECT):
             raise ConfigError(f"{key}=: the {key} comes from the checkpoint. What may change: data=, device=.")
-        if not key.startswith(HAS_EFFECT):
+        if key in OF_THE_CUT and config.split != "test":
+            raise ConfigError(f"{key}=: which examples are in split={config.split} comes from the checkpoint.")
+        if not key.startswith(HAS_EFFECT) or key in (*OF_THE_CUT, "data.normalize", "data.augment"):
             screen.say(f"warning: {key} has no effect on {command}")
     assert config.checkpoint is not None
     path = commands.file_of(config, config.checkpoint)
@@ -59,7 +63,7 @@ def load(config: Config, command: str, screen: Screen) -> Trained:
     in_shape = tuple(arch["in_shape"])
     model = build.build_model(config.model, config.impl, in_shape, arch["num_outputs"])
     model = state.place(model, machine)  # first, so that fp64 weights are not rounded on the way
-    checkpoint.load_model(model, content["model"], path)
+    checkpoint.load_model(model, checkpoint.weights_to_use(content), path)
     screen.say(f"{config.model.name} from {path} on {machine.device}")
     name = content["config"]["name"]
     runs.check_writable(Path(config.paths.outputs))
@@ -88,7 +92,8 @@ def measure(config: Config, trained: Trained, split_name: str) -> tuple[Splits, 
         )
     batches = state.eval_batches(config, splits, split, trained.machine)
     loss_fn = build.build_loss(config.loss, config.impl)
-    return splits, state.measure(trained.model, loss_fn, batches, trained.machine)
+    totals = engine.Totals(trained.machine.device, is_sum=build.is_sum(config.loss))
+    return splits, state.measure(trained.model, loss_fn, batches, totals, trained.machine)
 
 
 def evaluate(config: Config) -> None:
@@ -180,11 +185,12 @@ def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]
     outputs = engine.predict(trained.model, inputs(trained, pictures, shown), trained.machine.autocast)
     if not read:
         raise ConfigError(f"input={target}: no picture could be read.\n  " + "\n  ".join(unreadable))
-    write_predictions(trained, [str(path) for path in read], outputs, None)
+    names = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in read]  # a name may be any bytes
+    write_predictions(trained, names, outputs, None)
     best = outputs[: report.NUM_PICTURES].softmax(1).max(1)
     texts = [f"{trained.classes[k]}  {p:.0%}" for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-    for path, text in zip(read, texts, strict=False):
-        screen.say(f"{path}  {text}")
+    for name, text in zip(names, texts, strict=False):
+        screen.say(f"{name}  {text}")
     if config.plots:
         from trainer.utils import plots  # matplotlib takes 0.4 s
 
@@ -199,7 +205,7 @@ def read_pictures(target: Path, in_shape: Sequence[int], read: list[Path], unrea
         try:
             picture = read_picture(path, channels=channels, height=height, width=width)
         except PictureError as error:
-            unreadable.append(f"{path}: {error}")
+            unreadable.append(f"{os.fsencode(path).decode('utf-8', 'backslashreplace')}: {error}")
         else:
             read.append(path)
             yield picture

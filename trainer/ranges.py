@@ -78,6 +78,20 @@ class Normalize:
         return [Range(-1000, 1000)(value[0]), Range(0, 1000, open_low=True)(value[1])]
 
 
+@dataclass(frozen=True)
+class Text:
+    """Any text but the empty one."""
+
+    def __str__(self) -> str:
+        return "text"
+
+    def __call__(self, value: Any) -> Any:
+        """Return the text."""
+        if not isinstance(value, str) or not value:
+            raise ValueError
+        return value
+
+
 Rule = Callable[[Any], Any]
 SEED = Range(0, 2**63 - 1, whole=True)
 SHARE = Range(0, 1, open_high=True)
@@ -86,6 +100,10 @@ RANGES: dict[str, Rule] = {
     "seed": SEED,
     "epochs": Range(1, 100_000, whole=True),
     "batch_size": Range(1, 1_000_000, whole=True),
+    "accumulate_steps": Range(1, 1_000_000, whole=True),
+    "clip_norm": Range(0, 1e9),
+    "ema_decay": SHARE,
+    "overfit_batches": Range(0, 1_000_000, whole=True),
     "impl": OneOf(("concise",)),
     "split": OneOf(("train", "val", "test")),
     "save.every_steps": Range(0, 10**12, whole=True),
@@ -123,7 +141,7 @@ RANGES: dict[str, Rule] = {
     "model.stem": OneOf(("auto", "cifar", "imagenet")),
     "model.zero_init_residual": OneOf((True, False)),
     "model.dropout": SHARE,
-    "loss.form": OneOf(("half", "mean")),
+    "loss.form": OneOf(("half", "mean", "sum")),
     "loss.delta": POSITIVE,
     "loss.label_smoothing": SHARE,
     "optimizer.lr": Range(0, 1000, open_low=True),
@@ -139,8 +157,8 @@ RANGES: dict[str, Rule] = {
     "schedule.initial_factor": Range(0, 1),
     "schedule.final_factor": Range(0, 1),
     "schedule.anneal": OneOf(("cos", "linear")),
-    "device.threads": Range(0, 1024, whole=True),
-    "device.precision": OneOf(("fp32", "bf16", "fp64")),
+    "device.num_threads": Range(0, 1024, whole=True),
+    "device.precision": OneOf(("fp32", "bf16", "fp16", "fp64")),
     "device.index": Range(0, 63, whole=True),
 }
 

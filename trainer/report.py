@@ -1,5 +1,6 @@
 """What a finished run leaves behind for people: result.json, pictures, and the last lines on the screen."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,13 @@ def result_of(
         "seconds": sum(row["seconds"] for row in rows),
         "num_parameters": build.parameter_count(parts.model),
         "best": without_none({key: progress.best[key] for key in ("epoch", "val_loss", "val_accuracy")}),
-        "objective": progress.best["value"],
+        "objective": {"metric": progress.best["metric"], "value": progress.best["value"]},
         "test": without_none({"loss": test.loss, "accuracy": test.accuracy, "n": len(test.labels)}),
     }
     if progress.stopped:
         result["stopped"] = progress.stopped
     if config.model.name == "linreg":
-        weights = parts.model.state_dict()
+        weights = parts.measured.state_dict()
         result["weight"] = weights["linear.weight"].flatten().tolist()
         result["bias"] = weights["linear.bias"].tolist()[0]
     return result
@@ -72,15 +73,18 @@ def say_result(screen: Screen, config: Config, run: runs.Run, result: Mapping[st
         if yours is not None:
             name = config.reference.metric.replace("_", " ")
             screen.say(f"{name}: yours {yours:.4f}, the book's {config.reference.value:g} ({config.reference.source})")
-    prefix = "".join(
-        f" paths.{k}={v}"
-        for k, v in (("outputs", config.paths.outputs), ("checkpoints", config.paths.checkpoints))
-        if v != k
-    )
     screen.say(f"checkpoint   {run.checkpoints / 'best.pt'}")
-    screen.say(f"eval         python main.py eval checkpoint={run.name}{prefix}")
-    screen.say(f"predict      python main.py predict checkpoint={run.name}{prefix}")
-    screen.say(f"tensorboard  tensorboard --logdir {run.outputs}")
+    screen.say(f"eval         {again(config, 'eval checkpoint')}")
+    screen.say(f"predict      {again(config, 'predict checkpoint')}")
+    screen.say(f"tensorboard  tensorboard --logdir {shlex.quote(str(run.outputs))}")
+
+
+def again(config: Config, words: str) -> str:
+    """The command that goes on with this run: again(config, "resume") -> python main.py resume=NAME."""
+    defaults = {"outputs": "outputs", "checkpoints": "checkpoints"}
+    paths = {key: getattr(config.paths, key) for key in defaults}
+    moved = [shlex.quote(f"paths.{key}={path}") for key, path in paths.items() if path != defaults[key]]
+    return " ".join(["python main.py", f"{words}={config.name}", *moved])
 
 
 def draw(
@@ -93,7 +97,9 @@ def draw(
     rows = read_metrics(run.outputs)
     plots.curves(rows, folder / "curves.png", best_epoch=progress.best["epoch"])
     steps = range(0, progress.step, max(1, progress.step // 1000))
-    plots.learning_rate([(step, parts.lr_at(step)) for step in steps], folder / "lr.png")
+    rates = [(step, parts.lr_at(step)) for step in steps]
+    plots.learning_rate(rates, folder / "lr.png")
+    runs.write_csv(folder / "lr.csv", [{"step": step, "lr": lr} for step, lr in rates])
     names = ["curves", "lr"]
     if splits.task == "classification":
         confusion = metrics.classification_report(test.outputs, test.labels).confusion
@@ -107,7 +113,7 @@ def draw(
         first_batch(splits, parts.train, folder / "batch.png")
         names.append("batch")
     elif config.model.name == "linreg" and isinstance(splits.test.x, Tensor):
-        weights = parts.model.state_dict()
+        weights = parts.measured.state_dict()
         weight, bias = weights["linear.weight"].flatten().tolist(), weights["linear.bias"].tolist()[0]
         plots.fit(splits.test.x, splits.test.y, weight, bias, folder / "fit.png")
         names.append("fit")

@@ -9,14 +9,16 @@ import math
 from collections.abc import Callable
 
 
-def constant(step: int, *, steps_per_epoch: int, total_steps: int) -> float:
-    """1 at every step."""
-    return 1.0
+def constant(step: int, *, steps_per_epoch: int, total_steps: int, warmup_epochs: float) -> float:
+    """1 at every step after a linear warm-up."""
+    return _warmup(step, warmup_epochs * steps_per_epoch)
 
 
-def step_decay(step: int, *, steps_per_epoch: int, total_steps: int, step_size: int, gamma: float) -> float:
-    """gamma ** (epoch // step_size), epoch = step // steps_per_epoch; torch's StepLR, stepped once an epoch."""
-    return gamma ** (step // steps_per_epoch // step_size)
+def step_decay(
+    step: int, *, steps_per_epoch: int, total_steps: int, step_size: int, gamma: float, warmup_epochs: float
+) -> float:
+    """gamma ** (epoch // step_size), epoch = step // steps_per_epoch, as torch's StepLR; with a linear warm-up."""
+    return gamma ** (step // steps_per_epoch // step_size) * _warmup(step, warmup_epochs * steps_per_epoch)
 
 
 def cosine(step: int, *, steps_per_epoch: int, total_steps: int, warmup_epochs: float, final_factor: float) -> float:
@@ -27,7 +29,7 @@ def cosine(step: int, *, steps_per_epoch: int, total_steps: int, warmup_epochs: 
     """
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
+        return _warmup(step, warmup_steps)
     return _cos(1.0, final_factor, _progress(step, warmup_steps, total_steps))
 
 
@@ -61,6 +63,10 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "cosine": cosine,
     "onecycle": onecycle,
 }
+
+
+def _warmup(step: int, warmup_steps: float) -> float:
+    return min(1.0, (step + 1) / (round(warmup_steps) + 1))
 
 
 def _progress(step: int, start: float, end: float) -> float:

@@ -1,22 +1,46 @@
 """What a run consists of while it runs, and how that becomes a checkpoint and comes back from one."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer import build, engine
-from trainer.config import Config
+from trainer.config import Config, flatten, needs_validation
 from trainer.data.batches import Batches, Placement
-from trainer.data.splits import Split, Splits
+from trainer.data.splits import Split, Splits, stratified
 from trainer.utils import checkpoint, runs, runtime
 from trainer.utils.errors import ConfigError, DivergedError
 from trainer.utils.runtime import Machine
+
+# what resume may change: no number depends on it, or only on how far training goes. Another device or number of threads
+# rounds differently, and a warning says so.
+FREE_ON_RESUME = (
+    *(
+        "epochs",
+        "name",
+        "resume",
+        "resume_allow",
+        "checkpoint",
+        "input",
+        "split",
+        "plots",
+        "save.",
+        "record.",
+        "paths.",
+    ),
+    *("early_stopping.", "stop_at.", "reference.", "device", "choices.device", "data.workers", "data.resident"),
+    "data.mirror",
+)
+EARLY_STOP = ("bad_epochs", "stopped")
 
 
 @dataclass(frozen=True)
@@ -31,10 +55,22 @@ class Parts:
     lr_at: Callable[[int], float]
     train: Batches
     val: Batches | None
+    is_sum: bool  # loss_fn adds over the batch
+    scaler: torch.amp.GradScaler | None  # with fp16
+    ema: AveragedModel | None  # with ema_decay
+
+    @property
+    def measured(self) -> nn.Module:
+        """The model that is evaluated: the running mean of the weights where there is one."""
+        return self.model if self.ema is None else self.ema.module
 
     def totals(self) -> engine.Totals:
         """Fresh sums on the run's device."""
-        return engine.Totals(self.machine.device)
+        return engine.Totals(self.machine.device, is_sum=self.is_sum)
+
+    def measure(self, batches: Batches, stop: runtime.StopSignal | None = None) -> engine.Evaluation:
+        """Evaluate on a split; Interrupted as soon as `stop` got a signal."""
+        return measure(self.measured, self.loss_fn, batches, self.totals(), self.machine, stop)
 
 
 @dataclass
@@ -75,48 +111,95 @@ def placement(machine: Machine) -> Placement:
 
 
 def place(model: nn.Module, machine: Machine) -> nn.Module:
-    """The model on its device, in its type and memory layout."""
+    """The model on its device, in its type and memory layout, compiled where that is asked for."""
     model = model.to(machine.device, machine.dtype)
-    return model.to(memory_format=torch.channels_last) if machine.channels_last else model
+    if machine.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if machine.compile:
+        model.compile()
+    return model
 
 
 def eval_batches(config: Config, splits: Splits, split: Split, machine: Machine) -> Batches:
     """A split's batches in order and as they are."""
-    return Batches(splits, split, placement(machine), workers=config.data.options.get("workers", 0))
+    return Batches(splits, split, placement(machine), **options_of_batches(config))
+
+
+def options_of_batches(config: Config) -> dict[str, Any]:
+    """The data set's options that say where its pictures are and who decodes them."""
+    return {key: config.data[key] for key in ("resident", "workers") if key in config.data.options}
 
 
 def measure(
-    model: nn.Module, loss_fn: build.LossFn, batches: Batches, machine: Machine, stop: runtime.StopSignal | None = None
+    model: nn.Module,
+    loss_fn: build.LossFn,
+    batches: Batches,
+    totals: engine.Totals,
+    machine: Machine,
+    stop: runtime.StopSignal | None = None,
 ) -> engine.Evaluation:
-    """Evaluate the model on a split; Interrupted as soon as `stop` got a signal."""
+    """Evaluate a model on a split; Interrupted as soon as `stop` got a signal."""
     with closing(batches.epoch(0)) as examples:
         watched = stop.guard(examples) if stop is not None else examples
-        return engine.evaluate(model, loss_fn, watched, engine.Totals(machine.device), machine.autocast)
+        return engine.evaluate(model, loss_fn, watched, totals, machine.autocast)
+
+
+def narrow(config: Config, splits: Splits) -> Splits:
+    """The splits as overfit_batches and fast_dev_run leave them."""
+    if config.fast_dev_run:
+        parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
+        return replace(
+            splits, **{name: part.take(torch.arange(min(config.batch_size, len(part)))) for name, part in parts.items()}
+        )
+    if config.overfit_batches:
+        n = min(config.overfit_batches * config.batch_size, len(splits.train))
+        chosen, _ = stratified(splits.train.y if splits.classes else None, len(splits.train), n, config.seed)
+        few = splits.train.take(chosen)
+        return replace(splits, train=few, val=few)
+    return splits
 
 
 def assemble(config: Config, splits: Splits, machine: Machine) -> Parts:
-    """Build what the config names, with initial weights that depend on the seed alone."""
-    if len(splits.train) < config.batch_size:
-        n = len(splits.train)
+    """Build what the config names, with initial weights that depend on the seed alone.
+
+    Raises:
+        ConfigError: the data is too small for the batch size, or lacks the validation part that a setting needs.
+    """
+    n = len(splits.train)
+    if n < config.batch_size:
         raise ConfigError(
             f"batch_size={config.batch_size} is more than the {n:,} training examples. Allowed: 1 to {n}."
         )
+    if not len(splits.val) and needs_validation(config):
+        raise ConfigError("early_stopping.patience and stop_at.val_* need validation data: a larger data.val_fraction.")
+    splits = narrow(config, splits)
     runtime.seed_everything(config.seed)
     model = place(build.build_model(config.model, config.impl, splits.in_shape, splits.num_outputs), machine)
-    optimizer = build.build_optimizer(config.optimizer, config.impl, model)
     train = Batches(
         splits,
         splits.train,
         placement(machine),
         batch_size=config.batch_size,
         seed=config.seed,
-        augment=config.data.options.get("augment", "none"),
-        workers=config.data.options.get("workers", 0),
+        augment="none" if config.overfit_batches else config.data.options.get("augment", "none"),
+        **options_of_batches(config),
     )
-    val = eval_batches(config, splits, splits.val, machine) if len(splits.val) else None
-    lr_at = build.build_schedule(config.schedule, config.optimizer["lr"], len(train), config.epochs)
-    loss_fn = build.build_loss(config.loss, config.impl)
-    return Parts(machine, splits, model, loss_fn, optimizer, lr_at, train, val)
+    mean_of_weights = None
+    if config.ema_decay:
+        mean_of_weights = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    return Parts(
+        machine=machine,
+        splits=splits,
+        model=model,
+        loss_fn=build.build_loss(config.loss, config.impl),
+        optimizer=build.build_optimizer(config.optimizer, config.impl, model),
+        lr_at=build.build_schedule(config.schedule, config.optimizer["lr"], len(train), config.epochs),
+        train=train,
+        val=eval_batches(config, splits, splits.val, machine) if len(splits.val) else None,
+        is_sum=build.is_sum(config.loss),
+        scaler=torch.amp.GradScaler(machine.device.type) if machine.autocast_to == torch.float16 else None,
+        ema=mean_of_weights,
+    )
 
 
 def pack(config: Config, parts: Parts, progress: Progress) -> dict[str, Any]:
@@ -135,18 +218,39 @@ def pack(config: Config, parts: Parts, progress: Progress) -> dict[str, Any]:
         },
         "classes": list(splits.classes),
         "preprocess": {"size": list(splits.in_shape[1:]), "mean": list(splits.mean), "std": list(splits.std)},
-        "model": {name: tensor.detach() for name, tensor in parts.model.state_dict().items()},
+        "model": tensors_of(parts.model),
         "optimizer": {
             "name": config.optimizer.name,
             "state": checkpoint.optimizer_state(parts.optimizer, parts.model),
         },
-        "progress": {k: v for k, v in asdict(progress).items() if k != "best"},
+        "scaler": parts.scaler.state_dict() if parts.scaler is not None else None,
+        "ema": tensors_of(parts.ema.module) if parts.ema is not None else None,
+        "progress": {k: v for k, v in asdict(progress).items() if k not in ("best", *EARLY_STOP)},
+        "early_stop": {k: v for k, v in asdict(progress).items() if k in EARLY_STOP},
         "best": progress.best,
         "rng": [runtime.rng_state(parts.machine.device)],
         "config": config.to_dict(),
+        "fingerprint": fingerprint(config),
         "env": environment(parts.machine),
-        "data": {"name": config.data.name, "sha256": splits.sha256, "n": len(splits.train)},
+        "data": {
+            "name": config.data.name,
+            "sha256": splits.sha256,
+            "n": len(splits.train),
+            "split_seed": config.data.options.get("split_seed"),
+        },
     }
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers by name."""
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def fingerprint(config: Config) -> str:
+    """SHA-256 of the settings that the numbers depend on: equal for two runs that ought to be the same."""
+    flat = flatten(config.to_dict())
+    decisive = {key: value for key, value in flat.items() if not key.startswith(FREE_ON_RESUME)}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def environment(machine: Machine) -> dict[str, Any]:
@@ -171,8 +275,16 @@ def unpack(content: dict[str, Any], config: Config, parts: Parts, path: Path) ->
         raise ConfigError(f"{path} holds optimizer={content['optimizer']['name']}, not {config.optimizer.name}.")
     checkpoint.load_model(parts.model, content["model"], path)
     checkpoint.load_optimizer(parts.optimizer, parts.model, content["optimizer"]["state"], path)
-    runtime.restore_rng(content["rng"][0], parts.machine.device)
-    progress = Progress(**content["progress"], best=content["best"])
+    try:
+        if parts.scaler is not None:
+            parts.scaler.load_state_dict(content["scaler"])
+        if parts.ema is not None:
+            checkpoint.load_model(parts.ema.module, content["ema"], path)
+            parts.ema.n_averaged.fill_(content["progress"]["step"])
+        runtime.restore_rng(content["rng"][0], parts.machine.device)
+        progress = Progress(**content["progress"], **content["early_stop"], best=content["best"])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ConfigError(f"{path} does not hold the state of this run: {type(error).__name__} {error}.") from None
     if progress.epoch - 1 > config.epochs:
         raise ConfigError(f"epochs={config.epochs}: {path} has already trained {progress.epoch - 1} epochs.")
     return progress
@@ -205,7 +317,7 @@ def save(config: Config, parts: Parts, progress: Progress, run: runs.Run) -> Pat
     path = checkpoint.path_of_step(run.checkpoints, progress.step)
     checkpoint.write(path, pack(config, parts, progress))
     if progress.best.get("step") == progress.step and progress.samples == 0:
-        checkpoint.keep_as_best(path)
+        checkpoint.keep_as_best(path, run.checkpoints)
     checkpoint.tidy(run.checkpoints)
     return path
 

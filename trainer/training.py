@@ -17,29 +17,34 @@ from trainer.utils.screen import Screen
 
 
 def train_epochs(
-    config: Config, parts: Parts, progress: Progress, run: runs.Run, recorder: Recorder, screen: Screen
+    config: Config,
+    parts: Parts,
+    progress: Progress,
+    run: runs.Run,
+    recorder: Recorder,
+    screen: Screen,
+    stop: runtime.StopSignal,
 ) -> None:
-    """The epochs that are left: train, validate, record, save. On SIGINT or SIGTERM saves and raises Interrupted."""
-    with runtime.StopSignal() as stop, screen:
-        while progress.epoch <= config.epochs and not progress.stopped:
-            try:
-                totals = train_one(config, parts, progress, run, recorder, screen, stop)
-                val = None
-                if parts.val is not None:
-                    val = state.measure(parts.model, parts.loss_fn, parts.val, parts.machine, stop)
-                    finite(val.loss, progress.epoch, progress.step, run)
-            except Interrupted:
-                state.save(config, parts, progress, run)
-                raise Interrupted(stop.signum, f"interrupted; python main.py resume={run.name} goes on.") from None
-            row = row_of(parts, progress, totals, val)
-            recorder.epoch(row)
-            if config.record.histograms_every and progress.epoch % config.record.histograms_every == 0:
-                recorder.histograms(parts.model, progress.step)
-            end_epoch(config, progress, row)
+    """The epochs that are left: train, validate, record, save. Once `stop` got a signal: saves, raises Interrupted."""
+    while progress.epoch <= config.epochs and not progress.stopped:
+        val = None
+        try:
+            totals = train_one(config, parts, progress, run, recorder, screen, stop)
+            if parts.val is not None:
+                val = parts.measure(parts.val, stop)
+                finite(val.loss, progress.epoch, progress.step, run)
+        except Interrupted:
             state.save(config, parts, progress, run)
-            screen.row(row, config.epochs)
-        if progress.stopped:
-            screen.say(f"stopped: {progress.stopped}")
+            raise
+        row = row_of(parts, progress, totals, val)
+        recorder.epoch(row)
+        if config.record.histograms_every and progress.epoch % config.record.histograms_every == 0:
+            recorder.histograms(parts.model, progress.step)
+        end_epoch(config, progress, row)
+        state.save(config, parts, progress, run)
+        screen.row(row, config.epochs)
+    if progress.stopped:
+        screen.say(f"stopped: {progress.stopped}")
 
 
 def train_one(
@@ -65,11 +70,21 @@ def train_one(
             step=step,
             totals=totals,
             autocast=parts.machine.autocast,
+            accumulate_steps=config.accumulate_steps,
+            clip_norm=config.clip_norm,
+            scaler=parts.scaler,
+            ema=parts.ema,
         )
         for step in steps:
             if step % config.record.every_steps == 0:
                 loss = finite(totals.loss, progress.epoch, step, run)
-                recorder.scalars({"train/loss_so_far": loss, "lr_of_step": parts.lr_at(step - 1)}, step)
+                speed = totals.num_examples / (time.perf_counter() - began)
+                looks = {
+                    "train/loss_so_far": loss,
+                    "lr_of_step": parts.lr_at(step - 1),
+                    "samples_per_second_so_far": speed,
+                }
+                recorder.scalars(looks, step)
             if screen.due():
                 speed = totals.num_examples / (time.perf_counter() - began)
                 text = f"loss {totals.loss:.4f}  {speed:,.0f} examples/s"

@@ -17,7 +17,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "folder": class_folders,
 }
 CUT = ("val_fraction", "split_seed", "limit", "normalize")  # settled for every set alike, in splits.cut
-BATCHES = ("augment", "workers")  # settled in batches.py
+BATCHES = ("augment", "workers", "resident")  # settled in batches.py
 
 
 def load(choice: Choice, paths: Paths) -> Splits:
@@ -27,5 +27,7 @@ def load(choice: Choice, paths: Paths) -> Splits:
         ConfigError: the data is missing, damaged, or too small for what is asked.
     """
     own = {key: value for key, value in choice.options.items() if key not in (*CUT, *BATCHES)}
+    if choice.name == "folder":  # it decides itself whether the pictures stay on disk
+        own["resident"] = choice["resident"]
     cuts = {key: choice[key] for key in CUT if key in choice.options}
     return cut(DATASETS[choice.name](Path(paths.data), Path(paths.cache), **own), **cuts)

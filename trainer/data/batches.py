@@ -36,6 +36,8 @@ class Batches:
         splits: gives the normalisation and the shape.  split: the examples.
         seed: shuffles and augments; None takes the examples in order, as they are.
         augment: none, crop_flip or shift.  workers: processes that decode pictures on disk.
+        resident: hold a set that is in memory in the device's own (auto: if half of what is free there is enough), or
+            send each batch there.
     """
 
     def __init__(
@@ -47,11 +49,14 @@ class Batches:
         batch_size: int | None = None,
         seed: int | None = None,
         augment: str = "none",
+        resident: str | bool = "auto",
         workers: int = 0,
     ) -> None:
         self.placement, self.seed, self.workers = placement, seed, workers
         self.batch_size = batch_size or eval_batch_size(splits.in_shape)
-        self.x = split.x.to(placement.device) if isinstance(split.x, Tensor) else split.x
+        self.x = split.x
+        if isinstance(split.x, Tensor) and (fits(split.x, placement.device) if resident == "auto" else resident):
+            self.x = split.x.to(placement.device)
         self.y = split.y.to(placement.device)
         if self.y.is_floating_point():
             self.y = self.y.to(placement.dtype)
@@ -88,7 +93,8 @@ class Batches:
 
     def _inputs(self, batches: tuple[Tensor, ...], on_device: list[Tensor]) -> Iterator[Tensor]:
         if isinstance(self.x, Tensor):
-            return (self.x.index_select(0, indices) for indices in on_device)
+            there = on_device if self.x.device == self.placement.device else batches
+            return (self.x.index_select(0, i).to(self.placement.device, non_blocking=True) for i in there)
         loader = DataLoader(
             self.x,
             batch_sampler=[indices.tolist() for indices in batches],
@@ -106,6 +112,11 @@ def eval_batch_size(in_shape: tuple[int, ...]) -> int:
     for length in in_shape:
         numbers *= length
     return max(1, min(MAX_EVAL_BATCH, MAX_EVAL_NUMBERS // numbers))
+
+
+def fits(x: Tensor, device: torch.device) -> bool:
+    """Whether x takes at most half of what is free on a GPU; on the CPU it is where it is."""
+    return device.type != "cuda" or x.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:

@@ -149,7 +149,7 @@ def read_tree(
         test=split(test),
         val=split(val) if "val" in listing.parts else None,
         in_shape=(channels, size, size),
-        sha256=decoded.sha256 if in_memory else _digest(listing, good),
+        sha256=_digest(listing, good),
         classes=listing.classes,
         mean=mean,
         std=std,

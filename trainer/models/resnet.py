@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +16,12 @@ class BasicBlock(Module):
     """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)), 3x3 convolutions, the stride in the first.
 
     The shortcut (`downsample`, torchvision's name) is a 1x1 convolution with batch normalization where the shape
-    changes, else the identity.
+    changes or `project` asks for it, else the identity.
 
     Source: He et al. 2015 (arXiv 1512.03385), fig. 2 and section 3.3, option B.
     """
 
-    def __init__(self, nn: ModuleType, num_in: int, num_out: int, stride: int) -> None:
+    def __init__(self, nn: ModuleType, num_in: int, num_out: int, stride: int, *, project: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(num_in, num_out, kernel_size=3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(num_out)
@@ -28,7 +29,7 @@ class BasicBlock(Module):
         self.bn2 = nn.BatchNorm2d(num_out)
         self.relu = nn.ReLU()
         self.downsample = nn.Identity()
-        if stride != 1 or num_in != num_out:
+        if project or stride != 1 or num_in != num_out:
             projection = nn.Conv2d(num_in, num_out, kernel_size=1, stride=stride, bias=False)
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(num_out))
 
@@ -52,6 +53,8 @@ class ResNet(Module):
             longer than 64 pixels.
         zero_init_residual: start each block as the identity, its last batch normalization scaled by 0
             (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
+        project_stage1: a 1x1 convolution in the first shortcut of stage 1 too, where the shape does not change; as in
+            pytorch-book's ResNet34.
     Raises:
         ConfigError: no pictures, or an unknown stem.
     Source: He et al. 2015 (arXiv 1512.03385), table 1; convolutions start as in He et al. 2015 (arXiv 1502.01852),
@@ -68,6 +71,7 @@ class ResNet(Module):
         num_blocks: Sequence[int],
         stem: str = "auto",
         zero_init_residual: bool = False,
+        project_stage1: bool = False,
     ) -> None:
         super().__init__()
         channels, height, width = picture_shape("resnet", in_shape)
@@ -79,7 +83,7 @@ class ResNet(Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.layer1 = _stage(nn, 64, 64, num_blocks[0], stride=1)
+        self.layer1 = _stage(nn, 64, 64, num_blocks[0], stride=1, project=project_stage1)
         self.layer2 = _stage(nn, 64, 128, num_blocks[1], stride=2)
         self.layer3 = _stage(nn, 128, 256, num_blocks[2], stride=2)
         self.layer4 = _stage(nn, 256, 512, num_blocks[3], stride=2)
@@ -102,10 +106,12 @@ def resnet18(
     *,
     stem: str = "auto",
     zero_init_residual: bool = False,
+    project_stage1: bool = False,
 ) -> ResNet:
     """ResNet with 2, 2, 2, 2 basic blocks."""
     blocks = (2, 2, 2, 2)
-    return ResNet(nn, in_shape, num_outputs, num_blocks=blocks, stem=stem, zero_init_residual=zero_init_residual)
+    options: dict[str, Any] = {"zero_init_residual": zero_init_residual, "project_stage1": project_stage1}
+    return ResNet(nn, in_shape, num_outputs, num_blocks=blocks, stem=stem, **options)
 
 
 def resnet34(
@@ -115,14 +121,16 @@ def resnet34(
     *,
     stem: str = "auto",
     zero_init_residual: bool = False,
+    project_stage1: bool = False,
 ) -> ResNet:
     """ResNet with 3, 4, 6, 3 basic blocks: 21,282,122 parameters with the cifar stem, 3 channels and 10 classes."""
     blocks = (3, 4, 6, 3)
-    return ResNet(nn, in_shape, num_outputs, num_blocks=blocks, stem=stem, zero_init_residual=zero_init_residual)
+    options: dict[str, Any] = {"zero_init_residual": zero_init_residual, "project_stage1": project_stage1}
+    return ResNet(nn, in_shape, num_outputs, num_blocks=blocks, stem=stem, **options)
 
 
-def _stage(nn: ModuleType, num_in: int, num_out: int, num_blocks: int, *, stride: int) -> Module:
-    blocks = [BasicBlock(nn, num_in, num_out, stride)]
+def _stage(nn: ModuleType, num_in: int, num_out: int, num_blocks: int, *, stride: int, project: bool = False) -> Module:
+    blocks = [BasicBlock(nn, num_in, num_out, stride, project=project)]
     blocks += [BasicBlock(nn, num_out, num_out, 1) for _ in range(num_blocks - 1)]
     return nn.Sequential(*blocks)
 

@@ -1,8 +1,7 @@
 """Checkpoint files: one torch zip file of plain types each, written so that a crash never leaves half of one, and read
 through a gate, because the bytes may be damaged or come from a stranger.
 
-Content: format, kind, arch, classes, preprocess, model, optimizer, progress, rng, best, config, env, data; commands.py
-puts it together. Only weights_only=True ever loads one.
+SCHEMA lists the content; state.pack puts it together. Only weights_only=True ever loads one.
 """
 
 import os
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.utils import runs
 from trainer.utils.errors import ConfigError, ResourceError
 
 FORMAT = 1
@@ -37,7 +37,9 @@ SCHEMA: dict[str, type] = {  # what a checkpoint holds; keys with a dot are look
     "optimizer.state": dict,
     "progress": dict,
     "best": dict,
+    "early_stop": dict,
     "rng": list,
+    "fingerprint": str,
     "config": dict,
     "config.name": str,
     "env": dict,
@@ -93,16 +95,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def keep_as_best(step_file: Path) -> None:
-    """Make best.pt a second name of a step file, in one step."""
-    temporary = step_file.parent / f".tmp-{uuid.uuid4().hex}"
+def keep_as_best(step_file: Path, folder: Path) -> None:
+    """Make best.pt in `folder` a second name of a step file, in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".tmp-{uuid.uuid4().hex}"
     try:
         os.link(step_file, temporary)
-    except OSError:  # a file system without hard links
+    except OSError:  # a file system without hard links, or another one
         shutil.copyfile(step_file, temporary)
-    os.replace(temporary, step_file.parent / "best.pt")
+    os.replace(temporary, folder / "best.pt")
     temporary.unlink(missing_ok=True)  # replace leaves it when both are already the same file
-    sync_folder(step_file.parent)
+    sync_folder(folder)
 
 
 def tidy(folder: Path) -> None:
@@ -127,8 +130,17 @@ def read(path: Path) -> dict[str, Any]:
         parent = content if not node else content[node]
         if not isinstance(parent, dict) or not isinstance(parent.get(leaf), kind):
             raise ConfigError(f"{path} is no checkpoint of this program: it has no {key}.")
+    if not runs.JOB.fullmatch(content["config"]["name"]):
+        raise ConfigError(f"{path} is refused: {content['config']['name']!r} is no name of a run.")
     check_weights(content["model"], path)
+    if content.get("ema") is not None:
+        check_weights(content["ema"], path)
     return content
+
+
+def weights_to_use(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights that a checkpoint's figures were measured with: the running mean where there is one."""
+    return content["model"] if content.get("ema") is None else content["ema"]
 
 
 def load(path: Path, *, legacy: bool = False) -> Any:
@@ -139,12 +151,12 @@ def load(path: Path, *, legacy: bool = False) -> Any:
     Raises:
         ConfigError: the file is missing, damaged, or holds anything else.
     """
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file.")
     try:
         if not legacy or zipfile.is_zipfile(path):
             check_zip(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file.") from None
     except Exception as error:  # a damaged file can raise nearly anything
         reason = str(error).splitlines()[0] if isinstance(error, (ConfigError, OSError)) else type(error).__name__
         raise ConfigError(f"{path} is damaged, or no checkpoint of this program: {reason}") from None
@@ -190,7 +202,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     content = load(path, legacy=True)  # many published weights are that old
     if not is_weights(content):
-        return read(path)["model"]
+        return weights_to_use(read(path))
     check_weights(content, path)
     return content
 
@@ -240,7 +252,9 @@ def load_optimizer(
     Raises:
         ConfigError: a buffer belongs to no parameter, or has another shape.
     """
-    numbers = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+    names = {p: name for name, p in model.named_parameters()}
+    in_order = [p for group in optimizer.param_groups for p in group["params"]]  # how torch numbers them
+    numbers = {names[p]: i for i, p in enumerate(in_order)}
     shapes = {name: p.shape for name, p in model.named_parameters()}
     for name, buffers in state.items():
         if name not in shapes or any(b.shape != shapes[name] for key, b in buffers.items() if key != "step"):

@@ -19,7 +19,7 @@ import torch
 from trainer.utils.errors import ConfigError, Interrupted
 
 Item = TypeVar("Item")
-TORCH_THREADS = torch.get_num_threads()  # what torch decided itself; device.threads=0 goes back to it
+TORCH_THREADS = torch.get_num_threads()  # what torch decided itself; device.num_threads=0 goes back to it
 
 
 @dataclass(frozen=True)
@@ -27,29 +27,52 @@ class Machine:
     """Where and how the numbers are computed."""
 
     device: torch.device
-    dtype: torch.dtype
-    bf16: bool
-    channels_last: bool
+    dtype: torch.dtype = torch.float32
+    autocast_to: torch.dtype | None = None
+    channels_last: bool = False
+    compile: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of one forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+        if self.autocast_to is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast_to)
 
 
-def set_up(name: str, *, threads: int, precision: str, channels_last: bool, index: int = 0) -> Machine:
+PRECISIONS = {  # type of weights and inputs, and type of the matrix products where that is another
+    "fp32": (torch.float32, None),
+    "fp64": (torch.float64, None),
+    "bf16": (torch.float32, torch.bfloat16),
+    "fp16": (torch.float32, torch.float16),
+}
+
+
+def set_up(
+    name: str,
+    *,
+    num_threads: int = 0,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    compile: bool = False,
+    index: int = 0,
+) -> Machine:
     """Choose the device and set the number of CPU threads.
 
     Raises:
         ConfigError: a GPU was asked for that is not there. Only device=auto chooses by itself.
     """
-    count = torch.cuda.device_count() if name != "cpu" else 0
+    count = torch.cuda.device_count() if name in ("auto", "cuda") else 0
     if name == "cuda" and index >= count:
         there = f"the GPUs are numbered 0 to {count - 1}" if count else "no CUDA GPU is visible"
         raise ConfigError(f"device=cuda:{index}: {there}. Allowed here: device=cpu, device=auto.")
-    torch.set_num_threads(threads or TORCH_THREADS)
-    device = torch.device("cuda", index) if count else torch.device("cpu")
-    dtype = torch.float64 if precision == "fp64" else torch.float32
-    return Machine(device, dtype, precision == "bf16", channels_last)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device=mps: no Apple GPU is visible. Allowed here: device=cpu, device=auto.")
+    if name == "mps" and precision == "fp64":
+        raise ConfigError("device.precision=fp64 is not to be had with device=mps. Allowed: fp32, bf16, fp16.")
+    torch.set_num_threads(num_threads or TORCH_THREADS)
+    device = torch.device("mps") if name == "mps" else torch.device("cuda", index) if count else torch.device("cpu")
+    dtype, autocast_to = PRECISIONS[precision]
+    return Machine(device, dtype, autocast_to, channels_last, compile)
 
 
 def seed_everything(seed: int) -> None:
