@@ -364,7 +364,7 @@ def test_a_changed_setting_is_refused_unless_allowed(cli: Cli, signal_at: Callab
         ("model.init_std=1", "model.init_std"),
         ("schedule=step", "schedule"),
         ("optimizer=adam", "optimizer"),
-        ("early_stopping.patience=1", "early_stopping.patience"),
+        ("clip_norm=1", "clip_norm"),
     ):
         outcome = cli("resume=a", word)
         assert outcome.code == 2, word

@@ -64,6 +64,8 @@ def test_train_writes_the_files_of_the_contract(cli: Cli, tiny_mnist: Path, tmp_
     assert entries == {"config.json", "metrics.jsonl", "result.json", "status.json", "train.log", "tb", "plots"}
     assert files_below(tmp_path / "checkpoints") == {"a/step_00000011.pt", "a/step_00000022.pt", "a/best.pt"}
     pictures = files_below(run / "plots") - {"wrong.png"}  # only where something is wrong
+    assert "lr.csv" in pictures
+    pictures.remove("lr.csv")
     assert pictures == {"curves.png", "lr.png", "confusion.png", "predictions.png", "batch.png"}
     for name in pictures:
         with Image.open(run / "plots" / name) as image:

@@ -104,8 +104,8 @@ def test_rglob_sees_every_file() -> None:
     found = {path.relative_to(CONFIGS).parts[0] for path in CONFIGS.rglob("*.yaml")}
     assert {"config.yaml", *GROUPS, "recipe", "experiment"} <= found
     in_groups = [path for path in CONFIGS.rglob("*.yaml") if path.relative_to(CONFIGS).parts[0] in GROUPS]
-    assert len(in_groups) == sum(len(table) for table in TABLES.values()) + len(("auto", "cpu", "cuda"))
-    assert len(in_groups) >= 27
+    assert len(in_groups) == sum(len(table) for table in TABLES.values()) + len(("auto", "cpu", "cuda", "mps"))
+    assert len(in_groups) >= 28
 
 
 def test_the_tables_hold_the_names_of_the_yaml_files() -> None:
@@ -115,7 +115,7 @@ def test_the_tables_hold_the_names_of_the_yaml_files() -> None:
     assert set(TASKS_OF) == {"model", "loss"}
     for group, tasks in TASKS_OF.items():
         assert set(tasks) == set(choices_of(group))
-    assert set(choices_of("device")) == {"auto", "cpu", "cuda"}
+    assert set(choices_of("device")) == {"auto", "cpu", "cuda", "mps"}
 
 
 def keywords(function: Callable[..., Any]) -> set[str]:
@@ -142,7 +142,9 @@ def test_options_of_an_optimizer_are_keywords_of_torch(name: str) -> None:
     optimizer = OPTIMIZERS[name]
     optimizer = optimizer.func if isinstance(optimizer, partial) else optimizer
     known = inspect.signature(optimizer).parameters
-    for option, value in options_of("optimizer", name).items():
+    options = dict(options_of("optimizer", name))
+    assert options.pop("decay_all") is True  # build.py makes groups of it
+    for option, value in options.items():
         default = known[option].default
         if option != "lr":  # ours are those of the notes and of the papers
             assert value == (list(default) if isinstance(default, tuple) else default), option
@@ -152,6 +154,7 @@ def test_options_of_an_optimizer_are_keywords_of_torch(name: str) -> None:
 def test_options_of_a_data_set_are_its_keywords_and_the_common_ones(name: str) -> None:
     common = {"val_fraction", "split_seed", "limit"}
     common |= {"normalize", "augment"} if name in PICTURE_SETS else set()
+    common |= {"resident"} if name in PICTURE_SETS else set()
     common |= {"workers"} if name == "folder" else set()
     of_the_tests = {"digests", "archive_sha256"}
     assert set(options_of("data", name)) == keywords(DATASETS[name]) - of_the_tests | common
@@ -531,6 +534,8 @@ def test_the_fuzz_knows_the_bound_of_nearly_every_number() -> None:
 
 # which value wins
 
+SGD = {"decay_all": True}
+
 
 def test_a_group_wins_over_the_defaults(composed: Callable[..., list[Config]]) -> None:
     (config,) = composed("model=mlp")
@@ -550,7 +555,7 @@ def test_what_the_data_set_brings_wins_over_the_defaults(composed: Callable[...,
 def test_a_recipe_wins_over_the_data_set(composed: Callable[..., list[Config]]) -> None:
     (config,) = composed("data=cifar10")
     assert config.epochs == 30
-    assert config.optimizer.options == {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0005}
+    assert config.optimizer.options == SGD | {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0005}
     assert config.schedule["warmup_fraction"] == 0.2
     assert config.model["zero_init_residual"] is True
     assert [path.partition("/")[2] for path in config.recipes] == [
@@ -592,7 +597,7 @@ def test_a_recipe_for_sgd_is_not_applied_to_adam(composed: Callable[..., list[Co
 
 def test_the_book_experiment_on_cifar10_has_no_weight_decay(composed: Callable[..., list[Config]]) -> None:
     (config,) = composed("experiment=lenet_cifar10")  # pytorch-book, ch. 2: SGD(lr=0.001, momentum=0.9)
-    assert config.optimizer.options == {"lr": 0.001, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
+    assert config.optimizer.options == SGD | {"lr": 0.001, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
 
 
 def test_each_job_of_a_multirun_has_the_same_precedence(composed: Callable[..., list[Config]]) -> None:

@@ -26,7 +26,7 @@ def threads_put_back() -> Iterator[None]:
 
 
 def set_up(name: str = "cpu", **changes: Any) -> runtime.Machine:
-    return runtime.set_up(name, **({"threads": 1, "precision": "fp32", "channels_last": False} | changes))
+    return runtime.set_up(name, **({"num_threads": 1, "precision": "fp32", "channels_last": False} | changes))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -126,15 +126,20 @@ def test_threads_are_set_and_zero_goes_back_to_torchs_own() -> None:
 
 @pytest.mark.usefixtures("threads_put_back")
 @pytest.mark.parametrize(
-    ("precision", "dtype", "bf16"),
-    [("fp32", torch.float32, False), ("fp64", torch.float64, False), ("bf16", torch.float32, True)],
+    ("precision", "dtype", "to"),
+    [
+        ("fp32", torch.float32, None),
+        ("fp64", torch.float64, None),
+        ("bf16", torch.float32, torch.bfloat16),
+        ("fp16", torch.float32, torch.float16),
+    ],
 )
-def test_precision_settles_type_and_autocast(precision: str, dtype: torch.dtype, bf16: bool) -> None:
+def test_precision_settles_type_and_autocast(precision: str, dtype: torch.dtype, to: torch.dtype | None) -> None:
     machine = set_up(precision=precision, channels_last=True)
-    assert (machine.device, machine.dtype, machine.bf16, machine.channels_last) == (CPU, dtype, bf16, True)
+    assert (machine.device, machine.dtype, machine.autocast_to, machine.channels_last) == (CPU, dtype, to, True)
     with machine.autocast():
         product = torch.ones(2, 2, dtype=dtype) @ torch.ones(2, 2, dtype=dtype)
-    assert product.dtype == (torch.bfloat16 if bf16 else dtype)
+    assert product.dtype == (to or dtype)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +171,7 @@ def test_only_auto_chooses(name: str, count: int, device: str, monkeypatch: pyte
 
 
 def test_the_description_of_a_run_is_plain_and_complete() -> None:
-    found = runtime.describe(runtime.Machine(CPU, torch.float32, False, False))
+    found = runtime.describe(runtime.Machine(CPU))
     versions, hardware = {"versions", "platform"}, {"cpu", "cpu_capability", "threads", "device", "gpu"}
     assert set(found) == versions | hardware | {"git", "command"}
     assert json.loads(json.dumps(found)) == found
@@ -179,6 +184,15 @@ def test_the_description_of_a_run_is_plain_and_complete() -> None:
         assert isinstance(found["git"]["dirty"], bool)
 
 
+def test_an_apple_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no Apple GPU"):
+        set_up("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="fp64"):
+        set_up("mps", precision="fp64")
+
+
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert runtime.describe(runtime.Machine(CPU, torch.float32, False, False))["git"] is None
+    assert runtime.describe(runtime.Machine(CPU))["git"] is None

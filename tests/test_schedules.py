@@ -46,13 +46,22 @@ def test_yaml_keys_are_the_functions_keywords(name: str) -> None:
 
 
 def test_constant_is_one() -> None:
-    assert factors("constant") == [1.0] * TOTAL
+    assert factors("constant", warmup_epochs=0.0) == [1.0] * TOTAL
+
+
+@pytest.mark.parametrize(("name", "options"), [("constant", {}), ("step", {"step_size": 100, "gamma": 0.1})])
+def test_a_warmup_rises_in_a_line_and_ends(name: str, options: dict[str, float]) -> None:
+    rising = factors(name, warmup_epochs=0.4, **options)  # 4 steps of 10 an epoch
+    assert rising[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rising[5:] == [1.0] * (TOTAL - 5)
 
 
 @pytest.mark.parametrize(("step_size", "gamma"), [(1, 0.9), (2, 0.1), (100, 0.1)])
 def test_step_is_torchs_step_lr_stepped_once_an_epoch(step_size: int, gamma: float) -> None:
     theirs = torch_factors(lr_scheduler.StepLR, every=10, step_size=step_size, gamma=gamma)
-    assert factors("step", step_size=step_size, gamma=gamma) == pytest.approx(theirs, rel=0, abs=1e-12)
+    assert factors("step", step_size=step_size, gamma=gamma, warmup_epochs=0.0) == pytest.approx(
+        theirs, rel=0, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("final", [0.0, 0.1])

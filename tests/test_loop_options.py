@@ -1,0 +1,164 @@
+"""The options of the loop: accumulation, clipping, the running mean of the weights, fp16, and the two for debugging."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Cli
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from trainer import build
+from trainer.config import Choice
+from trainer.engine import Totals, train_epoch
+from trainer.models import MODELS
+
+LR = 0.1
+
+
+def examples(n: int = 22) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 3, generator=draw, dtype=torch.float64)
+    return x, x @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
+
+
+def trained(steps: int = 3, *, form: str = "half", lr: float = LR, **options: object) -> tuple[nn.Linear, Totals]:
+    """A linear layer after some steps on the same 22 examples."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1).double()
+    totals = Totals(torch.device("cpu"), is_sum=form == "sum")
+    if options.pop("with_ema", False):
+        options["ema"] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+        model.ema = [options["ema"]]  # in a list: no submodule
+    for _ in train_epoch(
+        model,
+        build.build_loss(Choice("mse", {"form": form}), "concise"),
+        torch.optim.SGD(model.parameters(), lr=lr),
+        [examples()] * steps,
+        lr_at=lambda step: lr,
+        step=0,
+        totals=totals,
+        autocast=contextlib.nullcontext,
+        **options,  # type: ignore[arg-type]
+    ):
+        pass
+    return model, totals
+
+
+@pytest.mark.parametrize("parts", [2, 4, 5])
+@pytest.mark.parametrize("form", ["half", "sum"])
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(parts: int, form: str) -> None:
+    lr = LR if form == "half" else 0.001
+    whole, sums = trained(form=form, lr=lr)
+    inparts, sums_of_parts = trained(form=form, lr=lr, accumulate_steps=parts)
+    torch.testing.assert_close(inparts.weight, whole.weight, rtol=0, atol=1e-12)
+    assert sums_of_parts.loss == pytest.approx(sums.loss, abs=1e-12)
+    assert sums_of_parts.num_examples == sums.num_examples == 66
+
+
+def test_the_summed_loss_is_reported_per_example() -> None:
+    _, mean = trained(steps=1, form="mean")
+    _, total = trained(steps=1, form="sum", lr=0.0)
+    assert total.loss == pytest.approx(mean.loss, rel=1e-12)  # one output an example: the mean is the sum over N
+
+
+def test_a_long_gradient_is_cut_to_the_norm_and_a_short_one_is_left() -> None:
+    torch.manual_seed(0)
+    start = nn.Linear(3, 1).double()
+    model, _ = trained(steps=1, clip_norm=0.01)
+    moved = torch.cat([(model.weight - start.weight).flatten(), model.bias - start.bias])
+    assert float(moved.detach().norm()) == pytest.approx(LR * 0.01, rel=1e-4)
+    free, _ = trained(steps=1)
+    loose, _ = trained(steps=1, clip_norm=1e6)
+    torch.testing.assert_close(loose.weight, free.weight, rtol=0, atol=0)
+
+
+def test_the_running_mean_is_the_written_out_one() -> None:
+    mean = None
+    for steps in (1, 2, 3):
+        weight = trained(steps=steps)[0].weight.detach()
+        mean = weight if mean is None else 0.5 * mean + 0.5 * weight
+    model, _ = trained(steps=3, with_ema=True)
+    torch.testing.assert_close(model.ema[0].module.weight.detach(), mean, rtol=0, atol=1e-12)
+
+
+def test_decay_all_false_spares_the_vectors() -> None:
+    model = MODELS["resnet18"](nn, (3, 8, 8), 10)
+    options = {"lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.5}
+    spared = build.build_optimizer(Choice("sgd", options | {"decay_all": False}), "concise", model)
+    decays = {id(p): group["weight_decay"] for group in spared.param_groups for p in group["params"]}
+    assert len(decays) == len(list(model.parameters()))
+    assert all(decays[id(p)] == (0.5 if p.ndim > 1 else 0.0) for p in model.parameters())
+    every = build.build_optimizer(Choice("sgd", options | {"decay_all": True}), "concise", model)
+    assert [group["weight_decay"] for group in every.param_groups] == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "published"),
+    [
+        ("lenet", (1, 28, 28), {}, 61_706),
+        ("resnet34", (3, 32, 32), {}, 21_282_122),
+        ("resnet34", (3, 32, 32), {"project_stage1": True}, 21_286_346),
+        ("resnet34", (3, 32, 32), {"stem": "imagenet"}, 21_289_802),
+    ],
+)
+def test_models_have_the_published_number_of_parameters(
+    name: str, shape: tuple[int, ...], options: dict[str, object], published: int
+) -> None:
+    assert build.parameter_count(MODELS[name](nn, shape, 10, **options)) == published
+
+
+TINY = ("data=mnist", "model=lenet", "batch_size=50", "plots=false")
+
+
+def result_of(run: str) -> dict[str, object]:
+    return json.loads(Path(f"outputs/{run}/result.json").read_text())
+
+
+def test_overfit_batches_learns_its_few_examples(cli: Cli, tiny_mnist: Path) -> None:
+    words = (*TINY, f"paths.data={tiny_mnist}", "overfit_batches=2", "epochs=15", "data.augment=shift", "name=a")
+    outcome = cli(*words, "optimizer=adam")
+    assert outcome.code == 0, outcome.err
+    assert "100 train, 100 val" in outcome.out
+    last = json.loads(Path("outputs/a/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["train_accuracy"] == last["val_accuracy"] == 1.0
+
+
+def test_fast_dev_run_is_one_batch_of_everything(cli: Cli, tiny_mnist: Path) -> None:
+    outcome = cli(*TINY, f"paths.data={tiny_mnist}", "fast_dev_run=true", "epochs=9", "name=a")
+    assert outcome.code == 0, outcome.err
+    assert "50 train, 50 val, 50 test" in outcome.out
+    assert result_of("a")["epochs"] == 1
+
+
+def test_a_running_mean_is_what_is_measured_and_kept(cli: Cli, tiny_mnist: Path) -> None:
+    words = (*TINY, f"paths.data={tiny_mnist}", "epochs=2", "ema_decay=0.9")
+    assert cli(*words, "name=a").code == 0
+    content = torch.load("checkpoints/a/best.pt", weights_only=True)
+    assert not torch.equal(content["ema"]["fc3.weight"], content["model"]["fc3.weight"])
+    assert cli("eval", "checkpoint=a", "plots=false").code == 0
+    measured = json.loads(Path("outputs/a/eval-mnist-test.json").read_text())
+    assert measured["loss"] == result_of("a")["test"]["loss"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "words", [("ema_decay=0.9",), ("device.precision=fp16", "clip_norm=1"), ("accumulate_steps=3",)]
+)
+def test_resume_goes_on_with_the_mean_and_the_scaler(cli: Cli, tiny_mnist: Path, words: tuple[str, ...]) -> None:
+    common = (*TINY, *words, f"paths.data={tiny_mnist}", "optimizer=adam", "optimizer.decay_all=false")
+    assert cli(*common, "epochs=3", "name=straight").code == 0
+    assert cli(*common, "epochs=1", "name=cut").code == 0
+    assert cli("resume=cut", "epochs=3").code == 0
+    straight, cut = (
+        torch.load(f"checkpoints/{name}/step_00000033.pt", weights_only=True) for name in ("straight", "cut")
+    )
+    for part in ("model", "ema"):
+        assert (straight[part] is None) == (cut[part] is None)
+        for name, tensor in (straight[part] or {}).items():
+            assert torch.equal(tensor, cut[part][name]), name
+    assert straight["scaler"] == cut["scaler"]
+    assert straight["fingerprint"] == cut["fingerprint"]
+    for name, buffers in straight["optimizer"]["state"].items():
+        assert all(torch.equal(buffer, cut["optimizer"]["state"][name][key]) for key, buffer in buffers.items())
