@@ -19,7 +19,7 @@ from trainer.config import Config, flatten
 from trainer.state import Parts, Progress
 from trainer.utils import checkpoint, runs, runtime
 from trainer.utils.errors import BusyError, ConfigError, DivergedError, Interrupted, ResourceError
-from trainer.utils.recorder import Recorder
+from trainer.utils.recorder import Recorder, read_metrics
 from trainer.utils.screen import Screen
 
 
@@ -166,6 +166,8 @@ def check_changes(config: Config, found: runs.Found | None, screen: Screen) -> l
 
 def rewind(run: runs.Run, start: Path, progress: Progress, epochs: int, screen: Screen) -> None:
     """Make the run's checkpoints what they were when `start` was written."""
+    if progress.epoch > epochs and not read_metrics(run.outputs):  # a copy of a finished run's file
+        raise ConfigError(f"{start} has all its {progress.epoch - 1} epochs done. epochs=N with a larger N goes on.")
     for path in checkpoint.steps_in(run.checkpoints):
         if checkpoint.step_of(path) > progress.step:
             path.rename(path.with_suffix(".old"))
@@ -173,10 +175,6 @@ def rewind(run: runs.Run, start: Path, progress: Progress, epochs: int, screen: 
     if progress.best.get("step") == progress.step and not progress.samples:
         checkpoint.keep_as_best(start, run.checkpoints)  # the process may have been killed just before it did so
     elif progress.best and not (best.is_file() and checkpoint.read(best)["progress"]["step"] == progress.best["step"]):
-        if progress.epoch > epochs:
-            raise ConfigError(
-                f"{start} has no epoch left to train, and the best epoch is not in {best}. Copy it there."
-            )
         screen.say(
             f"warning: {best} is not of epoch {progress.best['epoch']}, the best so far; the best is sought anew."
         )

@@ -1,0 +1,202 @@
+"""What once went wrong: collisions of names, files from strangers, data of odd shapes, commands typed in odd ways."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Cli, start, write_class_folders
+
+QUICK = ("plots=false", "epochs=2")
+
+
+def weights_of(run: str) -> dict[str, torch.Tensor]:
+    return torch.load(f"checkpoints/{run}/best.pt", weights_only=True)["model"]
+
+
+def tampered(path: Path, target: Path, **changes: object) -> Path:
+    content = torch.load(path, weights_only=True)
+    content["config"] |= changes.pop("config", {})  # type: ignore[operator]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content | changes, target)
+    return target
+
+
+def test_of_two_processes_that_start_one_run_the_second_is_turned_away(tmp_path: Path) -> None:
+    both = [start("name=race", "epochs=60", f"seed={seed}", "plots=false", cwd=tmp_path) for seed in (1, 2)]
+    for process in both:
+        process.communicate(timeout=120)
+    assert sorted(process.returncode for process in both) in ([0, 2], [0, 5])
+    rows = [json.loads(line) for line in (tmp_path / "outputs/race/metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 61))
+
+
+def test_a_run_and_a_sweep_do_not_share_a_name(cli: Cli) -> None:
+    assert cli("-m", "seed=0,1", "name=a", *QUICK).code == 0
+    assert cli("name=a", *QUICK).code == 2
+    assert cli("name=b", *QUICK).code == 0
+    refused = cli("-m", "seed=0,1", "name=b", *QUICK)
+    assert refused.code == 2
+    assert "single run" in refused.err
+
+
+def test_a_foreign_folder_is_not_adopted(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "outputs/mine").mkdir(parents=True)
+    (tmp_path / "outputs/mine/metrics.jsonl").write_text("precious\n")
+    assert cli("name=mine", *QUICK).code == 2
+    assert (tmp_path / "outputs/mine/metrics.jsonl").read_text() == "precious\n"
+
+
+def test_a_checkpoint_cannot_choose_where_files_go(cli: Cli, tmp_path: Path) -> None:
+    assert cli("name=a", *QUICK).code == 0
+    evil = tampered(Path("checkpoints/a/best.pt"), tmp_path / "evil.pt", config={"name": "../../evil"})
+    for words in ((f"resume={evil}", "epochs=4"), ("eval", f"checkpoint={evil}")):
+        outcome = cli(*words)
+        assert outcome.code == 2
+        assert "evil" in outcome.err
+    assert not list(tmp_path.parent.glob("evil*"))
+
+
+@pytest.mark.parametrize("change", [{"progress": {"epoch": 3, "extra": 1}}, {"rng": []}, {"early_stop": {}}])
+def test_a_checkpoint_with_another_state_is_refused(cli: Cli, tmp_path: Path, change: dict[str, object]) -> None:
+    assert cli("name=a", *QUICK).code == 0
+    odd = tampered(Path("checkpoints/a/step_00000180.pt"), tmp_path / "odd.pt", **change)
+    outcome = cli(f"resume={odd}", "epochs=4")
+    if change != {"early_stop": {}}:  # its fields have defaults
+        assert outcome.code == 2
+        assert "does not hold the state" in outcome.err
+
+
+def test_a_sweep_without_validation_names_the_better_job(cli: Cli, tiny_mnist: Path) -> None:
+    words = ("data=mnist", f"paths.data={tiny_mnist}", "batch_size=50", "data.val_fraction=0", "name=s")
+    outcome = cli("-m", *words, "optimizer.lr=0.1,0.000001", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "checkpoint=s/0" in outcome.out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("word", ["stop_at.val_loss=0.1", "early_stopping.patience=1"])
+def test_a_split_that_turns_out_empty_is_refused_where_it_is_needed(cli: Cli, word: str) -> None:
+    outcome = cli("data.val_fraction=0.000001", word, *QUICK)
+    assert outcome.code == 2
+    assert "validation" in outcome.err
+
+
+def test_a_lone_last_example_under_batch_normalisation_is_explained(cli: Cli, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "p", {"train": 12, "test": 3}, size=8)
+    words = ("data=folder", "data.root=p", "data.size=8", "model=resnet18", "data.val_fraction=3")
+    outcome = cli(*words, "batch_size=4", "epochs=1", "plots=false")
+    assert outcome.code == 2
+    assert "batch_size=4" in outcome.err
+
+
+def test_pictures_may_have_any_name(cli: Cli, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "p", {"train": 30, "test": 3}, size=8)
+    words = ("data=folder", "data.root=p", "data.size=8", "model=softmax", "batch_size=10")
+    assert cli(*words, *QUICK, "name=a").code == 0
+    odd = os.path.join(os.fsencode(tmp_path / "odd"), b"\xff.png")
+    os.mkdir(os.path.dirname(odd))
+    shutil.copy(next((tmp_path / "p" / "test").rglob("*.png")), odd)
+    outcome = cli("predict", "checkpoint=a", "input=odd")
+    assert outcome.code == 0, outcome.err
+    assert "\\xff.png" in Path("outputs/a/predictions.csv").read_text()
+
+
+def test_pictures_may_go_from_disk_to_memory_between_two_runs(cli: Cli, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "p", {"train": 30, "test": 3}, size=8)
+    words = ("data=folder", "data.root=p", "data.size=8", "model=softmax", "batch_size=10", "plots=false")
+    words += ("schedule=constant",)
+    assert cli(*words, "epochs=3", "name=straight").code == 0
+    assert cli(*words, "epochs=1", "data.resident=false", "name=cut").code == 0
+    outcome = cli("resume=cut", "epochs=3", "data.resident=true")
+    assert outcome.code == 0, outcome.err
+    assert all(torch.equal(weights_of("cut")[k], tensor) for k, tensor in weights_of("straight").items())
+
+
+def test_a_copied_checkpoint_goes_on_in_new_folders(cli: Cli, tmp_path: Path) -> None:
+    assert cli("name=a", *QUICK).code == 0
+    copy = shutil.copy("checkpoints/a/best.pt", tmp_path / "copy.pt")
+    elsewhere = ("paths.outputs=new/o", "paths.checkpoints=new/c")
+    refused = cli(f"resume={copy}", *elsewhere)
+    assert refused.code == 2
+    assert "epochs=N" in refused.err
+    outcome = cli(f"resume={copy}", "epochs=3", *elsewhere)
+    assert outcome.code == 0, outcome.err
+    assert Path("new/c/a/best.pt").is_file()
+    assert "paths.outputs=new/o" in outcome.out  # the commands that it prints work as they are
+
+
+def test_an_early_stopped_run_can_be_told_to_go_on(cli: Cli) -> None:
+    assert (
+        cli("name=a", "plots=false", "epochs=30", "early_stopping.patience=2", "early_stopping.min_delta=1").code == 0
+    )
+    stopped = json.loads(Path("outputs/a/result.json").read_text())["epochs"]
+    assert stopped < 30
+    assert "already complete" in cli("resume=a").out
+    assert cli("resume=a", "early_stopping.patience=0").code == 0
+    assert json.loads(Path("outputs/a/result.json").read_text())["epochs"] == 30
+
+
+def test_a_finished_run_goes_on_from_a_file_that_is_named(cli: Cli) -> None:
+    assert cli("name=a", "plots=false", "epochs=3").code == 0
+    outcome = cli("resume=checkpoints/a/step_00000180.pt")
+    assert outcome.code == 0, outcome.err
+    assert "3/3" in outcome.out
+
+
+def test_a_sweep_whose_job_was_extended_can_be_repeated(cli: Cli) -> None:
+    sweep = ("-m", "seed=0,1", "name=s", *QUICK)
+    assert cli(*sweep).code == 0
+    assert cli("resume=s/0", "epochs=3").code == 0
+    outcome = cli(*sweep)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("already complete") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("resume_allow=epochs",), "a list, each of text"),
+        (("-m", "optimizer=sgd,adam", "optimizer.momentum=0.9"), "optimizer=adam"),
+        (("-m", "seed=glob(*)"), "no jobs"),
+        (("epochs", "5"), "epochs=5"),
+        (("data.val_fraction=1.5",), "whole number"),
+        (("schedule=cosine", "schedule.warmup_epochs=50"), "below epochs=3"),
+        (("device=mps",), "no Apple GPU"),
+    ],
+)
+def test_odd_words_are_answered_to_the_point(cli: Cli, words: tuple[str, ...], said: str) -> None:
+    outcome = cli(*words)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_eval_and_predict_refuse_what_they_do_not_know(cli: Cli, tiny_mnist: Path) -> None:
+    words = ("data=mnist", f"paths.data={tiny_mnist}", "batch_size=50", "name=a")
+    assert cli(*words, *QUICK).code == 0
+    for refused in (
+        ("eval", "input=foo"),
+        ("predict", "split=train"),
+        ("eval", "split=val", "data.val_fraction=0.5"),
+        ("eval", "init_from=a"),
+    ):
+        assert cli(refused[0], "checkpoint=a", *refused[1:]).code == 2, refused
+    outcome = cli("eval", "checkpoint=a", "data.normalize=none", "plots=false")
+    assert outcome.code == 0
+    assert "data.normalize has no effect" in outcome.out
+    assert cli("resume=a", "name=zzz").code == 2
+
+
+def test_a_signal_during_the_test_evaluation_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
+    process = start("epochs=2", "name=a", "data.num_examples=2000000", "batch_size=100000", cwd=tmp_path)
+    metrics = tmp_path / "outputs/a/metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.is_file() and metrics.read_text().count("\n") == 2) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.terminate()
+    process.communicate(timeout=60)
+    state = json.loads((tmp_path / "outputs/a/status.json").read_text())["state"]
+    assert (process.returncode, state) in ((143, "interrupted"), (0, "done"))
