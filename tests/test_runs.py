@@ -209,6 +209,7 @@ def test_a_run_is_held_by_one_process_and_free_once_it_is_killed(tmp_path: Path)
 def test_closing_the_file_frees_the_run(tmp_path: Path) -> None:
     runs.hold(runs.Run("first", tmp_path, tmp_path)).close()
     with holder(tmp_path) as process:
+        assert process.poll() is None  # it holds the run and waits
         process.kill()
 
 

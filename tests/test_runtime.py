@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from trainer import state
 from trainer.utils import runtime
 from trainer.utils.errors import ConfigError, Interrupted
 
@@ -191,6 +192,11 @@ def test_an_apple_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(ConfigError, match="fp64"):
         set_up("mps", precision="fp64")
+
+
+def test_only_a_cuda_gpu_is_asked_for_its_name() -> None:
+    assert runtime.gpu_name(CPU) is None
+    assert state.environment(runtime.Machine(torch.device("mps")))["device"] == "mps"
 
 
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:

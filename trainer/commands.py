@@ -46,7 +46,7 @@ def train(config: Config) -> float:
             held.enter_context(runs.hold(run))
         start = newest(run, found)
         parts, progress = get_ready(config, run, start, machine, screen)
-        if any(key.startswith(("epochs", "early_stopping.", "stop_at.")) for key in changed):
+        if any(key.startswith(state.HOW_FAR) for key in changed):
             progress.stopped = ""
         if not existed:
             make(run)
@@ -202,7 +202,7 @@ def already_done(
     if explicit or runs.read_status(run).get("state") != "done" or not path.is_file():
         return None
     result = runs.read_json(path)
-    if config.epochs > result["epochs"] and any(key.startswith(("epochs", "early_", "stop_at.")) for key in changed):
+    if config.epochs > result["epochs"] and any(key.startswith(state.HOW_FAR) for key in changed):
         return None
     if config.epochs < result["epochs"] and config.resume != "auto" and "stopped" not in result:
         raise ConfigError(f"epochs={config.epochs}: {run.name} has already trained {result['epochs']} epochs.")

@@ -364,7 +364,7 @@ def check_fit(config: Config) -> None:
         raise ConfigError(
             f"data.val_fraction={val_fraction} is not allowed. Allowed: [0, 1), or a whole number from 1 on."
         )
-    no_val = config.data["val_fraction"] == 0 and config.data.name != "folder"  # a folder may bring its own
+    no_val = val_fraction == 0 and config.data.name != "folder"  # a folder may bring its own
     if no_val and needs_validation(config):
         raise ConfigError("early_stopping.patience and stop_at.val_* need validation data: data.val_fraction above 0.")
     if not 0 <= config.schedule.options.get("warmup_epochs", 0) < config.epochs:

@@ -24,22 +24,26 @@ from trainer.utils.runtime import Machine
 # what resume may change: no number depends on it, or only on how far training goes. Another device or number of threads
 # rounds differently, and a warning says so.
 FREE_ON_RESUME = (
-    *(
-        "epochs",
-        "name",
-        "resume",
-        "resume_allow",
-        "checkpoint",
-        "input",
-        "split",
-        "plots",
-        "save.",
-        "record.",
-        "paths.",
-    ),
-    *("early_stopping.", "stop_at.", "reference.", "device", "choices.device", "data.workers", "data.resident"),
+    "checkpoint",
+    "choices.device",
     "data.mirror",
+    "data.resident",
+    "data.workers",
+    "device",
+    "early_stopping.",
+    "epochs",
+    "input",
+    "name",
+    "paths.",
+    "plots",
+    "record.",
+    "reference.",
+    "resume",
+    "save.",
+    "split",
+    "stop_at.",
 )
+HOW_FAR = ("epochs", "early_stopping.", "stop_at.")  # those of them that say when training ends
 EARLY_STOP = ("bad_epochs", "stopped")
 
 
@@ -256,8 +260,8 @@ def fingerprint(config: Config) -> str:
 def environment(machine: Machine) -> dict[str, Any]:
     """What rounding depends on besides the settings."""
     capability = torch.backends.cpu.get_cpu_capability()
-    kind = machine.device.type if machine.device.type == "cpu" else torch.cuda.get_device_name(machine.device)
-    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cpu": capability, "device": kind}
+    device = runtime.gpu_name(machine.device) or machine.device.type
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cpu": capability, "device": device}
 
 
 def unpack(content: dict[str, Any], config: Config, parts: Parts, path: Path) -> Progress:

@@ -22,15 +22,7 @@ def finish(jobs: Sequence[Mapping[str, Any]], folder: Path, paths: str) -> None:
     done.sort(key=lambda row: -row["objective"] if row["metric"].endswith("accuracy") else row["objective"])
     hidden = ("metric", "objective")
     shown = [{key: row[key] for key in row if key not in hidden} for row in done + [r for r in rows if r not in done]]
-    print(
-        "\n"
-        + table(
-            [
-                {key: " ".join(value.split()) if isinstance(value, str) else value for key, value in row.items()}
-                for row in shown
-            ]
-        )
-    )
+    print("\n" + table(shown))
     if done:
         print(f"best: python main.py eval checkpoint={folder.name}/{done[0]['job']}{paths}")
 

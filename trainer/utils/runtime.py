@@ -134,10 +134,15 @@ def describe(machine: Machine) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "device": str(machine.device),
-        "gpu": torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else None,
+        "gpu": gpu_name(machine.device),
         "git": _git_commit(),
         "command": [os.path.basename(sys.orig_argv[0]), *sys.orig_argv[1:]],
     }
+
+
+def gpu_name(device: torch.device) -> str | None:
+    """The model of a CUDA GPU; None for any other device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def _cpu_name() -> str:

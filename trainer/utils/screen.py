@@ -113,4 +113,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return shown(value) if isinstance(value, float) else "" if value is None else str(value)
+    return shown(value) if isinstance(value, float) else "" if value is None else " ".join(str(value).split())
