@@ -19,6 +19,7 @@ from typing import Any
 from trainer import config as settings
 from trainer.utils import runs
 from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed, nearest
+from trainer.utils.signals import StopSignal
 
 VERBS = ("train", "eval", "predict")
 GROUPS = (*settings.GROUPS, "experiment")
@@ -228,7 +229,7 @@ def frozen(composed: Any, command: Command, saved: Mapping[str, Any] | None = No
     return replace(config, recipes=[str(path.relative_to(settings.CONFIGS.parent)) for path in found if path.is_file()])
 
 
-def run_one(command: Command) -> None:
+def run_one(command: Command, stop: StopSignal) -> None:
     """Run the verb of a command."""
     if (name := command.value("name")) is not None:
         runs.check_name(name)
@@ -245,7 +246,10 @@ def run_one(command: Command) -> None:
             config = frozen(composed, command, saved)
             from trainer import commands, measure  # import torch
 
-            {"train": commands.train, "eval": measure.evaluate, "predict": measure.predict}[command.verb](config)
+            if command.verb == "train":
+                commands.train(config, stop)
+            else:
+                {"eval": measure.evaluate, "predict": measure.predict}[command.verb](config)
         except Exception as error:
             errors.append(error)
 
@@ -254,7 +258,7 @@ def run_one(command: Command) -> None:
         raise errors[0]
 
 
-def run_sweep(command: Command) -> None:
+def run_sweep(command: Command, stop: StopSignal) -> None:
     """Run every job of a multirun in directories of its own; a job that fails does not stop the others.
 
     Raises:
@@ -279,9 +283,7 @@ def run_sweep(command: Command) -> None:
 
         try:
             config = frozen(composed, command)
-            return commands.train(replace(config, name=f"{sweep}/{hydra_config.job.num}", resume="auto"))
-        except Interrupted as error:
-            raise SystemExit(error.exit_code) from None  # ends the sweep; an ordinary exception would only end the job
+            return commands.train(replace(config, name=f"{sweep}/{hydra_config.job.num}", resume="auto"), stop)
         except Exception as error:
             jobs[-1]["error"] = f"{type(error).__name__}: {error}"
             print(f"[{sweep}/{hydra_config.job.num}] failed: {jobs[-1]['error']}", file=sys.stderr, flush=True)
@@ -323,14 +325,15 @@ def main() -> int:
         print(HELP.format(groups=groups), end="")
         return 0
     try:
-        command = prepare(sys.argv[1:])
-        (run_sweep if command.multirun else run_one)(command)
+        with StopSignal() as stop:
+            command = prepare(sys.argv[1:])
+            (run_sweep if command.multirun else run_one)(command, stop)
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     return 0
 
 

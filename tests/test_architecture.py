@@ -31,14 +31,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "trainer.engine",
         "trainer.utils.",
     ),
-    "trainer/training.py": ("trainer.config", "trainer.engine", "trainer.state", "trainer.utils."),
+    "trainer/training.py": ("torch", "trainer.config", "trainer.engine", "trainer.state", "trainer.utils."),
+    "trainer/resume.py": ("trainer.config", "trainer.state", "trainer.utils."),
     "trainer/report.py": (
         *("torch", "trainer.build", "trainer.config", "trainer.data.", "trainer.engine", "trainer.state"),
         "trainer.utils.",
     ),
     "trainer/commands.py": (
         *("torch", "trainer.build", "trainer.config", "trainer.data.", "trainer.engine", "trainer.report"),
-        *("trainer.state", "trainer.training", "trainer.utils."),
+        *("trainer.resume", "trainer.state", "trainer.training", "trainer.utils."),
     ),
     "trainer/measure.py": (
         *("torch", "trainer.build", "trainer.commands", "trainer.config", "trainer.data.", "trainer.engine"),
@@ -53,13 +54,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "trainer/utils/metrics.py": ("torch", "trainer.utils."),
     "trainer/utils/plots.py": ("torch", "matplotlib", "trainer.utils."),
     "trainer/utils/recorder.py": ("torch", "tensorboard", "numpy", "PIL", "trainer.utils."),
-    "trainer/utils/runtime.py": ("torch", "trainer.utils."),
+    "trainer/utils/runtime.py": ("torch", "numpy", "trainer.utils."),
     "trainer/utils/screen.py": ("rich", "trainer.utils."),
 }
 # these take long to import, so they are imported where they are used
 LAZY = ("torchvision", "hydra", "rich", "tensorboard", "torch.utils.tensorboard", "trainer.utils.plots")
 TORCH_FREE = ("main", "trainer.config", "trainer.ranges", "trainer.schedules", "trainer.sweep")
-TORCH_FREE += ("trainer.utils.errors", "trainer.utils.runs", "trainer.utils.screen")
+TORCH_FREE += ("trainer.utils.errors", "trainer.utils.runs", "trainer.utils.screen", "trainer.utils.signals")
 
 
 def source_of(path: str) -> str:

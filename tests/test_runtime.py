@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import torch
 
 from trainer import state
 from trainer.utils import runtime
-from trainer.utils.errors import ConfigError, Interrupted
+from trainer.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -28,62 +27,6 @@ def threads_put_back() -> Iterator[None]:
 
 def set_up(name: str = "cpu", **changes: Any) -> runtime.Machine:
     return runtime.set_up(name, **({"num_threads": 1, "precision": "fp32", "channels_last": False} | changes))
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_first_signal_is_remembered_and_the_handlers_come_back(signum: signal.Signals) -> None:
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with runtime.StopSignal() as stop:
-        assert stop.signum == 0
-        signal.raise_signal(signum)
-        assert stop.signum == signum
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_of_either_kind_has_its_usual_effect(first: signal.Signals, second: signal.Signals) -> None:
-    with runtime.StopSignal():
-        signal.raise_signal(first)
-        assert signal.getsignal(second) in (signal.SIG_DFL, signal.default_int_handler)
-
-
-def test_handlers_come_back_after_an_error() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ValueError, match="mine"), runtime.StopSignal():
-        raise ValueError("mine")
-    assert signal.getsignal(signal.SIGINT) == before
-
-
-TWICE = """
-import signal
-from trainer.utils.runtime import StopSignal
-with StopSignal() as stop:
-    for _ in range(2):
-        print("alive", flush=True)
-        signal.raise_signal(signal.SIGTERM)
-    print("still alive")
-"""
-
-
-def test_a_second_sigterm_ends_the_process_at_once() -> None:
-    done = subprocess.run([sys.executable, "-c", TWICE], cwd=ROOT, text=True, capture_output=True, timeout=60)
-    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "alive\nalive\n"), done.stderr
-
-
-def test_guarded_items_come_through_until_a_signal() -> None:
-    with runtime.StopSignal() as stop:
-        assert list(stop.guard(iter([1, 2, 3]))) == [1, 2, 3]
-        guarded = stop.guard(iter([1, 2, 3]))
-        assert [next(guarded), next(guarded)] == [1, 2]
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Interrupted) as interruption:
-            next(guarded)
-    assert interruption.value.exit_code == 143
-
-
-def test_an_interrupt_by_the_keyboard_leaves_with_130() -> None:
-    assert Interrupted(signal.SIGINT, "").exit_code == 130
 
 
 def test_generators_go_on_from_a_saved_state() -> None:

@@ -58,6 +58,7 @@ def load(config: Config, command: str, screen: Screen) -> Trained:
     assert config.checkpoint is not None
     path = commands.file_of(config, config.checkpoint)
     content = checkpoint.read(path)
+    state.check_architecture(config, content, path)
     machine = state.machine_of(config)
     arch, preprocess = content["arch"], content["preprocess"]
     in_shape = tuple(arch["in_shape"])

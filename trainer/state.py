@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,8 +17,8 @@ from trainer import build, engine
 from trainer.config import Config, flatten, needs_validation
 from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Split, Splits, stratified
-from trainer.utils import checkpoint, runs, runtime
-from trainer.utils.errors import ConfigError, DivergedError
+from trainer.utils import checkpoint, runtime
+from trainer.utils.errors import ConfigError
 from trainer.utils.runtime import Machine
 
 # what resume may change: no number depends on it, or only on how far training goes. Another device or number of threads
@@ -72,9 +72,9 @@ class Parts:
         """Fresh sums on the run's device."""
         return engine.Totals(self.machine.device, is_sum=self.is_sum)
 
-    def measure(self, batches: Batches, stop: runtime.StopSignal | None = None) -> engine.Evaluation:
-        """Evaluate on a split; Interrupted as soon as `stop` got a signal."""
-        return measure(self.measured, self.loss_fn, batches, self.totals(), self.machine, stop)
+    def measure(self, batches: Batches) -> engine.Evaluation:
+        """Evaluate on a split."""
+        return measure(self.measured, self.loss_fn, batches, self.totals(), self.machine)
 
 
 @dataclass
@@ -135,26 +135,20 @@ def options_of_batches(config: Config) -> dict[str, Any]:
 
 
 def measure(
-    model: nn.Module,
-    loss_fn: build.LossFn,
-    batches: Batches,
-    totals: engine.Totals,
-    machine: Machine,
-    stop: runtime.StopSignal | None = None,
+    model: nn.Module, loss_fn: build.LossFn, batches: Batches, totals: engine.Totals, machine: Machine
 ) -> engine.Evaluation:
-    """Evaluate a model on a split; Interrupted as soon as `stop` got a signal."""
+    """Evaluate a model on a split."""
     with closing(batches.epoch(0)) as examples:
-        watched = stop.guard(examples) if stop is not None else examples
-        return engine.evaluate(model, loss_fn, watched, totals, machine.autocast)
+        return engine.evaluate(model, loss_fn, examples, totals, machine.autocast)
 
 
-def narrow(config: Config, splits: Splits) -> Splits:
-    """The splits as overfit_batches and fast_dev_run leave them."""
-    if config.fast_dev_run:
+def narrow(config: Config, splits: Splits, batches: int) -> Splits:
+    """The splits as overfit_batches and fast_dev_run leave them, or cut to their first `batches` batches each."""
+    batches = 1 if config.fast_dev_run else batches
+    if batches:
+        n = batches * config.batch_size
         parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
-        return replace(
-            splits, **{name: part.take(torch.arange(min(config.batch_size, len(part)))) for name, part in parts.items()}
-        )
+        return replace(splits, **{name: part.take(torch.arange(min(n, len(part)))) for name, part in parts.items()})
     if config.overfit_batches:
         n = min(config.overfit_batches * config.batch_size, len(splits.train))
         chosen, _ = stratified(splits.train.y if splits.classes else None, len(splits.train), n, config.seed)
@@ -163,9 +157,11 @@ def narrow(config: Config, splits: Splits) -> Splits:
     return splits
 
 
-def assemble(config: Config, splits: Splits, machine: Machine) -> Parts:
+def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int = 0) -> Parts:
     """Build what the config names, with initial weights that depend on the seed alone.
 
+    Args:
+        batches: of each split that are used; 0: all.
     Raises:
         ConfigError: the data is too small for the batch size, or lacks the validation part that a setting needs.
     """
@@ -176,7 +172,7 @@ def assemble(config: Config, splits: Splits, machine: Machine) -> Parts:
         )
     if not len(splits.val) and needs_validation(config):
         raise ConfigError("early_stopping.patience and stop_at.val_* need validation data: a larger data.val_fraction.")
-    splits = narrow(config, splits)
+    splits = narrow(config, splits, batches)
     runtime.seed_everything(config.seed)
     model = place(build.build_model(config.model, config.impl, splits.in_shape, splits.num_outputs), machine)
     train = Batches(
@@ -261,7 +257,13 @@ def environment(machine: Machine) -> dict[str, Any]:
     """What rounding depends on besides the settings."""
     capability = torch.backends.cpu.get_cpu_capability()
     device = runtime.gpu_name(machine.device) or machine.device.type
-    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cpu": capability, "device": device}
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "cpu": capability,
+        "device": device,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def unpack(content: dict[str, Any], config: Config, parts: Parts, path: Path) -> Progress:
@@ -309,30 +311,18 @@ def check_fits(content: dict[str, Any], splits: Splits, path: Path) -> None:
         raise ConfigError(f"{path} knows the classes {was}; this data has {now}, or the same in another order.")
 
 
-def save(config: Config, parts: Parts, progress: Progress, run: runs.Run) -> Path:
-    """Write checkpoints/<run>/step_*.pt, and best.pt where this is the best so far.
+def check_architecture(config: Config, content: Mapping[str, Any], path: Path) -> None:
+    """Compare the shapes of a file's weights with the model that it names, before memory is taken for that model.
 
     Raises:
-        DivergedError: the weights are not finite; nothing is written.
+        ConfigError: they disagree.
     """
-    norms = torch.stack(torch._foreach_norm(floating(parts.model)))
-    if not torch.isfinite(norms).all():
-        raise DivergedError(diverged(progress.epoch, progress.step, run))
-    path = checkpoint.path_of_step(run.checkpoints, progress.step)
-    checkpoint.write(path, pack(config, parts, progress))
-    if progress.best.get("step") == progress.step and progress.samples == 0:
-        checkpoint.keep_as_best(path, run.checkpoints)
-    checkpoint.tidy(run.checkpoints)
-    return path
+    arch = content["arch"]
+    with torch.device("meta"):
+        model = build.build_model(config.model, config.impl, tuple(arch["in_shape"]), arch["num_outputs"])
+    checkpoint.check_shapes(model, content["model"], path)
 
 
 def floating(model: nn.Module) -> list[Tensor]:
     """The parameters and buffers that hold real numbers."""
     return [t.detach() for t in model.state_dict().values() if t.is_floating_point()]
-
-
-def diverged(epoch: int, step: int, run: runs.Run) -> str:
-    """What to say when numbers are no longer finite."""
-    files = checkpoint.steps_in(run.checkpoints)
-    last = f"The last good checkpoint is {files[-1]}." if files else "No checkpoint was written yet."
-    return f"diverged in epoch {epoch}, by step {step}: not finite. {last} Try a smaller optimizer.lr."

@@ -4,62 +4,83 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 from trainer import engine, state
 from trainer.config import Config
 from trainer.state import Parts, Progress
-from trainer.utils import runs, runtime
-from trainer.utils.errors import DivergedError, Interrupted
+from trainer.utils import checkpoint, runs
+from trainer.utils.errors import DivergedError, Interrupted, ResourceError
 from trainer.utils.recorder import Recorder
 from trainer.utils.screen import Screen
+from trainer.utils.signals import StopSignal
+
+MAX_FAILED_SAVES = 3  # in a row; the disk may be full for a while
+LONG_VALIDATION = 10.0  # seconds: from here on the epoch is saved before it is validated
 
 
-def train_epochs(
-    config: Config,
-    parts: Parts,
-    progress: Progress,
-    run: runs.Run,
-    recorder: Recorder,
-    screen: Screen,
-    stop: runtime.StopSignal,
-) -> None:
-    """The epochs that are left: train, validate, record, save. Once `stop` got a signal: saves, raises Interrupted."""
-    while progress.epoch <= config.epochs and not progress.stopped:
+@dataclass
+class Session:
+    """A run while it trains: what it computes with, how far it is, and where it writes."""
+
+    config: Config
+    parts: Parts
+    progress: Progress
+    run: runs.Run
+    recorder: Recorder
+    screen: Screen
+    stop: StopSignal
+    failed_saves: int = 0  # since the last one that worked
+
+
+def train_epochs(s: Session) -> None:
+    """The epochs that are left. On a signal: finishes the step, or drops the validation, saves, raises Interrupted.
+
+    Raises:
+        DivergedError, ResourceError, Interrupted: the last good checkpoint is whole.
+    """
+    validation_seconds = 0.0
+    while s.progress.epoch <= s.config.epochs and not s.progress.stopped:
         val = None
         try:
-            totals = train_one(config, parts, progress, run, recorder, screen, stop)
-            if parts.val is not None:
-                val = parts.measure(parts.val, stop)
-                finite(val.loss, progress.epoch, progress.step, run)
+            with s.stop.held():
+                totals = train_one(s)
+                if validation_seconds > LONG_VALIDATION:
+                    save_or_warn(s)
+            if s.parts.val is not None:
+                began = time.monotonic()
+                val = s.parts.measure(s.parts.val)
+                validation_seconds = time.monotonic() - began
         except Interrupted:
-            state.save(config, parts, progress, run)
+            save(s)
             raise
-        row = row_of(parts, progress, totals, val)
-        recorder.epoch(row)
-        if config.record.histograms_every and progress.epoch % config.record.histograms_every == 0:
-            recorder.histograms(parts.model, progress.step)
-        end_epoch(config, progress, row)
-        state.save(config, parts, progress, run)
-        screen.row(row, config.epochs)
-    if progress.stopped:
-        screen.say(f"stopped: {progress.stopped}")
+        with s.stop.held():
+            if val is not None:
+                check_finite(s, val.loss, s.progress.step, s.progress.step)
+            row = row_of(s.parts, s.progress, totals, val)
+            s.recorder.epoch(row)
+            every = s.config.record.histograms_every
+            if every and s.progress.epoch % every == 0:
+                s.recorder.histograms(s.parts.model, s.progress.step)
+            end_epoch(s.config, s.progress, row)
+            save_or_warn(s)
+            s.screen.row(row, s.config.epochs)
+    if s.failed_saves:
+        save(s)
+    if s.progress.stopped:
+        s.screen.say(f"stopped: {s.progress.stopped}")
 
 
-def train_one(
-    config: Config,
-    parts: Parts,
-    progress: Progress,
-    run: runs.Run,
-    recorder: Recorder,
-    screen: Screen,
-    stop: runtime.StopSignal,
-) -> engine.Totals:
+def train_one(s: Session) -> engine.Totals:
     """Train the rest of the running epoch; keeps `progress` true at every save and when Interrupted is raised."""
+    config, parts, progress = s.config, s.parts, s.progress
     totals = progress.give(parts.totals())
     began = time.perf_counter() - progress.seconds
-    step, saved_at, saved_step = progress.step, time.monotonic(), progress.step
+    step = checked = progress.step
+    saved_at, saved_step = time.monotonic(), progress.step
     with closing(parts.train.epoch(progress.epoch, start=progress.samples)) as batches:
         steps = engine.train_epoch(
             parts.model,
@@ -77,36 +98,77 @@ def train_one(
         )
         for step in steps:
             if step % config.record.every_steps == 0:
-                loss = finite(totals.loss, progress.epoch, step, run)
+                loss = check_finite(s, totals.loss, checked, step)
+                checked = step
                 speed = totals.num_examples / (time.perf_counter() - began)
                 looks = {
                     "train/loss_so_far": loss,
                     "lr_of_step": parts.lr_at(step - 1),
                     "samples_per_second_so_far": speed,
                 }
-                recorder.scalars(looks, step)
-            if screen.due():
+                s.recorder.scalars(looks, step)
+            if s.screen.due():
                 speed = totals.num_examples / (time.perf_counter() - began)
                 text = f"loss {totals.loss:.4f}  {speed:,.0f} examples/s"
-                screen.progress(progress.epoch, config.epochs, totals.num_examples, len(parts.splits.train), text)
+                s.screen.progress(progress.epoch, config.epochs, totals.num_examples, len(parts.splits.train), text)
             every, seconds = config.save.every_steps, config.save.every_seconds
             due = (every and step - saved_step >= every) or (seconds and time.monotonic() - saved_at >= seconds)
-            if due or stop.signum:
+            if due or s.stop.signum:
+                check_finite(s, totals.loss, checked, step)
                 progress.take(totals, step, time.perf_counter() - began)
-                if stop.signum:
-                    raise Interrupted(stop.signum, "")
-                state.save(config, parts, progress, run)
-                saved_at, saved_step = time.monotonic(), step
-    finite(totals.loss, progress.epoch, step, run)
+                if s.stop.signum:
+                    raise Interrupted(s.stop.signum)
+                save_or_warn(s)
+                saved_at, saved_step, checked = time.monotonic(), step, step
+    check_finite(s, totals.loss, checked, step)
     progress.take(totals, step, time.perf_counter() - began)
     return totals
 
 
-def finite(loss: float, epoch: int, step: int, run: runs.Run) -> float:
-    """The loss; DivergedError where it is not finite."""
+def check_finite(s: Session, loss: float, checked: int, step: int) -> float:
+    """The loss; DivergedError where it is not finite, with the steps since it last was."""
     if not math.isfinite(loss):
-        raise DivergedError(state.diverged(epoch, step, run))
+        steps = f"steps {checked + 1} to {step}" if checked + 1 < step else f"step {step}"
+        raise DivergedError(diverged(s, f"epoch {s.progress.epoch}, {steps}: the loss"))
     return loss
+
+
+def diverged(s: Session, what: str) -> str:
+    """What to say when numbers are no longer finite."""
+    files = checkpoint.steps_in(s.run.checkpoints)
+    last = f"The last good checkpoint is {files[-1]}." if files else "No checkpoint was written yet."
+    return f"diverged in {what} is not finite. {last} Try a smaller optimizer.lr."
+
+
+def save(s: Session) -> None:
+    """Write checkpoints/<run>/step_*.pt, and best.pt where this is the best so far.
+
+    Raises:
+        DivergedError: the weights are not finite; nothing is written.
+        ResourceError: the disk is full; the files before are untouched.
+    """
+    progress, folder = s.progress, s.run.checkpoints
+    norms = torch.stack(torch._foreach_norm(state.floating(s.parts.model)))
+    if not torch.isfinite(norms).all():
+        raise DivergedError(diverged(s, f"step {progress.step}: a weight"))
+    path = checkpoint.path_of_step(folder, progress.step)
+    checkpoint.write(path, state.pack(s.config, s.parts, progress))
+    if progress.best.get("step") == progress.step and progress.samples == 0:
+        checkpoint.keep_as_best(path, folder)
+    checkpoint.tidy(folder)
+
+
+def save_or_warn(s: Session) -> None:
+    """Save; where the disk is full, go on to the next save, until MAX_FAILED_SAVES failed one after the other."""
+    try:
+        save(s)
+    except ResourceError as error:
+        s.failed_saves += 1
+        if s.failed_saves == MAX_FAILED_SAVES:
+            raise
+        s.screen.say(f"warning: {error} Training goes on; save {s.failed_saves} of {MAX_FAILED_SAVES} that may fail.")
+    else:
+        s.failed_saves = 0
 
 
 def row_of(parts: Parts, progress: Progress, totals: engine.Totals, val: engine.Evaluation | None) -> dict[str, Any]:

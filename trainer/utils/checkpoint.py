@@ -4,11 +4,13 @@ through a gate, because the bytes may be damaged or come from a stranger.
 SCHEMA lists the content; state.pack puts it together. Only weights_only=True ever loads one.
 """
 
+import errno
 import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.utils import runs
-from trainer.utils.errors import ConfigError, ResourceError
+from trainer.utils.errors import ConfigError, DamagedError, ResourceError, listed
 
 FORMAT = 1
 KEPT = 2  # step files that stay besides the best
@@ -47,6 +49,12 @@ SCHEMA: dict[str, type] = {  # what a checkpoint holds; keys with a dot are look
     "data.sha256": str,
 }
 MAX_MEMBERS = 100_000
+BUFFERS = {  # what an optimizer of torch keeps for each parameter, from its first step on
+    "SGD": {"momentum_buffer"},
+    "Adam": {"step", "exp_avg", "exp_avg_sq"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "RMSprop": {"step", "square_avg", "momentum_buffer"},
+}
 
 
 def path_of_step(folder: Path, step: int) -> Path:
@@ -69,21 +77,48 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint so that `path` is either the old file or the complete new one, even after a power cut.
 
     Raises:
-        ResourceError: the disk is full; the old file is untouched.
+        ResourceError: the disk is full, or cannot be written; the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(tensor.untyped_storage().nbytes() for _, tensor in tensors_in(content))
+    with replacing(path, size) as temporary, open(temporary, "wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path, size: int) -> Iterator[Path]:
+    """A temporary name beside `path`, whose file takes its place at the end.
+
+    Args:
+        size: bytes that are needed, at least.
+    Raises:
+        ResourceError: see write().
+    """
     temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
     try:
-        with open(temporary, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
+        free = shutil.disk_usage(path.parent).free
+        if free < size:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {free:,} bytes are free")
+        yield temporary
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save hides a full disk in a RuntimeError
-        raise ResourceError(f"{path} could not be written: {error}. The file before it is untouched.") from error
+        reason = cause_of(error)
+        raise ResourceError(
+            f"{path} could not be written ({reason}); it needs {size:,} bytes. The files before it are untouched."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The OSError that an error came from; the error itself if there is none."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, OSError):
+        link = link.__cause__ or link.__context__
+    return link or error
 
 
 def sync_folder(folder: Path) -> None:
@@ -96,16 +131,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def keep_as_best(step_file: Path, folder: Path) -> None:
-    """Make best.pt in `folder` a second name of a step file, in one step."""
+    """Make best.pt in `folder` a second name of a step file, in one step.
+
+    Raises:
+        ResourceError: see write().
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".tmp-{uuid.uuid4().hex}"
-    try:
-        os.link(step_file, temporary)
-    except OSError:  # a file system without hard links, or another one
-        shutil.copyfile(step_file, temporary)
-    os.replace(temporary, folder / "best.pt")
-    temporary.unlink(missing_ok=True)  # replace leaves it when both are already the same file
-    sync_folder(folder)
+    with replacing(folder / "best.pt", 0) as temporary:
+        try:
+            os.link(step_file, temporary)
+        except OSError:  # a file system without hard links, or another one
+            shutil.copyfile(step_file, temporary)
 
 
 def tidy(folder: Path) -> None:
@@ -124,17 +160,19 @@ def read(path: Path) -> dict[str, Any]:
     if is_weights(content):
         raise ConfigError(f"{path} holds bare weights, no checkpoint of this program. init_from= takes them.")
     if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] != FORMAT:
-        raise ConfigError(f"{path} has format {content['format']}; this version reads {FORMAT}. Update the program.")
+        env = content.get("env")
+        made_by = f" (written with torch {env['torch']})" if isinstance(env, dict) and "torch" in env else ""
+        raise ConfigError(f"{path} has format {content['format']}{made_by}; this version reads {FORMAT}: update it.")
     for key, kind in SCHEMA.items():
         node, _, leaf = key.rpartition(".")
         parent = content if not node else content[node]
         if not isinstance(parent, dict) or not isinstance(parent.get(leaf), kind):
-            raise ConfigError(f"{path} is no checkpoint of this program: it has no {key}.")
+            raise DamagedError(f"{path} is no checkpoint of this program: it has no {key}.")
     if not runs.JOB.fullmatch(content["config"]["name"]):
-        raise ConfigError(f"{path} is refused: {content['config']['name']!r} is no name of a run.")
-    check_weights(content["model"], path)
-    if content.get("ema") is not None:
-        check_weights(content["ema"], path)
+        raise DamagedError(f"{path} is refused: {content['config']['name']!r} is no name of a run.")
+    check_tensors(content, path)
+    for weights in (content["model"], *([content["ema"]] if content.get("ema") is not None else [])):
+        check_weights(weights, path)
     return content
 
 
@@ -159,18 +197,37 @@ def load(path: Path, *, legacy: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
         reason = str(error).splitlines()[0] if isinstance(error, (ConfigError, OSError)) else type(error).__name__
-        raise ConfigError(f"{path} is damaged, or no checkpoint of this program: {reason}") from None
+        raise DamagedError(f"{path} is damaged, or no checkpoint of this program: {reason}") from None
+
+
+def tensors_in(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts and lists, with its dotted name."""
+    if isinstance(content, Tensor):
+        yield name, content
+    pairs: Any = content.items() if isinstance(content, Mapping) else ()
+    pairs = enumerate(content) if isinstance(content, (list, tuple)) else pairs
+    for key, value in pairs:
+        yield from tensors_in(value, f"{name}.{key}" if name else str(key))
+
+
+def check_tensors(content: Any, path: Path) -> None:
+    """Refuse a tensor that is not plain numbers, or claims more of them than it has bytes for, wherever it is."""
+    try:
+        for name, tensor in tensors_in(content):
+            plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+            if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise DamagedError(f"{path} is refused: {name} claims more numbers than the file holds.")
+    except RecursionError:
+        raise DamagedError(f"{path} is refused: its content is nested without end.") from None
 
 
 def check_weights(weights: Any, path: Path) -> None:
-    """Refuse what is no dict of tensors, not finite, or claims to be larger than the bytes it has (stride 0)."""
+    """Refuse what is no dict of tensors, or not finite."""
     if not is_weights(weights):
-        raise ConfigError(f"{path} is no checkpoint of this program: its model is not made of tensors.")
+        raise DamagedError(f"{path} is no checkpoint of this program: its model is not made of tensors.")
     for name, tensor in weights.items():
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ConfigError(f"{path} is refused: {name} claims more numbers than the file holds.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ConfigError(f"{path} is refused: {name} is not finite.")
+            raise DamagedError(f"{path} is refused: {name} is not finite.")
 
 
 def check_zip(path: Path) -> None:
@@ -203,15 +260,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     content = load(path, legacy=True)  # many published weights are that old
     if not is_weights(content):
         return weights_to_use(read(path))
+    check_tensors(content, path)
     check_weights(content, path)
     return content
 
 
-def load_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Put the weights of a checkpoint into a model of the same architecture.
+def check_shapes(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights whose names or shapes are not the model's.
 
     Raises:
-        ConfigError: names or shapes disagree; the message names the first one.
+        ConfigError: names the first one.
     """
     own = model.state_dict()
     for name in sorted(own.keys() | weights.keys()):
@@ -219,6 +277,11 @@ def load_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> N
         there = tuple(weights[name].shape) if name in weights else "absent"
         if here != there:
             raise ConfigError(f"{path} does not fit the model: {name} is {there} in the file and {here} in the model.")
+
+
+def load_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put the weights of a checkpoint into a model of the same architecture; ConfigError as check_shapes."""
+    check_shapes(model, weights, path)
     model.load_state_dict(dict(weights))
 
 
@@ -250,15 +313,21 @@ def load_optimizer(
     """Give the optimizer its buffers back.
 
     Raises:
-        ConfigError: a buffer belongs to no parameter, or has another shape.
+        ConfigError: a buffer belongs to no parameter, or has another name or shape than this optimizer gives it.
     """
     names = {p: name for name, p in model.named_parameters()}
     in_order = [p for group in optimizer.param_groups for p in group["params"]]  # how torch numbers them
     numbers = {names[p]: i for i, p in enumerate(in_order)}
     shapes = {name: p.shape for name, p in model.named_parameters()}
+    expected = BUFFERS[type(optimizer).__name__]
+    if not optimizer.defaults.get("momentum"):
+        expected = expected - {"momentum_buffer"}
     for name, buffers in state.items():
-        if name not in shapes or any(b.shape != shapes[name] for key, b in buffers.items() if key != "step"):
+        if name not in shapes or any(b.shape != shapes[name] and key != "step" for key, b in buffers.items()):
             raise ConfigError(f"{path} does not fit the optimizer: its buffers for {name} do not fit the model.")
+        if set(buffers) != expected or ("step" in buffers and buffers["step"].numel() != 1):
+            found, wanted = listed(sorted(buffers)), listed(sorted(expected)) or "none"
+            raise ConfigError(f"{path} does not fit the optimizer: {name} has the buffers {found}, not {wanted}.")
     whole = optimizer.state_dict()
     whole["state"] = {numbers[name]: dict(buffers) for name, buffers in state.items()}
     optimizer.load_state_dict(whole)

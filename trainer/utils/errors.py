@@ -38,11 +38,20 @@ class BusyError(TrainerError):
     exit_code = 5
 
 
-class Interrupted(TrainerError):
-    """SIGINT or SIGTERM arrived; everything is saved and the run can be resumed."""
+class DamagedError(ConfigError):
+    """A file of ours whose content is not what was written: going on from an older one may help."""
 
-    def __init__(self, signum: int, message: str) -> None:
+
+class WorkerError(TrainerError):
+    """A process that decodes pictures was ended from outside."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived. No Exception, so that nothing takes it for a failure of its own."""
+
+    def __init__(self, signum: int, message: str = "interrupted") -> None:
         super().__init__(message)
+        self.signum = signum
         self.exit_code = 128 + signum
 
 

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +14,72 @@ from torch import nn
 class Recorder:
     """Writes the metrics of one run; `step` counts parameter updates over the whole run.
 
+    A full disk does not stop training: the lines of metrics.jsonl wait until there is room again, TensorBoard is given
+    up with a warning.
+
     Args:
         folder: outputs/<run>.  epochs_done, steps_done: of a run that is gone on with; what was written past them by
             the interrupted process is dropped, so that no epoch and no step appears twice.
+        warn: is told, once each, what could not be written.
     """
 
-    def __init__(self, folder: Path, *, epochs_done: int = 0, steps_done: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, epochs_done: int = 0, steps_done: int = 0, warn: Callable[[str], None] = print
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # 0.1 s
 
         self.path = folder / "metrics.jsonl"
+        self.warn = warn
         kept = [row for row in read_metrics(folder) if row["epoch"] <= epochs_done]
         temporary = self.path.with_name(".metrics.tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(temporary, self.path)
+        self.waiting = ""
         self.writer: Any = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and its metrics in TensorBoard."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "samples_per_second"):
-            if row.get(name) is not None:
-                tag = name.replace("_", "/", 1) if name.startswith(("train_", "val_")) else name
-                self.writer.add_scalar(tag, row[name], row["step"])
+        self._append(json.dumps(row) + "\n")
+        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "samples_per_second")
+        tags = {name: name.replace("_", "/", 1) if name.startswith(("train_", "val_")) else name for name in names}
+        self.scalars({tags[name]: row[name] for name in names if row.get(name) is not None}, row["step"])
+
+    def _append(self, line: str) -> None:
+        size = self.path.stat().st_size
+        try:
+            with open(self.path, "a") as file:
+                file.write(self.waiting + line)
+            self.waiting = ""
+        except OSError as error:
+            os.truncate(self.path, size)  # no half line
+            if not self.waiting:
+                self.warn(f"warning: {self.path} cannot be written ({error.strerror}); its lines wait for room.")
+            self.waiting += line
+
+    def _board(self, method: str, *args: Any, **options: Any) -> None:
+        """Call a method of the writer, and give TensorBoard up where it cannot write.
+
+        Its errors come from a thread of its own, in whatever call is the next.
+        """
+        if self.writer is None:
+            return
+        try:
+            attrgetter(method)(self.writer)(*args, **options)
+        except OSError as error:
+            self.writer = None
+            self.warn(f"warning: TensorBoard is off, {self.path.parent / 'tb'} cannot be written: {error}")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Numbers within an epoch, to TensorBoard only."""
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+            self._board("add_scalar", name, value, step)
 
     def histograms(self, model: nn.Module, step: int) -> None:
         """Each weight's histogram, and the L2 norm of each gradient as the last step left it."""
         for name, parameter in model.named_parameters():
-            self.writer.add_histogram(f"weights/{name}", parameter.detach().float().cpu(), step)
+            self._board("add_histogram", f"weights/{name}", parameter.detach().float().cpu(), step)
             if parameter.grad is not None:
-                self.writer.add_scalar(f"gradient_norm/{name}", torch.linalg.vector_norm(parameter.grad), step)
+                self._board("add_scalar", f"gradient_norm/{name}", torch.linalg.vector_norm(parameter.grad), step)
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """A PNG file as an image."""
@@ -55,7 +87,7 @@ class Recorder:
         from PIL import Image
 
         with Image.open(path) as image:
-            self.writer.add_image(name, numpy.asarray(image.convert("RGB")), step, dataformats="HWC")
+            self._board("add_image", name, numpy.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
         """The settings beside the final metrics, in this same TensorBoard run (add_hparams would open another)."""
@@ -63,12 +95,12 @@ class Recorder:
 
         plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
         for summary in hparams(plain, dict(metrics)):
-            self.writer.file_writer.add_summary(summary)
+            self._board("file_writer.add_summary", summary)
         self.scalars(metrics, step)
 
     def close(self) -> None:
         """Write out what is still in memory."""
-        self.writer.close()
+        self._board("close")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -69,6 +69,17 @@ def exists(name: str, outputs: str) -> bool:
     return (Path(outputs) / name / "config.json").is_file()
 
 
+def strangers_in(run: Run) -> str:
+    """What lies in the folders of a run that was never started, other than what a killed start leaves; "" if nothing.
+
+    A sweep's job may have failed before it made its files, so that its folder holds a log.
+    """
+    for folder, ours in ((run.outputs, ("run.lock", "train.log", ".config.json.tmp")), (run.checkpoints, ())):
+        if folder.exists() and (not folder.is_dir() or any(p.name not in ours for p in folder.iterdir())):
+            return str(folder)
+    return ""
+
+
 def find(target: str, *, outputs: str, checkpoints: str) -> Found:
     """What RUN, RUN:best, RUN:last, last or a path means.
 

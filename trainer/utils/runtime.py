@@ -1,24 +1,23 @@
-"""The machine: device, threads, seeds, signals, and what to write down about them. The only place with global state."""
+"""The machine: device, threads, seeds, and what to write down about them. The only place with global state."""
 
 import contextlib
 import os
 import platform
 import random
-import signal
+import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 
-from trainer.utils.errors import ConfigError, Interrupted
+from trainer.utils.errors import ConfigError
 
-Item = TypeVar("Item")
 TORCH_THREADS = torch.get_num_threads()  # what torch decided itself; device.num_threads=0 goes back to it
 
 
@@ -54,9 +53,10 @@ def set_up(
     precision: str = "fp32",
     channels_last: bool = False,
     compile: bool = False,
+    deterministic: bool = False,
     index: int = 0,
 ) -> Machine:
-    """Choose the device and set the number of CPU threads.
+    """Choose the device, set the number of CPU threads, and whether only kernels that repeat to the bit may be used.
 
     Raises:
         ConfigError: a GPU was asked for that is not there. Only device=auto chooses by itself.
@@ -70,6 +70,9 @@ def set_up(
     if name == "mps" and precision == "fp64":
         raise ConfigError("device.precision=fp64 is not to be had with device=mps. Allowed: fp32, bf16, fp16.")
     torch.set_num_threads(num_threads or TORCH_THREADS)
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before the first matrix product on the GPU
+    torch.use_deterministic_algorithms(deterministic)
     device = torch.device("mps") if name == "mps" else torch.device("cuda", index) if count else torch.device("cpu")
     dtype, autocast_to = PRECISIONS[precision]
     return Machine(device, dtype, autocast_to, channels_last, compile)
@@ -78,12 +81,23 @@ def set_up(
 def seed_everything(seed: int) -> None:
     """Seed the global generators: initial weights and dropout draw from torch's; the others are for user code."""
     random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """The state of the generators that training draws from."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
+    """The state of the process's generators, as tensors and plain types.
+
+    Training itself draws from torch's; Python's and NumPy's are for models and data sets that use them.
+    """
+    name, keys, *rest = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(keys.copy()), *rest],
+    }
 
 
 def restore_rng(state: dict[str, Any], device: torch.device) -> None:
@@ -91,36 +105,10 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-class StopSignal:
-    """Remembers a SIGINT or SIGTERM instead of dying of it, so that a step can be finished and saved.
-
-    A second signal has its usual effect at once.
-    """
-
-    def __init__(self) -> None:
-        self.signum = 0
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _remember(self, signum: int, _frame: FrameType | None) -> None:
-        self.signum = signum
-        for either in self._before:
-            signal.signal(either, signal.SIG_DFL)
-
-    def guard(self, items: Iterator[Item]) -> Iterator[Item]:
-        """The same items; raises Interrupted before the next one once a signal came."""
-        for item in items:
-            if self.signum:
-                raise Interrupted(self.signum, signal.Signals(self.signum).name)
-            yield item
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy(), *rest))
 
 
 def describe(machine: Machine) -> dict[str, Any]:
@@ -138,6 +126,14 @@ def describe(machine: Machine) -> dict[str, Any]:
         "git": _git_commit(),
         "command": [os.path.basename(sys.orig_argv[0]), *sys.orig_argv[1:]],
     }
+
+
+def peak_memory() -> int:
+    """Bytes that this process held at its peak: of GPU memory where it used a GPU, else of main memory."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def gpu_name(device: torch.device) -> str | None:

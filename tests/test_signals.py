@@ -1,0 +1,85 @@
+"""SIGINT and SIGTERM: at once outside of held work, at its end inside."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.utils.errors import Interrupted, TrainerError
+from trainer.utils.signals import StopSignal
+
+ROOT = Path(__file__).resolve().parent.parent
+BOTH = pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+@BOTH
+def test_a_signal_raises_at_once(signum: signal.Signals, code: int) -> None:
+    after = []
+    with StopSignal() as stop, pytest.raises(Interrupted) as interruption:
+        signal.raise_signal(signum)
+        after.append(1)
+    assert (after, stop.signum, interruption.value.exit_code) == ([], signum, code)
+
+
+@BOTH
+def test_held_work_comes_to_its_end_first(signum: signal.Signals, code: int) -> None:
+    after = []
+    with StopSignal() as stop, pytest.raises(Interrupted) as interruption, stop.held():
+        signal.raise_signal(signum)
+        after.append(stop.signum)
+    assert (after, interruption.value.exit_code) == ([signum], code)
+
+
+def test_work_that_fails_fails_with_its_own_error() -> None:
+    with pytest.raises(ValueError, match="mine"), StopSignal() as stop, stop.held():
+        signal.raise_signal(signal.SIGTERM)
+        raise ValueError("mine")
+
+
+def test_held_work_without_a_signal_raises_nothing() -> None:
+    with StopSignal() as stop:
+        with stop.held():
+            pass
+        assert stop.signum == 0
+
+
+def test_nothing_takes_an_interruption_for_a_failure() -> None:
+    assert not issubclass(Interrupted, Exception)
+    assert not issubclass(Interrupted, TrainerError)
+
+
+def test_the_handlers_come_back() -> None:
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(ValueError, match="mine"), StopSignal():
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] != before
+        raise ValueError("mine")
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+TWICE = """
+import signal, sys
+from trainer.utils.signals import StopSignal
+with StopSignal() as stop, stop.held():
+    for number in map(int, sys.argv[1:]):
+        print("alive", flush=True)
+        signal.raise_signal(number)
+    print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "survives"),
+    [
+        (signal.SIGINT, signal.SIGINT, False),
+        (signal.SIGTERM, signal.SIGINT, False),
+        (signal.SIGTERM, signal.SIGTERM, True),  # to a process and its group, as some senders do
+        (signal.SIGINT, signal.SIGTERM, True),
+    ],
+)
+def test_only_a_second_sigint_ends_the_process_on_the_spot(first: int, second: int, survives: bool) -> None:
+    words = [sys.executable, "-c", TWICE, str(int(first)), str(int(second))]
+    done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert done.stdout == "alive\nalive\n" + "end\n" * survives
+    assert (done.returncode == -signal.SIGINT) is not survives, done.stderr
