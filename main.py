@@ -21,7 +21,7 @@ from trainer.utils import runs
 from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed, nearest
 from trainer.utils.signals import StopSignal
 
-VERBS = ("train", "eval", "predict")
+VERBS = ("train", "eval", "predict", "check-resume")
 GROUPS = (*settings.GROUPS, "experiment")
 RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 # values that are text whatever they look like; quoted so that Hydra's grammar leaves them alone
@@ -30,6 +30,7 @@ HELP = """\
 python main.py [train] [group=choice ...] [key=value ...]        train a model (train is the default)
 python main.py eval    checkpoint=RUN|PATH [split=test] [...]    measure a trained model
 python main.py predict checkpoint=RUN|PATH [input=FILE|FOLDER]   label pictures, or the test split
+python main.py check-resume [group=choice ...] [key=value ...]   does a run like this survive interruptions to the bit?
 python main.py -m key=value1,value2 ...                          one run for each combination of values
 
 groups
@@ -95,7 +96,7 @@ def prepare(args: Sequence[str]) -> Command:
     words = list(args)
     multirun = words[:1] in (["-m"], ["--multirun"])
     words = words[1:] if multirun else words
-    names_verb = words and re.fullmatch(r"\w+", words[0]) and not "".join(words[1:2]).startswith("=")
+    names_verb = words and re.fullmatch(r"\w[\w-]*", words[0]) and not "".join(words[1:2]).startswith("=")
     verb = words.pop(0) if names_verb else "train"
     if verb not in VERBS:
         hint = f" Did you mean {example(verb, words)}?" if verb in settings.all_keys() else nearest(verb, VERBS)
@@ -181,6 +182,8 @@ def saved_config(command: Command) -> Mapping[str, Any] | None:
     """The config of the run that eval, predict or resume go on with; None where nothing is gone on with."""
     defaults = settings.run_settings()
     folders = {key: command.value(f"paths.{key}") or defaults[f"paths.{key}"] for key in ("outputs", "checkpoints")}
+    if command.verb == "check-resume":
+        return None
     target = command.value("resume" if command.verb == "train" else "checkpoint")
     if command.verb != "train" and target is None:
         raise ConfigError(f"{command.verb} needs checkpoint=<a run's name, last, or a checkpoint file>.")
@@ -244,12 +247,13 @@ def run_one(command: Command, stop: StopSignal) -> None:
     def job(composed: Any) -> None:
         try:
             config = frozen(composed, command, saved)
-            from trainer import commands, measure  # import torch
+            from trainer import check_resume, commands, measure  # import torch
 
             if command.verb == "train":
                 commands.train(config, stop)
             else:
-                {"eval": measure.evaluate, "predict": measure.predict}[command.verb](config)
+                others = {"eval": measure.evaluate, "predict": measure.predict, "check-resume": check_resume.check}
+                others[command.verb](config)
         except Exception as error:
             errors.append(error)
 

@@ -16,7 +16,15 @@ MAX_LINES = 60  # of a function
 # What a file may import besides the standard library: the entry with the longest fitting path counts, a trailing dot
 # stands for a whole package. A new file below trainer/ needs an entry: who may import it, and what, is a decision.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "main.py": ("hydra", "trainer.config", "trainer.commands", "trainer.measure", "trainer.sweep", "trainer.utils."),
+    "main.py": (
+        "hydra",
+        "trainer.check_resume",
+        "trainer.commands",
+        "trainer.config",
+        "trainer.measure",
+        "trainer.sweep",
+        "trainer.utils.",
+    ),
     "trainer/__init__.py": (),
     "trainer/config.py": ("omegaconf", "trainer.ranges", "trainer.utils.errors"),
     "trainer/ranges.py": ("trainer.utils.errors",),
@@ -45,6 +53,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("torch", "trainer.build", "trainer.commands", "trainer.config", "trainer.data.", "trainer.engine"),
         *("trainer.report", "trainer.state", "trainer.utils."),
     ),
+    "trainer/check_resume.py": ("torch", "trainer.commands", "trainer.config", "trainer.utils."),
     "trainer/sweep.py": ("trainer.utils.",),
     "trainer/models/": ("torch", "trainer.models.", "trainer.utils.errors"),
     "trainer/models/torchvision.py": ("torch", "torchvision", "trainer.models.", "trainer.utils.errors"),

@@ -55,6 +55,12 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signum
 
 
+def failure(exit_code: int, message: str) -> TrainerError:
+    """The error of this exit code."""
+    kinds = (DivergedError, ResourceError, BusyError, ConfigError)
+    return next((kind for kind in kinds if kind.exit_code == exit_code), TrainerError)(message)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The hint ` Did you mean X?` for the known word closest to `word`, or the empty string where none is close.
 

@@ -1,0 +1,74 @@
+"""check-resume: says bit-identical where that is so, and what differs and why where it is not."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Cli, start, write_class_folders
+
+from trainer import check_resume
+
+DROPOUT = ("data=folder", "data.root=p", "data.size=8", "model=mlp", "model.dropout=0.5", "batch_size=8")
+# Python runs a module of this name at the start of every process that finds it, so also of those that are started here
+SABOTAGE = "sitecustomize.py"
+FORGET = """
+from trainer.utils import runtime
+runtime.restore_rng = lambda state, device: None
+"""
+UNSTEADY = """
+import time
+from trainer.utils import runtime
+seed_everything = runtime.seed_everything
+runtime.seed_everything = lambda seed: seed_everything(time.time_ns() % 2**32)
+"""
+
+
+def test_a_run_that_can_be_resumed_is_called_bit_identical(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("check-resume")
+    assert outcome.code == 0, outcome.err
+    assert [outcome.out.count(word) for word in ("SIGKILL after", "SIGTERM after")] == [2, 1]
+    assert outcome.out.splitlines()[-1].startswith("bit-identical")
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "why"),
+    [(FORGET, "Two straight runs are equal"), (UNSTEADY, "Two straight runs differ as well")],
+    ids=["a state is forgotten", "nothing repeats"],
+)
+def test_what_differs_is_named_with_the_reason(sabotage: str, why: str, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "p", {"train": 60, "test": 6}, size=8)
+    (tmp_path / SABOTAGE).write_text(sabotage)
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    process = start("check-resume", *DROPOUT, cwd=tmp_path, PYTHONPATH=path)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "not bit-identical" in errors
+    assert "model." in errors
+    assert why in errors
+
+
+def test_what_the_run_itself_refuses_is_refused(cli: Cli, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "p", {"train": 60, "test": 6}, size=8)
+    outcome = cli("check-resume", *DROPOUT, "batch_size=1000")
+    assert outcome.code == 2
+    assert "batch_size=1000" in outcome.err
+
+
+@pytest.mark.parametrize("word", ["name=a", "resume=a", "checkpoint=a"])
+def test_settings_of_other_commands_are_refused(cli: Cli, word: str) -> None:
+    assert cli("check-resume", word).code == 2
+
+
+def test_the_comparison_sees_a_single_bit_and_not_the_clock() -> None:
+    parts = ("model", "optimizer", "scaler", "ema", "rng", "progress", "early_stop", "best")
+    one = dict.fromkeys(parts) | {"model": {"w": torch.zeros(3)}, "metrics": [{"loss": 0.1, "seconds": 1.0}]}
+    later = one | {"metrics": [{"loss": 0.1, "seconds": 2.0}]}
+    assert list(check_resume.compare(one, later)) == []
+    flipped = one | {"model": {"w": torch.tensor([0.0, 1e-45, 0.0])}}
+    assert [line.split(":")[0] for line in check_resume.compare(one, flipped)] == ["model.w"]
+    other = one | {"metrics": [{"loss": 0.10000000000000002, "seconds": 1.0}]}
+    assert list(check_resume.compare(one, other)) == ["metrics.0.loss: 0.1 and 0.10000000000000002"]
+    missing = one | {"model": {}}
+    assert len(list(check_resume.compare(one, missing))) == 1
