@@ -246,20 +246,26 @@ def run_one(command: Command, stop: StopSignal) -> None:
 
     def job(composed: Any) -> None:
         try:
-            config = frozen(composed, command, saved)
-            from trainer import check_resume, commands, measure  # import torch
-
-            if command.verb == "train":
-                commands.train(config, stop)
-            else:
-                others = {"eval": measure.evaluate, "predict": measure.predict, "check-resume": check_resume.check}
-                others[command.verb](config)
+            run_verb(command.verb, frozen(composed, command, saved), stop)
         except Exception as error:
             errors.append(error)
 
     run_hydra(command, words, job)
     if errors:
         raise errors[0]
+
+
+def run_verb(verb: str, config: settings.Config, stop: StopSignal) -> float | None:
+    """Run a command on frozen settings, and return train's objective; errors of torch and the system in our words."""
+    from trainer import check_resume, commands, measure  # import torch
+
+    try:
+        if verb == "train":
+            return commands.train(config, stop)
+        {"eval": measure.evaluate, "predict": measure.predict, "check-resume": check_resume.check}[verb](config)
+        return None
+    except Exception as error:
+        raise commands.in_our_words(error, config) from error.__cause__
 
 
 def run_sweep(command: Command, stop: StopSignal) -> None:
@@ -278,16 +284,14 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     swept = {split_word(word)[0] for word in words if re.search(r"[,(]", word)}
     jobs: list[dict[str, Any]] = []
 
-    def job(composed: Any) -> float:
+    def job(composed: Any) -> float | None:
         hydra_config = HydraConfig.get()
         overrides = [word for word in hydra_config.overrides.task if split_word(word)[0] in swept]
         jobs.append({"job": hydra_config.job.num, "overrides": " ".join(overrides), "error": ""})
         print(f"\n[{sweep}/{hydra_config.job.num}] {jobs[-1]['overrides']}", flush=True)
-        from trainer import commands  # imports torch
-
         try:
-            config = frozen(composed, command)
-            return commands.train(replace(config, name=f"{sweep}/{hydra_config.job.num}", resume="auto"), stop)
+            config = replace(frozen(composed, command), name=f"{sweep}/{hydra_config.job.num}", resume="auto")
+            return run_verb("train", config, stop)
         except Exception as error:
             jobs[-1]["error"] = f"{type(error).__name__}: {error}"
             print(f"[{sweep}/{hydra_config.job.num}] failed: {jobs[-1]['error']}", file=sys.stderr, flush=True)

@@ -3,11 +3,13 @@
 import functools
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import main
 from trainer import data
 from trainer.data import vision
 from trainer.utils import runtime
+from trainer.utils.recorder import Recorder
 
 ROOT = Path(main.__file__).parent
 
@@ -104,3 +107,22 @@ def write_class_folders(root: Path, parts: dict[str, int], *, size: int = 16, nu
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(folder / f"{i:04d}.png")
     return root
+
+
+@pytest.fixture
+def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """signal_at(step, signum): sends this process the signal while it records that step (record.every_steps=1)."""
+
+    def arrange(step: int, signum: int = signal.SIGTERM) -> None:
+        original = Recorder.scalars
+        pending = [step]
+
+        def scalars(self: Recorder, values: Any, at: int) -> None:
+            original(self, values, at)
+            if pending and at == pending[0]:
+                pending.clear()
+                os.kill(os.getpid(), signum)
+
+        monkeypatch.setattr(Recorder, "scalars", scalars)
+
+    return arrange

@@ -103,7 +103,7 @@ def test_writing_replaces_the_file_of_before(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_every_truncation_is_refused(tmp_path: Path) -> None:
+def test_row_10_every_truncation_is_refused(tmp_path: Path) -> None:
     content = content_of()
     path = saved(tmp_path, content)
     whole = path.read_bytes()
@@ -112,7 +112,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
         assert refused_or_equal(path, content), length
 
 
-def test_a_flipped_bit_is_refused_or_harmless(tmp_path: Path) -> None:
+def test_row_11_a_flipped_bit_is_refused_or_harmless(tmp_path: Path) -> None:
     content = content_of()
     path = saved(tmp_path, content)
     whole = path.read_bytes()
@@ -126,7 +126,7 @@ def test_a_flipped_bit_is_refused_or_harmless(tmp_path: Path) -> None:
     assert num_refused > 100
 
 
-def test_a_zeroed_block_is_refused(tmp_path: Path) -> None:
+def test_row_11_a_zeroed_block_is_refused(tmp_path: Path) -> None:
     content = content_of(15_000)
     path = saved(tmp_path, content)
     whole = path.read_bytes()

@@ -25,7 +25,7 @@ def tampered(path: Path, target: Path, **changes: object) -> Path:
     return target
 
 
-def test_of_two_processes_that_start_one_run_the_second_is_turned_away(tmp_path: Path) -> None:
+def test_row_33_of_two_processes_that_start_one_run_the_second_is_turned_away(tmp_path: Path) -> None:
     both = [start("name=race", "epochs=60", f"seed={seed}", "plots=false", cwd=tmp_path) for seed in (1, 2)]
     for process in both:
         process.communicate(timeout=120)

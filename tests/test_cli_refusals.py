@@ -205,7 +205,7 @@ def test_missing_data_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["paths.outputs", "paths.checkpoints"])
-def test_a_folder_that_cannot_be_written_is_refused(key: str, cli: Cli, tmp_path: Path) -> None:
+def test_row_09_a_folder_that_cannot_be_written_is_refused(key: str, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file, no folder")
     outcome = cli(f"{key}=file/below")
     assert outcome.code == 2

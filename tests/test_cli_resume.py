@@ -15,7 +15,6 @@ import torch
 from conftest import Cli, start, write_class_folders
 
 from trainer.utils import checkpoint
-from trainer.utils.recorder import Recorder
 
 PLAIN = ("plots=false", "device.num_threads=1")
 TIMES = ("seconds", "samples_per_second")
@@ -68,25 +67,6 @@ def assert_same_run(a: str, b: str) -> None:
     for result in results:
         del result["run"], result["seconds"]
     assert results[0] == results[1]
-
-
-@pytest.fixture
-def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """signal_at(step, signum): sends this process the signal while it records that step (record.every_steps=1)."""
-
-    def arrange(step: int, signum: int = signal.SIGTERM) -> None:
-        original = Recorder.scalars
-        pending = [step]
-
-        def scalars(self: Recorder, values: Any, at: int) -> None:
-            original(self, values, at)
-            if pending and at == pending[0]:
-                pending.clear()
-                os.kill(os.getpid(), signum)
-
-        monkeypatch.setattr(Recorder, "scalars", scalars)
-
-    return arrange
 
 
 HARD = ("model=mlp", "model.dropout=0.5", "data.augment=crop_flip", "optimizer=adam", "schedule=cosine")
@@ -171,13 +151,13 @@ def test_an_interrupted_process_with_workers_ends(tmp_path: Path, pictures: tupl
     assert "resume=cut" in err
 
 
-def test_the_save_interval_changes_nothing(cli: Cli, pictures: tuple[str, ...]) -> None:
+def test_row_41_the_save_interval_changes_nothing(cli: Cli, pictures: tuple[str, ...]) -> None:
     assert cli(*pictures, "name=a").code == 0
     assert cli(*pictures, "name=b", "save.every_steps=1").code == 0
     assert_same_run("a", "b")
 
 
-def test_what_tensorboard_shows_has_no_step_twice(cli: Cli, signal_at: Callable[..., None]) -> None:
+def test_row_45_what_tensorboard_shows_has_no_step_twice(cli: Cli, signal_at: Callable[..., None]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     words = ("record.every_steps=1", "data.num_examples=100", "epochs=3", *PLAIN)
@@ -292,7 +272,7 @@ def test_resume_of_a_run_without_a_checkpoint_starts_at_step_zero(cli: Cli, sign
         assert_same_run("straight", name)
 
 
-def test_resume_of_a_finished_run_changes_nothing(cli: Cli, tmp_path: Path) -> None:
+def test_row_42_resume_of_a_finished_run_changes_nothing(cli: Cli, tmp_path: Path) -> None:
     assert cli("name=a", "epochs=2", *PLAIN).code == 0
 
     def state() -> dict[Path, tuple[bytes, int]]:
@@ -313,7 +293,7 @@ def test_resume_of_a_finished_run_changes_nothing(cli: Cli, tmp_path: Path) -> N
         assert state() == before
 
 
-def test_more_epochs_go_on_as_if_planned(cli: Cli) -> None:
+def test_row_42_more_epochs_go_on_as_if_planned(cli: Cli) -> None:
     assert cli("name=a", "epochs=2", *PLAIN).code == 0
     assert cli("resume=a", "epochs=4").code == 0
     assert cli("name=straight", "epochs=4", *PLAIN).code == 0
@@ -321,7 +301,7 @@ def test_more_epochs_go_on_as_if_planned(cli: Cli) -> None:
     assert read(Path("outputs/a/config.json"))["config"]["epochs"] == 4
 
 
-def test_more_epochs_of_a_cosine_warn(cli: Cli) -> None:
+def test_row_42_more_epochs_of_a_cosine_warn(cli: Cli) -> None:
     assert cli("name=a", "epochs=2", "schedule=cosine", *PLAIN).code == 0
     outcome = cli("resume=a", "epochs=4")
     assert outcome.code == 0
@@ -353,7 +333,7 @@ def test_fewer_epochs_than_done_are_refused(cli: Cli, signal_at: Callable[..., N
     assert cli("resume=b").code == 0
 
 
-def test_a_changed_setting_is_refused_unless_allowed(cli: Cli, signal_at: Callable[..., None]) -> None:
+def test_row_40_a_changed_setting_is_refused_unless_allowed(cli: Cli, signal_at: Callable[..., None]) -> None:
     cut_run(cli, signal_at)
     before = [row["lr"] for row in metrics_of("a")]
     for word, shown in (
@@ -375,7 +355,7 @@ def test_a_changed_setting_is_refused_unless_allowed(cli: Cli, signal_at: Callab
     assert [row["lr"] for row in metrics_of("a")] == [*before, 0.5, 0.5]
 
 
-def test_what_changes_no_number_may_change(cli: Cli, signal_at: Callable[..., None]) -> None:
+def test_row_41_what_changes_no_number_may_change(cli: Cli, signal_at: Callable[..., None]) -> None:
     assert cli("name=straight", "record.every_steps=1", "data.num_examples=100", "epochs=3", *PLAIN).code == 0
     cut_run(cli, signal_at, name="cut")
     outcome = cli("resume=cut", "plots=true", "record.every_steps=7", "save.every_seconds=5", "device=cpu")
@@ -394,7 +374,9 @@ def test_resume_of_a_path_goes_on_from_that_file(cli: Cli, signal_at: Callable[.
     assert_same_run("straight", "cut")
 
 
-def test_a_damaged_checkpoint_is_refused_and_no_other_taken(cli: Cli, signal_at: Callable[..., None]) -> None:
+def test_row_10_a_damaged_file_that_is_named_is_refused_and_no_other_taken(
+    cli: Cli, signal_at: Callable[..., None]
+) -> None:
     cut_run(cli, signal_at)
     newest = max(Path("checkpoints/a").glob("step_*.pt"))
     whole = newest.read_bytes()

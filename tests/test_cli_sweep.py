@@ -71,7 +71,7 @@ def test_two_groups_make_every_combination(cli: Cli) -> None:
     ]
 
 
-def test_a_bad_job_fails_alone(cli: Cli) -> None:
+def test_row_34_a_bad_job_fails_alone(cli: Cli) -> None:
     outcome = cli("-m", "optimizer.lr=0.01,-1,0.02", "name=s", *QUICK)
     assert outcome.code == 1
     assert [line["status"] for line in lines_of("s")] == ["done", "failed", "done"]
@@ -113,7 +113,7 @@ def test_the_same_command_skips_what_is_finished(cli: Cli, tmp_path: Path) -> No
     assert len(list(Path("outputs").iterdir())) == 2
 
 
-def test_an_interrupted_sweep_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_35_an_interrupted_sweep_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("-m", "seed=1,2,3", *QUICK)
     assert cli(*words, "name=straight").code == 0
     original, left = Recorder.epoch, [3]  # the third epoch is the first of the second job
@@ -147,7 +147,7 @@ def test_another_sweep_of_the_same_name_is_refused_job_by_job(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("swept", ["device.num_threads=1,2", "device.precision=fp64,fp32", "optimizer=adam,sgd"])
-def test_a_job_after_another_is_what_it_is_alone(swept: str, cli: Cli) -> None:
+def test_row_36_a_job_after_another_is_what_it_is_alone(swept: str, cli: Cli) -> None:
     words = ("model=mlp", "model.dropout=0.5", "data.num_examples=200", *QUICK)
     assert cli("-m", swept, *words, "name=s").code == 0
     key, _, values = swept.partition("=")

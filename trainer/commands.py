@@ -63,11 +63,11 @@ def train(config: Config, stop: StopSignal, *, batches: int = 0) -> float:
             with screen:
                 training.train_epochs(session)
                 finish(session)
+            runs.write_status(run, "done", started)
         except BaseException as error:
             told = in_our_words(error, config)
             give_up(run, started, told, screen)
             raise told from error.__cause__
-        runs.write_status(run, "done", started)
     return float(progress.best["value"])
 
 
@@ -209,14 +209,14 @@ def in_our_words(error: BaseException, config: Config) -> BaseException:
     """An error of torch or of the system as one of ours that says what to change; any other error as it is."""
     if isinstance(error, Interrupted):
         return Interrupted(error.signum, f"interrupted; {report.again(config, 'resume')} goes on.")
-    text = str(error)
+    text = str(error) or type(error).__name__
     if "more than 1 value per channel" in text:
         what = "a batch of one example, which batch normalisation cannot scale in training"
         return ConfigError(f"batch_size={config.batch_size} leaves {what}. Choose another batch_size or data.limit.")
     if isinstance(error, ConfigError) and "Original Traceback" in text:  # raised in a worker process
         return ConfigError(text.strip().splitlines()[-1].partition("ConfigError: ")[2])
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceError(f"the disk is full: {error}. Make room, then go on with resume=.")
+        return ResourceError(f"the disk is full: {error}. Make room, then give the command again or resume=.")
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
     if (no_memory or "shared memory" in text) and not isinstance(error, ResourceError):
         peak = runtime.peak_memory() / 2**20

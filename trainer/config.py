@@ -168,10 +168,11 @@ def run_settings() -> Mapping[str, Any]:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"save": {"every_steps": 0}} -> {"save.every_steps": 0}."""
+    """{"save": {"every_steps": 0}} -> {"save.every_steps": 0}; nested deeper than any setting stays as it is."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        deeper = isinstance(value, Mapping) and prefix.count(".") < 2  # a stranger's dict may hold itself
+        flat |= flatten(value, f"{prefix}{key}.") if deeper else {f"{prefix}{key}": value}
     return flat
 
 
@@ -234,15 +235,16 @@ def check(key: str, value: Any, default: Any) -> Any:
             if default is not None:
                 raise ValueError
             return None
-        if isinstance(value, str) and "${" in value:  # resolved, it could carry a secret into the saved files
-            raise ConfigError(f"{key}={value}: ${{...}} is not resolved here. Allowed: the value itself.")
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(t, str) and "${" in t for t in texts):  # resolved, it could carry a secret into saved files
+            raise ConfigError(f"{key}={shown(value)}: ${{...}} is not resolved here. Allowed: the value itself.")
         if isinstance(default, list):
             return _list(value, rule)
         return rule(value)
     except (ValueError, OverflowError):  # a whole number can be too large for a float
         allowed = f"a list, each of {rule}" if isinstance(default, list) else str(rule)
         allowed += " or null" if default is None and "null" not in allowed else ""
-        hint = nearest(str(value), [str(w) for w in rule.words]) if isinstance(rule, OneOf) else ""
+        hint = nearest(shown(value), [str(w) for w in rule.words]) if isinstance(rule, OneOf) else ""
         raise ConfigError(f"{key}={shown(value)} is not allowed.{hint} Allowed: {allowed}.") from None
 
 
@@ -269,7 +271,7 @@ def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = ()) -> Config:
         or set(choices) != set(GROUPS)
         or not all(isinstance(v, str) for v in choices.values())
     ):
-        raise ConfigError(f"choices={choices}: a saved config names one choice for each of {listed(GROUPS)}.")
+        raise ConfigError(f"choices={shown(choices)}: a saved config names one choice for each of {listed(GROUPS)}.")
     defaults = defaults_of(choices)
     given = flatten({k: v for k, v in plain.items() if k != "choices"})
     for key in given:

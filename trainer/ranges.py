@@ -5,6 +5,7 @@ types, stands in the YAML files (config.py compares the two).
 """
 
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,11 @@ from trainer.utils.errors import listed
 
 
 def shown(value: Any) -> str:
-    """A value as YAML writes it."""
-    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    """A value as YAML writes it, for messages: of a large one the beginning, of an address no password."""
+    if isinstance(value, (list, dict)):  # in a stranger's file a few bytes may stand for 2^60 items
+        return reprlib.repr(value)
+    text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    return f"***@{text.rpartition('@')[2]}" if "@" in text else text
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,20 @@ class Normalize:
 
 
 @dataclass(frozen=True)
+class Address:
+    """A web address without a password, which would be shown and saved with the other settings."""
+
+    def __str__(self) -> str:
+        return "http://... or https://..., without a user name or password"
+
+    def __call__(self, value: Any) -> Any:
+        """Return the address."""
+        if not isinstance(value, str) or not value.startswith(("http://", "https://")) or "@" in value:
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
 class Text:
     """Any text but the empty one."""
 
@@ -123,6 +141,7 @@ RANGES: dict[str, Rule] = {
     "data.noise": Range(0, 1e6),
     "data.num_examples": Range(2, 10**8, whole=True),
     "data.data_seed": SEED,
+    "data.mirror": Address(),
     "data.val_fraction": Range(0, 1e9),
     "data.split_seed": Range(0, 2**62, whole=True),
     "data.limit": Range(1, 10**9, whole=True),

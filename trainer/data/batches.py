@@ -6,8 +6,8 @@ afterwards is the same code, so both ways give the same batches.
 """
 
 import hashlib
-import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from trainer.data.splits import Split, Splits
+from trainer.data.workers import ignore_signals, shutting_down
 
 PADDING = {"crop_flip": 4, "shift": 1}
 MAX_EVAL_BATCH, MAX_EVAL_NUMBERS = 1000, 4_000_000  # examples, and inputs in total, of a batch that is only evaluated
@@ -86,15 +87,17 @@ class Batches:
             assert self.seed is not None
             draws = torch.randint(len(self.moves), (n,), generator=generator(self.seed, epoch, "augment"))
             draws = draws.to(self.placement.device)
-        for indices, x in zip(on_device, self._inputs(batches, on_device), strict=True):
-            if self.augment != "none":
-                x = move(x, self.moves.index_select(0, draws[indices]), PADDING[self.augment])
-            yield self.normalize(x), self.y.index_select(0, indices)
+        with closing(self._inputs(batches, on_device)) as inputs:
+            for indices, x in zip(on_device, inputs, strict=True):
+                if self.augment != "none":
+                    x = move(x, self.moves.index_select(0, draws[indices]), PADDING[self.augment])
+                yield self.normalize(x), self.y.index_select(0, indices)
 
-    def _inputs(self, batches: tuple[Tensor, ...], on_device: list[Tensor]) -> Iterator[Tensor]:
+    def _inputs(self, batches: tuple[Tensor, ...], on_device: list[Tensor]) -> Generator[Tensor, None, None]:
         if isinstance(self.x, Tensor):
-            there = on_device if self.x.device == self.placement.device else batches
-            return (self.x.index_select(0, i).to(self.placement.device, non_blocking=True) for i in there)
+            for i in on_device if self.x.device == self.placement.device else batches:
+                yield self.x.index_select(0, i).to(self.placement.device, non_blocking=True)
+            return
         loader = DataLoader(
             self.x,
             batch_sampler=[indices.tolist() for indices in batches],
@@ -103,7 +106,9 @@ class Batches:
             generator=torch.Generator(),  # of its own: the global one belongs to the model
             pin_memory=self.placement.device.type == "cuda",
         )
-        return (x.to(self.placement.device, non_blocking=True) for x in loader)
+        with shutting_down(iter(loader)) as pictures:
+            for x in pictures:
+                yield x.to(self.placement.device, non_blocking=True)
 
 
 def eval_batch_size(in_shape: tuple[int, ...]) -> int:
@@ -168,9 +173,3 @@ def move(x: Tensor, positions: Tensor, padding: int) -> Tensor:
     padded = x.new_zeros(b, c, h + 2 * padding, w + 2 * padding)
     padded[:, :, padding : padding + h, padding : padding + w] = x
     return padded.view(b, c, -1).gather(2, positions[:, None].expand(b, c, h * w)).view(b, c, h, w)
-
-
-def ignore_signals(worker: int) -> None:
-    """Workers leave signals to the main process, which finishes its step first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -7,7 +7,6 @@ it is believed. Which files there are, and what they show, is folder.py's.
 import hashlib
 import os
 import pickle
-import signal
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.files import replacing
 from trainer.data.pictures import PictureError, decode, quiet_pillow
+from trainer.data.workers import ignore_signals, shutting_down
 
 CACHE_FORMAT = 1  # raise it when decoding changes
 MIN_FOR_WORKERS = 1000  # pictures; below it starting processes takes longer than decoding
@@ -129,15 +129,18 @@ def decode_files(root: Path, names: Sequence[str], *, size: int, channels: int, 
     chunks = _Chunks(root, names, size=size, channels=channels, keep=keep)
     # A generator of its own, so that the global one, and with it the training, is the same with and without a cache.
     workers = min(num_cores(), 16) if len(names) >= MIN_FOR_WORKERS else 0
-    loader = DataLoader(chunks, batch_size=None, num_workers=workers, worker_init_fn=_init, generator=torch.Generator())
+    loader = DataLoader(
+        chunks, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals, generator=torch.Generator()
+    )
     pixels = torch.empty(len(names) if keep else 0, *chunks.shape, dtype=torch.uint8)
     sums, reasons, end = [], {}, 0
-    for some_pixels, some_sums, some_reasons in loader:
-        if keep:
-            pixels[end : end + len(some_pixels)] = some_pixels
-            end += len(some_pixels)
-        sums.append(some_sums)
-        reasons.update(some_reasons)
+    with shutting_down(iter(loader)) as decoded:
+        for some_pixels, some_sums, some_reasons in decoded:
+            if keep:
+                pixels[end : end + len(some_pixels)] = some_pixels
+                end += len(some_pixels)
+            sums.append(some_sums)
+            reasons.update(some_reasons)
     if end < len(pixels):
         pixels = pixels[:end].clone()  # a view would be saved with the whole
     good = torch.tensor([i not in reasons for i in range(len(names))], dtype=torch.bool)
@@ -146,11 +149,6 @@ def decode_files(root: Path, names: Sequence[str], *, size: int, channels: int, 
     sha256.update((pixels if keep else all_sums).numpy().data)
     skipped = [(names[i], reasons[i]) for i in sorted(reasons)]
     return Decoded(good.nonzero().squeeze(1), pixels if keep else None, all_sums, skipped, sha256.hexdigest())
-
-
-def _init(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the parent ends its workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def num_cores() -> int:

@@ -45,8 +45,12 @@ class Screen:
         if self._log is None:
             self._early.append(line)
             return
-        with open(self._log, "a") as file:
-            file.write(line + "\n")
+        try:
+            with open(self._log, "a") as file:
+                file.write(line + "\n")
+        except OSError as error:  # a full disk does not end a run
+            print(f"warning: {self._log} cannot be written any more: {error.strerror}", flush=True)
+            self._log = Path(os.devnull)
 
     def __enter__(self) -> "Screen":
         if sys.stdout.isatty():
