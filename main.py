@@ -4,11 +4,13 @@ This is the only file that imports hydra. Everything a user types wrong is refus
 imported: start-up time is a feature.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -135,7 +137,11 @@ def expand(word: str, multirun: bool) -> list[str]:
     """One typed word as the words Hydra gets: short forms written out, text quoted, group choices checked."""
     key, value = split_word(word)
     if key.startswith(("hydra.", "hydra/")):
-        return [word]
+        raise ConfigError(f"{key}: Hydra only composes the settings; its own are not for the command line.")
+    if "${" in word:  # resolved, it could carry a secret to the screen and into files
+        raise ConfigError(f"{word}: ${{...}} is not resolved here. Allowed: the value itself.")
+    if key == "data.mirror" and value != "null":  # before Hydra writes it into the folder of a sweep
+        settings.check(key, unquote(value), None)
     if key.startswith("~") or "@" in key:
         raise ConfigError(f"{word}: settings can be changed, not removed or moved.")
     if key == "device" and (match := re.fullmatch(r"cuda:(\d+)", value)):
@@ -205,7 +211,7 @@ def saved_config(command: Command) -> Mapping[str, Any] | None:
     return saved
 
 
-def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any]) -> None:
+def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any], stop: StopSignal) -> None:
     """Let Hydra compose the settings of each job and call `job` with them.
 
     Raises:
@@ -219,6 +225,8 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any])
     try:
         hydra.main(version_base="1.3", config_path=str(settings.CONFIGS), config_name="config")(job)()
     except HydraException as error:
+        if stop.signum:  # this is what they made of it
+            raise Interrupted(stop.signum) from None
         raise ConfigError(explain(str(error), command)) from None
 
 
@@ -250,7 +258,7 @@ def run_one(command: Command, stop: StopSignal) -> None:
         except Exception as error:
             errors.append(error)
 
-    run_hydra(command, words, job)
+    run_hydra(command, words, job, stop)
     if errors:
         raise errors[0]
 
@@ -299,7 +307,7 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
             return float("nan")
 
     try:
-        run_hydra(command, words, job)
+        run_hydra(command, words, job, stop)
     finally:
         if jobs:
             from trainer.sweep import finish
@@ -342,8 +350,27 @@ def main() -> int:
     except Interrupted as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except Exception as error:
+        if not (stop.signum and type(error).__module__.startswith("omegaconf.")):
+            raise
+        print("interrupted", file=sys.stderr)  # half-made settings fail while Interrupted passes through them
+        return 128 + stop.signum
+    finally:
+        end_workers()
     return 0
 
 
+def end_workers() -> None:
+    """End the processes that a signal in an awkward moment left behind; Python's exit would wait for them for ever."""
+    if processes := "multiprocessing" in sys.modules and sys.modules["multiprocessing"].active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report their end as an error
+        for process in processes:
+            process.kill()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    with contextlib.suppress(OSError):  # the reader of a pipe may have left
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(exit_code)  # everything is written; Python's own way out takes torch apart, for a second

@@ -590,7 +590,7 @@ def test_without_its_state_an_optimizer_goes_elsewhere(name: str, options: dict[
 def test_optimizer_state_is_by_name_and_whole() -> None:
     model = net()
     optimizer = optimizer_of(model, *OPTIMIZERS[2])
-    assert checkpoint.optimizer_state(optimizer, model) == {}
+    assert checkpoint.optimizer_state(optimizer, model) == {name: {} for name, _ in model.named_parameters()}
     advance(model, optimizer, range(3))
     state = checkpoint.optimizer_state(optimizer, model)
     assert set(state) == {name for name, _ in model.named_parameters()}
@@ -619,5 +619,6 @@ def test_loading_keeps_the_options_that_the_run_asks_for(tmp_path: Path) -> None
 )
 def test_buffers_that_do_not_fit_are_refused(state: Any, name: str, tmp_path: Path) -> None:
     model = net()
+    state = {name: {"momentum_buffer": p.clone()} for name, p in model.named_parameters()} | state
     with pytest.raises(ConfigError, match=name):
         checkpoint.load_optimizer(optimizer_of(model, *OPTIMIZERS[0]), model, state, tmp_path / "a.pt")

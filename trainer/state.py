@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Parts:
     is_sum: bool  # loss_fn adds over the batch
     scaler: torch.amp.GradScaler | None  # with fp16
     ema: AveragedModel | None  # with ema_decay
+    identity: dict[str, Any]  # what is the same in every checkpoint
 
     @property
     def measured(self) -> nn.Module:
@@ -199,17 +200,16 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         is_sum=build.is_sum(config.loss),
         scaler=torch.amp.GradScaler(machine.device.type) if machine.autocast_to == torch.float16 else None,
         ema=mean_of_weights,
+        identity=identity(config, splits),
     )
 
 
-def pack(config: Config, parts: Parts, progress: Progress) -> dict[str, Any]:
-    """The content of a checkpoint: plain types and tensors only."""
-    splits = parts.splits
+def identity(config: Config, splits: Splits) -> dict[str, Any]:
+    """What is the same in every checkpoint of a run."""
     return {
         "format": checkpoint.FORMAT,
         "kind": "train",
         "app": "trainer",
-        "created": time.time(),
         "arch": {
             "name": config.model.name,
             "num_outputs": splits.num_outputs,
@@ -218,26 +218,33 @@ def pack(config: Config, parts: Parts, progress: Progress) -> dict[str, Any]:
         },
         "classes": list(splits.classes),
         "preprocess": {"size": list(splits.in_shape[1:]), "mean": list(splits.mean), "std": list(splits.std)},
-        "model": tensors_of(parts.model),
-        "optimizer": {
-            "name": config.optimizer.name,
-            "state": checkpoint.optimizer_state(parts.optimizer, parts.model),
-        },
-        "scaler": parts.scaler.state_dict() if parts.scaler is not None else None,
-        "ema": tensors_of(parts.ema.module) if parts.ema is not None else None,
-        "progress": {k: v for k, v in asdict(progress).items() if k not in ("best", *EARLY_STOP)},
-        "early_stop": {k: v for k, v in asdict(progress).items() if k in EARLY_STOP},
-        "best": progress.best,
-        "rng": [runtime.rng_state(parts.machine.device)],
         "config": config.to_dict(),
         "fingerprint": fingerprint(config),
-        "env": environment(parts.machine),
         "data": {
             "name": config.data.name,
             "sha256": splits.sha256,
             "n": len(splits.train),
             "split_seed": config.data.options.get("split_seed"),
         },
+    }
+
+
+def pack(parts: Parts, progress: Progress) -> dict[str, Any]:
+    """The content of a checkpoint: plain types and tensors only."""
+    return parts.identity | {
+        "created": time.time(),
+        "model": tensors_of(parts.model),
+        "optimizer": {
+            "name": parts.identity["config"]["choices"]["optimizer"],
+            "state": checkpoint.optimizer_state(parts.optimizer, parts.model),
+        },
+        "scaler": parts.scaler.state_dict() if parts.scaler is not None else None,
+        "ema": tensors_of(parts.ema.module) if parts.ema is not None else None,
+        "progress": {k: v for k, v in vars(progress).items() if k not in ("best", *EARLY_STOP)},
+        "early_stop": {k: getattr(progress, k) for k in EARLY_STOP},
+        "best": dict(progress.best),
+        "rng": [runtime.rng_state(parts.machine.device)],
+        "env": environment(parts.machine),
     }
 
 
@@ -289,6 +296,8 @@ def unpack(content: dict[str, Any], config: Config, parts: Parts, path: Path) ->
             parts.ema.n_averaged.fill_(content["progress"]["step"])
         runtime.restore_rng(content["rng"][0], parts.machine.device)
         progress = Progress(**content["progress"], **content["early_stop"], best=content["best"])
+        if any(type(value) is not type(getattr(Progress(), key)) for key, value in vars(progress).items()):
+            raise TypeError("its progress is made of other types")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ConfigError(f"{path} does not hold the state of this run: {type(error).__name__} {error}.") from None
     if progress.epoch - 1 > config.epochs:
@@ -318,8 +327,11 @@ def check_architecture(config: Config, content: Mapping[str, Any], path: Path) -
         ConfigError: they disagree.
     """
     arch = content["arch"]
-    with torch.device("meta"):
-        model = build.build_model(config.model, config.impl, tuple(arch["in_shape"]), arch["num_outputs"])
+    try:
+        with torch.device("meta"):
+            model = build.build_model(config.model, config.impl, tuple(arch["in_shape"]), arch["num_outputs"])
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{path}: no model can be built for {arch['in_shape']}: {error}.") from None
     checkpoint.check_shapes(model, content["model"], path)
 
 

@@ -152,7 +152,7 @@ def save(s: Session) -> None:
     if not torch.isfinite(norms).all():
         raise DivergedError(diverged(s, f"step {progress.step}: a weight"))
     path = checkpoint.path_of_step(folder, progress.step)
-    checkpoint.write(path, state.pack(s.config, s.parts, progress))
+    checkpoint.write(path, state.pack(s.parts, progress))
     if progress.best.get("step") == progress.step and progress.samples == 0:
         checkpoint.keep_as_best(path, folder)
     checkpoint.tidy(folder)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from trainer.data.splits import Split, Splits
-from trainer.data.workers import ignore_signals, shutting_down
+from trainer.data.workers import shutting_down, start_worker
 
 PADDING = {"crop_flip": 4, "shift": 1}
 MAX_EVAL_BATCH, MAX_EVAL_NUMBERS = 1000, 4_000_000  # examples, and inputs in total, of a batch that is only evaluated
@@ -102,7 +102,7 @@ class Batches:
             self.x,
             batch_sampler=[indices.tolist() for indices in batches],
             num_workers=self.workers,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=start_worker,
             generator=torch.Generator(),  # of its own: the global one belongs to the model
             pin_memory=self.placement.device.type == "cuda",
         )

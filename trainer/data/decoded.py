@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.files import replacing
 from trainer.data.pictures import PictureError, decode, quiet_pillow
-from trainer.data.workers import ignore_signals, shutting_down
+from trainer.data.workers import shutting_down, start_worker
 
 CACHE_FORMAT = 1  # raise it when decoding changes
 MIN_FOR_WORKERS = 1000  # pictures; below it starting processes takes longer than decoding
@@ -130,7 +130,7 @@ def decode_files(root: Path, names: Sequence[str], *, size: int, channels: int, 
     # A generator of its own, so that the global one, and with it the training, is the same with and without a cache.
     workers = min(num_cores(), 16) if len(names) >= MIN_FOR_WORKERS else 0
     loader = DataLoader(
-        chunks, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals, generator=torch.Generator()
+        chunks, batch_size=None, num_workers=workers, worker_init_fn=start_worker, generator=torch.Generator()
     )
     pixels = torch.empty(len(names) if keep else 0, *chunks.shape, dtype=torch.uint8)
     sums, reasons, end = [], {}, 0

@@ -1,15 +1,27 @@
 """The processes that decode pictures: how they start and end, so that no signal and no error leaves one behind."""
 
+import ctypes
+import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-def ignore_signals(worker: int) -> None:
-    """Workers leave signals to the main process, which finishes its step first."""
+
+def start_worker(worker: int) -> None:
+    """Leave signals to the main process, which finishes its step first, and end with it if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if sys.platform == "linux":  # torch's own watch takes five seconds, and misses a kill before it began
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent.pid:
+            os._exit(1)
 
 
 @contextmanager

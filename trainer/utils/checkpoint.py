@@ -6,6 +6,7 @@ SCHEMA lists the content; state.pack puts it together. Only weights_only=True ev
 
 import errno
 import os
+import re
 import shutil
 import uuid
 import zipfile
@@ -48,7 +49,9 @@ SCHEMA: dict[str, type] = {  # what a checkpoint holds; keys with a dot are look
     "data": dict,
     "data.sha256": str,
 }
+STEP_FILE = re.compile(r"step_\d{8,}\.pt", re.ASCII)
 MAX_MEMBERS = 100_000
+MAX_ENTRIES, MAX_DEPTH = 1_000_000, 20  # of the dicts and lists in a file; one that is referred to twice counts twice
 BUFFERS = {  # what an optimizer of torch keeps for each parameter, from its first step on
     "SGD": {"momentum_buffer"},
     "Adam": {"step", "exp_avg", "exp_avg_sq"},
@@ -64,13 +67,13 @@ def path_of_step(folder: Path, step: int) -> Path:
 
 def steps_in(folder: Path) -> list[Path]:
     """The step files of a run, oldest first."""
-    return sorted(folder.glob("step_*.pt"), key=step_of)
+    names = os.listdir(folder) if folder.is_dir() else ()
+    return sorted((folder / name for name in names if STEP_FILE.fullmatch(name)), key=step_of)
 
 
 def step_of(path: Path) -> int:
     """The step that a file is named after; names of more than eight digits do not sort as text."""
-    digits = path.stem.removeprefix("step_")
-    return int(digits) if digits.isdecimal() else -1
+    return int(path.stem.removeprefix("step_"))
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -80,19 +83,26 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
         ResourceError: the disk is full, or cannot be written; the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = sum(tensor.untyped_storage().nbytes() for _, tensor in tensors_in(content))
-    with replacing(path, size) as temporary, open(temporary, "wb") as file:
+    with replacing(path, size_of(content), durable=True) as temporary, open(temporary, "wb") as file:
         torch.save(dict(content), file)
         file.flush()
         os.fsync(file.fileno())
 
 
+def size_of(content: Any) -> int:
+    """The bytes of all tensors in nested dicts and lists."""
+    if isinstance(content, Tensor):
+        return content.untyped_storage().nbytes()
+    values = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
+    return sum(map(size_of, values))
+
+
 @contextmanager
-def replacing(path: Path, size: int) -> Iterator[Path]:
+def replacing(path: Path, size: int, *, durable: bool) -> Iterator[Path]:
     """A temporary name beside `path`, whose file takes its place at the end.
 
     Args:
-        size: bytes that are needed, at least.
+        size: bytes that are needed, at least.  durable: the new name survives a power cut from then on.
     Raises:
         ResourceError: see write().
     """
@@ -103,7 +113,8 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {free:,} bytes are free")
         yield temporary
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save hides a full disk in a RuntimeError
         reason = cause_of(error)
         raise ResourceError(
@@ -131,13 +142,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def keep_as_best(step_file: Path, folder: Path) -> None:
-    """Make best.pt in `folder` a second name of a step file, in one step.
+    """Make best.pt in `folder` a second name of a step file, in one step. resume.rewind mends it after a power cut.
 
     Raises:
         ResourceError: see write().
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "best.pt", 0) as temporary:
+    with replacing(folder / "best.pt", 0, durable=False) as temporary:
         try:
             os.link(step_file, temporary)
         except OSError:  # a file system without hard links, or another one
@@ -146,7 +157,8 @@ def keep_as_best(step_file: Path, folder: Path) -> None:
 
 def tidy(folder: Path) -> None:
     """Remove all but the newest step files, and what a killed process left half written."""
-    for path in [*steps_in(folder)[:-KEPT], *folder.glob(".tmp-*")]:
+    left = [Path(folder, name) for name in os.listdir(folder) if name.startswith(".tmp-")]
+    for path in [*steps_in(folder)[:-KEPT], *left]:
         path.unlink(missing_ok=True)
 
 
@@ -171,6 +183,10 @@ def read(path: Path) -> dict[str, Any]:
     if not runs.JOB.fullmatch(content["config"]["name"]):
         raise DamagedError(f"{path} is refused: {content['config']['name']!r} is no name of a run.")
     check_tensors(content, path)
+    if not all(isinstance(name, str) for name in content["classes"]):
+        raise DamagedError(f"{path} is refused: its classes are not names.")
+    if not all(isinstance(n, int) and n > 0 for n in content["arch"]["in_shape"]):
+        raise DamagedError(f"{path} is refused: {content['arch']['in_shape']} is no shape of an input.")
     for weights in (content["model"], *([content["ema"]] if content.get("ema") is not None else [])):
         check_weights(weights, path)
     return content
@@ -200,14 +216,26 @@ def load(path: Path, *, legacy: bool = False) -> Any:
         raise DamagedError(f"{path} is damaged, or no checkpoint of this program: {reason}") from None
 
 
-def tensors_in(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dicts and lists, with its dotted name."""
-    if isinstance(content, Tensor):
-        yield name, content
-    pairs: Any = content.items() if isinstance(content, Mapping) else ()
-    pairs = enumerate(content) if isinstance(content, (list, tuple)) else pairs
-    for key, value in pairs:
-        yield from tensors_in(value, f"{name}.{key}" if name else str(key))
+def tensors_in(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts and lists, with its dotted name.
+
+    Raises:
+        ValueError: there is no end to it; a small file can hold dicts that hold each other.
+    """
+    entries, todo = 0, [("", 0, content)]
+    while todo:
+        name, depth, node = todo.pop()
+        if isinstance(node, Tensor):
+            yield name, node
+        pairs: list[tuple[Any, Any]] = []
+        if isinstance(node, Mapping):
+            pairs = list(node.items())
+        elif isinstance(node, (list, tuple)):
+            pairs = list(enumerate(node))
+        entries += len(pairs)
+        if entries > MAX_ENTRIES or depth > MAX_DEPTH:
+            raise ValueError("its content is nested without end")
+        todo += [(f"{name}.{key}" if name else str(key), depth + 1, value) for key, value in pairs]
 
 
 def check_tensors(content: Any, path: Path) -> None:
@@ -216,9 +244,9 @@ def check_tensors(content: Any, path: Path) -> None:
         for name, tensor in tensors_in(content):
             plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
             if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
-                raise DamagedError(f"{path} is refused: {name} claims more numbers than the file holds.")
-    except RecursionError:
-        raise DamagedError(f"{path} is refused: its content is nested without end.") from None
+                raise ValueError(f"{name} claims more numbers than the file holds")
+    except ValueError as error:
+        raise DamagedError(f"{path} is refused: {error}.") from None
 
 
 def check_weights(weights: Any, path: Path) -> None:
@@ -302,9 +330,9 @@ def load_backbone(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's buffers by parameter name: {"fc.weight": {"momentum_buffer": ...}}."""
+    """The optimizer's buffers by parameter name: {"fc.weight": {"momentum_buffer": ...}}; {} before its first step."""
     named = {name: optimizer.state.get(p, {}) for name, p in model.named_parameters()}
-    return {name: {k: v for k, v in state.items() if isinstance(v, Tensor)} for name, state in named.items() if state}
+    return {name: {k: v for k, v in state.items() if isinstance(v, Tensor)} for name, state in named.items()}
 
 
 def load_optimizer(
@@ -322,12 +350,18 @@ def load_optimizer(
     expected = BUFFERS[type(optimizer).__name__]
     if not optimizer.defaults.get("momentum"):
         expected = expected - {"momentum_buffer"}
+    if state.keys() != shapes.keys():
+        odd = listed(sorted(state.keys() ^ shapes.keys()))
+        raise ConfigError(f"{path} does not fit the optimizer: it lacks, or has too much, the buffers of {odd}.")
     for name, buffers in state.items():
-        if name not in shapes or any(b.shape != shapes[name] and key != "step" for key, b in buffers.items()):
-            raise ConfigError(f"{path} does not fit the optimizer: its buffers for {name} do not fit the model.")
-        if set(buffers) != expected or ("step" in buffers and buffers["step"].numel() != 1):
-            found, wanted = listed(sorted(buffers)), listed(sorted(expected)) or "none"
+        real = isinstance(buffers, Mapping) and all(
+            isinstance(b, Tensor) and b.is_floating_point() for b in buffers.values()
+        )
+        if not real or (buffers and set(buffers) != expected):
+            found, wanted = listed(sorted(map(str, buffers))), listed(sorted(expected)) or "none"
             raise ConfigError(f"{path} does not fit the optimizer: {name} has the buffers {found}, not {wanted}.")
+        if any(b.shape != (torch.Size() if key == "step" else shapes[name]) for key, b in buffers.items()):
+            raise ConfigError(f"{path} does not fit the optimizer: its buffers for {name} do not fit the model.")
     whole = optimizer.state_dict()
-    whole["state"] = {numbers[name]: dict(buffers) for name, buffers in state.items()}
+    whole["state"] = {numbers[name]: dict(buffers) for name, buffers in state.items() if buffers}
     optimizer.load_state_dict(whole)

@@ -115,7 +115,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file as a dict; ConfigError names the file where it cannot be read."""
     try:
         loaded = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} cannot be read: it holds no settings.")

@@ -90,12 +90,13 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
     Training itself draws from torch's; Python's and NumPy's are for models and data sets that use them.
     """
+    version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
     assert isinstance(keys, np.ndarray)
     return {
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "python": random.getstate(),
+        "python": [version, torch.tensor(numbers), gauss],
         "numpy": [name, torch.from_numpy(keys.copy()), *rest],
     }
 
@@ -106,7 +107,7 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
     version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
+    random.setstate((version, tuple(numbers.tolist()), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy(), *rest))
 

@@ -1,0 +1,93 @@
+"""The fault matrix as a whole: every row has its test, and the price of it all is what was promised."""
+
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Cli, write_class_folders
+
+from trainer import engine, training
+
+TESTS = Path(__file__).parent
+NUM_ROWS = 46
+
+
+def rows_tested() -> set[int]:
+    """The numbers in names like test_row_07_..., test_row_30_and_32_..."""
+    names = re.findall(r"^def test_(row_\d\d\w*)", "\n".join(p.read_text() for p in TESTS.glob("test_*.py")), re.M)
+    return {int(number) for name in names for number in re.findall(r"(?:row|and)_(\d\d)(?=_)", name)}
+
+
+def test_every_row_of_the_fault_matrix_has_a_test() -> None:
+    assert rows_tested() == set(range(1, NUM_ROWS + 1))
+
+
+# what makes the CPU wait for a GPU
+WAITING = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
+
+
+def reads_of(cli: Cli, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """How often a training epoch reads a number from the device."""
+    count, training_now = [0], [False]
+    original = engine.train_epoch
+
+    def train_epoch(*args: Any, **options: Any) -> Any:
+        training_now[0] = True
+        yield from original(*args, **options)
+        training_now[0] = False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "train_epoch", train_epoch)
+        for name in WAITING:
+            whole = getattr(torch.Tensor, name)
+
+            def counted(self: torch.Tensor, *args: Any, whole: Any = whole, **options: Any) -> Any:
+                count[0] += training_now[0]
+                return whole(self, *args, **options)
+
+            patch.setattr(torch.Tensor, name, counted)
+        outcome = cli("plots=false", "epochs=1", *words)
+    assert outcome.code == 0, outcome.err
+    return count[0]
+
+
+def test_the_check_for_finite_numbers_reads_nothing_from_the_device_in_a_step(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("record.every_steps=1000000", "optimizer=adamw", "data.val_fraction=0")
+    short = reads_of(cli, monkeypatch, *words, "data.num_examples=100")
+    long = reads_of(cli, monkeypatch, *words, "data.num_examples=2000")
+    assert short == long
+    assert reads_of(cli, monkeypatch, *words, "data.num_examples=2000", "record.every_steps=10") > long
+
+
+@pytest.mark.slow
+def test_checkpoints_cost_next_to_nothing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the default interval: 3 ms an epoch, or 1 % of it where that is more. Medians; the machine is to be quiet."""
+    original = training.save
+    write_class_folders(tmp_path / "p", {"train": 6000, "test": 30}, size=28)
+    pictures = ("data=folder", "data.root=p", "data.size=28", "data.channels=1", "batch_size=128", "data.augment=none")
+    for name, words in {
+        "linreg": ("epochs=30",),
+        "softmax": (*pictures, "model=softmax", "epochs=20"),
+        "mlp, 0.8 MB": (*pictures, "model=mlp", "epochs=20"),
+        "lenet": (*pictures, "model=lenet", "epochs=6"),
+    }.items():
+        seconds: list[float] = []
+
+        def save(s: training.Session, seconds: list[float] = seconds) -> None:
+            began = time.perf_counter()
+            original(s)
+            seconds.append(time.perf_counter() - began)
+
+        monkeypatch.setattr(training, "save", save)
+        began = time.perf_counter()
+        assert cli(*words, "plots=false", f"name={name.split(',')[0]}").code == 0
+        epoch = (time.perf_counter() - began) / len(seconds)
+        median = statistics.median(seconds)
+        print(f"\n{name}: a save takes {median * 1e3:.1f} ms, an epoch with it about {epoch * 1e3:.0f} ms")
+        assert median < 0.01
