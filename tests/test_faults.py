@@ -91,3 +91,13 @@ def test_checkpoints_cost_next_to_nothing(cli: Cli, tmp_path: Path, monkeypatch:
         median = statistics.median(seconds)
         print(f"\n{name}: a save takes {median * 1e3:.1f} ms, an epoch with it about {epoch * 1e3:.0f} ms")
         assert median < 0.01
+
+
+FLOORS = {"torch": (2, 10), "hydra-core": (1, 3, 8), "pillow": (12, 3)}  # below them are holes that are mended since
+
+
+def test_packages_with_known_holes_cannot_be_installed() -> None:
+    lines = (TESTS.parent / "requirements.txt").read_text().splitlines()
+    lowest = dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in lines if ">=" in line)  # type: ignore[union-attr]
+    for name, floor in FLOORS.items():
+        assert tuple(map(int, lowest[name].split("."))) >= floor, name

@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import ROOT, Cli, start, write_class_folders
 
-from trainer import build, check_resume, commands, config, state
+from trainer import build, check_resume, commands, config, state, training
 from trainer.data.pictures import PictureError
 from trainer.utils import checkpoint
 from trainer.utils.errors import DamagedError, ResourceError, WorkerError
@@ -171,6 +171,26 @@ def test_row_08_lines_of_metrics_wait_for_room(tmp_path: Path, monkeypatch: pyte
     recorder.close()
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
     assert len(said) == 1
+
+
+def test_row_01_a_crash_in_a_long_validation_costs_no_step(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli(*LINE, "name=straight").code == 0
+    original, calls = state.Parts.measure, [0]
+
+    def measure(self: state.Parts, batches: Any) -> Any:
+        calls[0] += 1
+        assert calls[0] != 3, "a crash"
+        return original(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "LONG_VALIDATION", 0.0)
+        patch.setattr(state.Parts, "measure", measure)
+        with pytest.raises(AssertionError, match="a crash"):
+            cli(*LINE, "name=cut")
+    content = left("cut")
+    assert (content["progress"]["step"], content["progress"]["samples"]) == (27, 90)  # trained, not yet validated
+    assert cli("resume=cut").code == 0
+    assert_same("straight", "cut")
 
 
 # damaged files

@@ -1,6 +1,7 @@
 """Signals, generators, threads and devices."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,12 +35,16 @@ def test_generators_go_on_from_a_saved_state() -> None:
     dropout = torch.nn.Dropout(0.5)
     runtime.seed_everything(3)
     torch.rand(5)
+    random.gauss(0, 1)  # keeps the second number of a pair back, as NumPy's does
+    np.random.standard_normal()
     state = runtime.rng_state(CPU)
-    expected = [torch.rand(4), torch.randn(3), dropout(torch.ones(20)), torch.randperm(9)]
+    draw = lambda: [torch.rand(4), torch.randn(3), dropout(torch.ones(20)), torch.randperm(9)]  # noqa: E731
+    draw_others = lambda: [random.gauss(0, 1), random.random(), np.random.standard_normal(), np.random.random()]  # noqa: E731
+    expected, others = draw(), draw_others()
     runtime.seed_everything(4)
     runtime.restore_rng(state, CPU)
-    got = [torch.rand(4), torch.randn(3), dropout(torch.ones(20)), torch.randperm(9)]
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(draw(), expected, strict=True))
+    assert draw_others() == others
 
 
 def test_a_saved_state_does_not_move_with_the_generator() -> None:
@@ -50,9 +56,9 @@ def test_a_saved_state_does_not_move_with_the_generator() -> None:
 
 
 def test_a_seed_settles_every_generator() -> None:
-    def draws(seed: int) -> tuple[float, float]:
+    def draws(seed: int) -> tuple[float, float, float]:
         runtime.seed_everything(seed)
-        return random.random(), torch.rand(()).item()
+        return random.random(), float(np.random.random()), torch.rand(()).item()
 
     assert draws(1) == draws(1)
     assert all(a != b for a, b in zip(draws(1), draws(2), strict=True))
@@ -66,6 +72,18 @@ def test_threads_are_set_and_zero_goes_back_to_torchs_own() -> None:
     assert torch.get_num_threads() == runtime.TORCH_THREADS
     set_up(num_threads=1)
     assert torch.get_num_threads() == 1
+
+
+def test_deterministic_kernels_are_asked_for_and_given_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    try:
+        set_up(deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert state.environment(runtime.Machine(CPU))["deterministic"] is True
+    finally:
+        set_up()
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.usefixtures("threads_put_back")

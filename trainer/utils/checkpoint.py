@@ -5,6 +5,7 @@ SCHEMA lists the content; state.pack puts it together. Only weights_only=True ev
 """
 
 import errno
+import inspect
 import os
 import re
 import shutil
@@ -52,12 +53,6 @@ SCHEMA: dict[str, type] = {  # what a checkpoint holds; keys with a dot are look
 STEP_FILE = re.compile(r"step_\d{8,}\.pt", re.ASCII)
 MAX_MEMBERS = 100_000
 MAX_ENTRIES, MAX_DEPTH = 1_000_000, 20  # of the dicts and lists in a file; one that is referred to twice counts twice
-BUFFERS = {  # what an optimizer of torch keeps for each parameter, from its first step on
-    "SGD": {"momentum_buffer"},
-    "Adam": {"step", "exp_avg", "exp_avg_sq"},
-    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
-    "RMSprop": {"step", "square_avg", "momentum_buffer"},
-}
 
 
 def path_of_step(folder: Path, step: int) -> Path:
@@ -335,6 +330,16 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
     return {name: {k: v for k, v in state.items() if isinstance(v, Tensor)} for name, state in named.items()}
 
 
+def buffers_of(optimizer: torch.optim.Optimizer) -> set[str]:
+    """The names of what an optimizer keeps for each parameter, seen on another one of its kind after a step."""
+    kind, parameter = type(optimizer), nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    known = inspect.signature(kind).parameters
+    other = kind([parameter], **{key: value for key, value in optimizer.defaults.items() if key in known})
+    other.step()
+    return {key for key, value in other.state[parameter].items() if isinstance(value, Tensor)}
+
+
 def load_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str, Mapping[str, Tensor]], path: Path
 ) -> None:
@@ -347,9 +352,7 @@ def load_optimizer(
     in_order = [p for group in optimizer.param_groups for p in group["params"]]  # how torch numbers them
     numbers = {names[p]: i for i, p in enumerate(in_order)}
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    expected = BUFFERS[type(optimizer).__name__]
-    if not optimizer.defaults.get("momentum"):
-        expected = expected - {"momentum_buffer"}
+    expected = buffers_of(optimizer)
     if state.keys() != shapes.keys():
         odd = listed(sorted(state.keys() ^ shapes.keys()))
         raise ConfigError(f"{path} does not fit the optimizer: it lacks, or has too much, the buffers of {odd}.")
