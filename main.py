@@ -1,7 +1,7 @@
-"""The program: prepare the command line for Hydra, let it compose the settings, freeze them, run the command.
+"""The program: let Hydra compose the settings of a command line, freeze them, run the command.
 
-This is the only file that imports hydra. Everything a user types wrong is refused here or in config.py, before torch is
-imported: start-up time is a feature.
+This is the only file that imports hydra. Everything a user types wrong is refused here, in command_line.py or in
+config.py, before torch is imported: start-up time is a feature.
 """
 
 import contextlib
@@ -14,20 +14,16 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trainer import config as settings
+from trainer.command_line import GROUPS, RECIPES, Command, prepare, quote, split_word, unquote
 from trainer.utils import runs
-from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed, nearest
+from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed
 from trainer.utils.signals import StopSignal
 
-VERBS = ("train", "eval", "predict", "check-resume")
-GROUPS = (*settings.GROUPS, "experiment")
-RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
-# values that are text whatever they look like; quoted so that Hydra's grammar leaves them alone
-TEXT = re.compile(r"(checkpoint|resume|input|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$")
 HELP = """\
 python main.py [train] [group=choice ...] [key=value ...]        train a model (train is the default)
 python main.py eval    checkpoint=RUN|PATH [split=test] [...]    measure a trained model
@@ -50,116 +46,6 @@ examples
   python main.py -m data=mnist model=softmax,mlp optimizer.lr=0.1,0.5
   tensorboard --logdir outputs
 """
-
-
-@dataclass(frozen=True)
-class Command:
-    """A prepared command line: the words Hydra gets (`overrides`), and what they were before."""
-
-    verb: str
-    overrides: tuple[str, ...]
-    multirun: bool = False
-    flags: tuple[str, ...] = ()
-
-    def value(self, key: str) -> str | None:
-        """What was typed for key (the last one wins), without quotes; None if it was not typed."""
-        values = [text for name, text in map(split_word, self.overrides) if name == key]
-        return unquote(values[-1]) if values and values[-1] != "null" else None
-
-    @property
-    def typed(self) -> list[str]:
-        """The keys that were typed."""
-        return [split_word(word)[0] for word in self.overrides]
-
-
-def split_word(word: str) -> tuple[str, str]:
-    """`++optimizer.lr=0.1` -> ("optimizer.lr", "0.1")."""
-    key, _, value = word.partition("=")
-    return key.lstrip("+"), value
-
-
-def unquote(text: str) -> str:
-    """The text between quotes that `quote` put round it."""
-    return re.sub(r"\\(['\\])", r"\1", text[1:-1]) if len(text) > 1 and text[0] == text[-1] == "'" else text
-
-
-def quote(text: str) -> str:
-    """Text as a quoted value of Hydra's grammar; null stays null."""
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text if text == "null" or quoted else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def prepare(args: Sequence[str]) -> Command:
-    """Take the command line apart, and refuse in our words what Hydra would refuse in its own.
-
-    Raises:
-        ConfigError: an unknown verb, flag, group choice or key, or spaces round an equals sign.
-    """
-    words = list(args)
-    multirun = words[:1] in (["-m"], ["--multirun"])
-    words = words[1:] if multirun else words
-    names_verb = words and re.fullmatch(r"\w[\w-]*", words[0]) and not "".join(words[1:2]).startswith("=")
-    verb = words.pop(0) if names_verb else "train"
-    if verb not in VERBS:
-        hint = f" Did you mean {example(verb, words)}?" if verb in settings.all_keys() else nearest(verb, VERBS)
-        raise ConfigError(f"{verb} is not a command.{hint} Commands: {listed(VERBS)}.")
-    flags: list[str] = []
-    overrides: list[str] = []
-    while words:
-        word = words.pop(0)
-        if word in ("-m", "--multirun"):
-            multirun = True
-        elif word == "--cfg":
-            flags += [word, words.pop(0) if words else "job"]
-        elif word.startswith("-"):
-            known = f" Did you mean {example(word.strip('-'), words)}?"
-            raise ConfigError(f"{word}: settings are written key=value, without dashes.{known}")
-        elif "=" not in word.strip("=") or word.startswith("=") or (word.endswith("=") and words):
-            raise ConfigError(
-                f"{word}: settings are written key=value, without spaces. Did you mean {example(word, words)}?"
-            )
-        else:
-            overrides += expand(word, multirun or "-m" in words or "--multirun" in words)
-    if multirun and verb != "train":
-        raise ConfigError(f"-m trains; run {verb} for one checkpoint at a time.")
-    return Command(verb, tuple(overrides), multirun, tuple(flags))
-
-
-def example(word: str, rest: Sequence[str]) -> str:
-    """A guess at what was meant by a word that is no key=value: `lr = 0.1` -> `optimizer.lr=0.1`."""
-    key, _, value = word.strip("=").partition("=")
-    found = nearest(key, settings.all_keys()).removeprefix(" Did you mean ").rstrip("?").split(" or ")[0]
-    value = value or next((w.strip("=") for w in rest if w.strip("=") and "=" not in w.strip("=")), "VALUE")
-    return f"{found or key}={value}"
-
-
-def expand(word: str, multirun: bool) -> list[str]:
-    """One typed word as the words Hydra gets: short forms written out, text quoted, group choices checked."""
-    key, value = split_word(word)
-    if key.startswith(("hydra.", "hydra/")):
-        raise ConfigError(f"{key}: Hydra only composes the settings; its own are not for the command line.")
-    if "${" in word:  # resolved, it could carry a secret to the screen and into files
-        raise ConfigError(f"{word}: ${{...}} is not resolved here. Allowed: the value itself.")
-    if key == "data.mirror" and value != "null":  # before Hydra writes it into the folder of a sweep
-        settings.check(key, unquote(value), None)
-    if key.startswith("~") or "@" in key:
-        raise ConfigError(f"{word}: settings can be changed, not removed or moved.")
-    if key == "device" and (match := re.fullmatch(r"cuda:(\d+)", value)):
-        return ["device=cuda", f"device.index={match[1]}"]
-    if key in RECIPES:
-        if value != "none":
-            raise ConfigError(
-                f"{word}: recipes are found by data, model, optimizer and schedule. Allowed: recipe=none."
-            )
-        return [f"{name}=none" for name in RECIPES]
-    if key in GROUPS:
-        for choice in value.split(",") if multirun else [value]:
-            if (key, choice) != ("experiment", "null"):
-                settings.check_choice(key, choice)
-        return [f"{key}={value}"]
-    if key not in settings.all_keys():
-        raise settings.unknown_key(key)
-    return [f"{key}={quote(value) if TEXT.match(key) else value}"]
 
 
 def name_sweep(command: Command) -> str:

@@ -17,15 +17,11 @@ MAX_LINES = 60  # of a function
 # stands for a whole package. A new file below trainer/ needs an entry: who may import it, and what, is a decision.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "main.py": (
-        "hydra",
-        "trainer.check_resume",
-        "trainer.commands",
-        "trainer.config",
-        "trainer.measure",
-        "trainer.sweep",
-        "trainer.utils.",
+        *("hydra", "trainer.check_resume", "trainer.command_line", "trainer.commands", "trainer.config"),
+        *("trainer.measure", "trainer.sweep", "trainer.utils."),
     ),
     "trainer/__init__.py": (),
+    "trainer/command_line.py": ("trainer.config", "trainer.utils.errors"),
     "trainer/config.py": ("omegaconf", "trainer.ranges", "trainer.utils.errors"),
     "trainer/ranges.py": ("trainer.utils.errors",),
     "trainer/schedules.py": (),
@@ -68,7 +64,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 # these take long to import, so they are imported where they are used
 LAZY = ("torchvision", "hydra", "rich", "tensorboard", "torch.utils.tensorboard", "trainer.utils.plots")
-TORCH_FREE = ("main", "trainer.config", "trainer.ranges", "trainer.schedules", "trainer.sweep")
+TORCH_FREE = ("main", "trainer.command_line", "trainer.config", "trainer.ranges", "trainer.schedules", "trainer.sweep")
 TORCH_FREE += ("trainer.utils.errors", "trainer.utils.runs", "trainer.utils.screen", "trainer.utils.signals")
 
 
