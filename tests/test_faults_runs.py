@@ -231,8 +231,8 @@ def test_row_11_a_flipped_bit_is_noticed_and_the_file_before_is_taken(
 @pytest.mark.slow
 def test_row_11_no_damage_of_five_thousand_is_accepted(cli: Cli, tmp_path: Path, pictures: None) -> None:
     assert cli(*NET, "name=a").code == 0
-    original = left("a")
-    whole = Path("checkpoints/a/best.pt").read_bytes()
+    best = Path("checkpoints/a/best.pt")
+    original, whole = checkpoint.read(best) | {"metrics": []}, best.read_bytes()
     rng, path = random.Random(0), tmp_path / "damaged.pt"
     counts = {"refused": 0, "harmless": 0}
     for i in range(5400):
@@ -252,7 +252,7 @@ def test_row_11_no_damage_of_five_thousand_is_accepted(cli: Cli, tmp_path: Path,
         except DamagedError:
             counts["refused"] += 1
         else:
-            assert list(check_resume.compare(original, content | {"metrics": original["metrics"]})) == [], i
+            assert list(check_resume.compare(original, content | {"metrics": []})) == [], i
             counts["harmless"] += 1
     print(f"\ndamaged files: {counts}, 0 accepted with another content")
     assert sum(counts.values()) > 5000
