@@ -157,6 +157,14 @@ def test_row_08_a_full_disk_for_logs_switches_tensorboard_off_once(cli: Cli, tmp
     assert_same("straight", "full")
 
 
+def test_row_08_a_screen_that_goes_to_a_full_disk_does_not_end_a_run(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "main.py"), *LINE, "name=a"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=tmp_path, text=True, stdout=full, stderr=subprocess.PIPE, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "test: loss" in (tmp_path / "outputs/a/train.log").read_text()
+
+
 def test_row_08_lines_of_metrics_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     recorder = Recorder(tmp_path, warn=said.append)

@@ -33,7 +33,7 @@ class Screen:
         """Print a line."""
         try:
             print(line, flush=True)
-        except BrokenPipeError:  # the reader has left, as `| head` does; the run goes on and train.log has the rest
+        except OSError:  # the reader has left, as `| head` does, or the disk is full; the run goes on, see train.log
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         self._write(line)
 
