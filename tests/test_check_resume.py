@@ -56,7 +56,7 @@ def test_what_the_run_itself_refuses_is_refused(cli: Cli, tmp_path: Path) -> Non
     assert "batch_size=1000" in outcome.err
 
 
-@pytest.mark.parametrize("word", ["name=a", "resume=a", "checkpoint=a"])
+@pytest.mark.parametrize("word", ["name=a", "resume=a", "checkpoint=a", "fast_dev_run=true"])
 def test_settings_of_other_commands_are_refused(cli: Cli, word: str) -> None:
     assert cli("check-resume", word).code == 2
 

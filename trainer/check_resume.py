@@ -38,9 +38,9 @@ def check(config: Config) -> None:
     Raises:
         TrainerError: the two differ; says in what, and whether two straight runs differ as well.
     """
-    for key in ("name", "resume", "checkpoint", "input", "split"):
+    for key in ("name", "resume", "checkpoint", "input", "split", "fast_dev_run"):
         if key in config.typed:
-            raise ConfigError(f"{key}= is not for check-resume: it trains new runs in a folder of its own.")
+            raise ConfigError(f"{key}= is not for check-resume: it trains short runs of its own, elsewhere.")
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="check-resume-") as folder:
         short = shortened(config, folder)
