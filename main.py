@@ -180,26 +180,32 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
 
     def job(composed: Any) -> float | None:
         hydra_config = HydraConfig.get()
+        if not jobs:  # two processes would take each other's jobs for failed ones
+            (Path(folder) / sweep).mkdir(parents=True, exist_ok=True)
+            held.enter_context(runs.hold(runs.Run(sweep, Path(folder) / sweep, Path())))
         overrides = [word for word in hydra_config.overrides.task if split_word(word)[0] in swept]
         jobs.append({"job": hydra_config.job.num, "overrides": " ".join(overrides), "error": ""})
         print(f"\n[{sweep}/{hydra_config.job.num}] {jobs[-1]['overrides']}", flush=True)
         try:
             config = replace(frozen(composed, command), name=f"{sweep}/{hydra_config.job.num}", resume="auto")
             return run_verb("train", config, stop)
+        except Interrupted as error:
+            raise Interrupted(error.signum, "interrupted; the same command goes on with the sweep.") from None
         except Exception as error:
             jobs[-1]["error"] = f"{type(error).__name__}: {error}"
             print(f"[{sweep}/{hydra_config.job.num}] failed: {jobs[-1]['error']}", file=sys.stderr, flush=True)
             runs.log_failure(Path(folder) / sweep / str(hydra_config.job.num), traceback.format_exc())
             return float("nan")
 
-    try:
-        run_hydra(command, words, job, stop)
-    finally:
-        if jobs:
-            from trainer.sweep import finish
+    with contextlib.ExitStack() as held:
+        try:
+            run_hydra(command, words, job, stop)
+        finally:
+            if jobs:
+                from trainer.sweep import finish
 
-            paths = "".join(f" {shlex.quote(w)}" for w in typed if w.startswith("paths."))
-            finish(jobs, Path(folder) / sweep, paths)
+                paths = "".join(f" {shlex.quote(w)}" for w in typed if w.startswith("paths."))
+                finish(jobs, Path(folder) / sweep, paths)
     if not jobs:
         raise ConfigError("the sweep has no jobs: a list of values is written key=value1,value2.")
     if failed := [row for row in jobs if row["error"]]:
@@ -256,7 +262,7 @@ def end_workers() -> None:
 
 if __name__ == "__main__":
     exit_code = main()
-    with contextlib.suppress(OSError):  # the reader of a pipe may have left
+    with contextlib.suppress(OSError, AttributeError):  # the reader of a pipe may have left, or there is no output
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(exit_code)  # everything is written; Python's own way out takes torch apart, for a second

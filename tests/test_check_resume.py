@@ -34,7 +34,10 @@ def test_a_run_that_can_be_resumed_is_called_bit_identical(cli: Cli, tmp_path: P
 
 @pytest.mark.parametrize(
     ("sabotage", "why"),
-    [(FORGET, "Two straight runs are equal"), (UNSTEADY, "Two straight runs differ as well")],
+    [
+        (FORGET, "Two straight runs are equal"),
+        pytest.param(UNSTEADY, "Two straight runs differ as well", marks=pytest.mark.slow),
+    ],
     ids=["a state is forgotten", "nothing repeats"],
 )
 def test_what_differs_is_named_with_the_reason(sabotage: str, why: str, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_comparison_of_these_tests_sees_a_single_bit() -> None:
 
 def test_writing_replaces_the_file_of_before(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    second = content_of(classes=["other"])
+    second = content_of(classes=["other", "another"])
     checkpoint.write(path, second)
     assert same(checkpoint.read(path), second)
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]

@@ -268,6 +268,8 @@ def test_resume_of_a_run_without_a_checkpoint_starts_at_step_zero(cli: Cli, sign
         cut_run(cli, signal_at, name=name)
         for path in Path("checkpoints", name).iterdir():
             path.unlink()
+        status = status_of(name) | {"checkpoint": ""}  # as if it had been killed in its first epoch
+        Path("outputs", name, "status.json").write_text(json.dumps(status))
         assert cli(*((word,) if word == "resume=cut" else (*words, word, f"name={name}"))).code == 0
         assert_same_run("straight", name)
 

@@ -3,6 +3,7 @@ are no numbers, workers, and what may change between two starts. Each test is na
 """
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -201,6 +202,24 @@ def test_row_01_a_crash_in_a_long_validation_costs_no_step(cli: Cli, monkeypatch
     assert_same("straight", "cut")
 
 
+def test_row_08_lines_that_never_found_room_come_back_with_the_checkpoint(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli(*LINE, "name=straight").code == 0
+
+    def write(self: Recorder, lines: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "_write", write)
+        outcome = cli(*LINE, "name=full")
+    assert outcome.code == 4
+    assert "disk is full" in outcome.err
+    assert status_of("full")["state"] == "failed"
+    assert cli("resume=full").code == 0
+    assert_same("straight", "full")
+
+
 # damaged files
 
 
@@ -313,6 +332,95 @@ def test_a_start_that_was_killed_before_its_config_was_written_leaves_the_name_f
     Path("outputs/a").mkdir(parents=True)
     Path("outputs/a/run.lock").touch()
     assert cli(*LINE, "name=a", "resume=auto").code == 0
+
+
+def test_row_12_a_first_epoch_is_not_started_over_either(cli: Cli, signal_at: SignalAt) -> None:
+    for gone in ("files", "folder"):
+        signal_at(5)
+        assert cli(*LINE, "save.every_steps=2", f"name={gone}").code == 143
+        folder = Path("checkpoints", gone)
+        folder.rename("aside" + gone)  # a disk that is not mounted
+        if gone == "files":
+            folder.mkdir()
+        outcome = cli(*LINE, "save.every_steps=2", f"name={gone}", "resume=auto")
+        assert outcome.code == 2
+        assert "not started over" in outcome.err
+
+
+def test_row_10_a_disk_that_cannot_be_read_just_now_damages_nothing(
+    cli: Cli, signal_at: SignalAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal_at(22)
+    assert cli(*LINE, "name=a").code == 143
+    before = sorted(path.name for path in Path("checkpoints/a").iterdir())
+
+    def load(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", load)
+        outcome = cli("resume=a")
+    assert outcome.code == 2
+    assert "cannot be read: Input/output error" in outcome.err
+    assert sorted(path.name for path in Path("checkpoints/a").iterdir()) == before
+    assert cli("resume=a").code == 0
+
+
+def test_row_02_what_a_killed_save_left_is_swept_before_the_next_one(cli: Cli, signal_at: SignalAt) -> None:
+    signal_at(22)
+    assert cli(*LINE, "name=a").code == 143
+    half = Path("checkpoints/a/.tmp-half")
+    half.write_bytes(b"half")
+    write = checkpoint.write
+
+    def looking(path: Path, content: Any) -> None:
+        assert not half.exists()  # it may be what fills the disk
+        write(path, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write", looking)
+        assert cli("resume=a").code == 0
+
+
+def test_row_03_a_kill_after_going_back_leaves_the_file_gone_back_to(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli(*UPS_AND_DOWNS, "name=a").code == 0
+    step = checkpoint.read(Path("checkpoints/a/best.pt"))["progress"]["step"]
+    with monkeypatch.context() as patch:
+        patch.delattr(training, "train_epochs")  # a crash before anything new is written
+        with pytest.raises(AttributeError):
+            cli("resume=a:best", "epochs=13")
+    assert checkpoint.step_of(checkpoint.steps_in(Path("checkpoints/a"))[-1]) == step
+    outcome = cli("resume=a", "epochs=13")
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_file_of_another_run_of_the_same_name_is_refused(cli: Cli, tmp_path: Path) -> None:
+    assert cli(*LINE, "name=a").code == 0
+    elsewhere = (f"paths.outputs={tmp_path}/o", f"paths.checkpoints={tmp_path}/c")
+    assert cli(*LINE, "name=a", "seed=1", *elsewhere).code == 0
+    before = {path: path.read_bytes() for path in Path("checkpoints/a").iterdir()}
+    outcome = cli(f"resume={tmp_path}/c/a/step_00000027.pt", "epochs=5")
+    assert outcome.code == 2
+    assert "seed 1, not 0" in outcome.err
+    assert {path: path.read_bytes() for path in Path("checkpoints/a").iterdir()} == before
+    shutil.copy(tmp_path / "c/a/step_00000036.pt", "checkpoints/a/step_00000045.pt")
+    assert "warning: checkpoints/a/step_00000045.pt was written with other settings" in cli("resume=a", "epochs=6").out
+
+
+def test_garbled_metrics_and_a_torn_status_lose_nothing_else(cli: Cli, signal_at: SignalAt) -> None:
+    assert cli(*LINE, "name=straight").code == 0
+    signal_at(30)
+    assert cli(*LINE, "name=a").code == 143
+    path = Path("outputs/a/metrics.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"\xff\xfe{[1]\n[1]\n" + lines[1] + lines[2])
+    Path("outputs/a/status.json").write_bytes(b"")
+    outcome = cli("resume=last")  # the other run is the newest that says when it was started
+    assert outcome.code == 0, outcome.err
+    outcome = cli("resume=a")
+    assert outcome.code == 0, outcome.err
+    assert "kept as metrics.corrupt" in outcome.out
+    assert_same("straight", "a")
 
 
 # memory
@@ -526,6 +634,34 @@ def test_row_01_on_a_gpu_with_deterministic_kernels(cli: Cli, signal_at: SignalA
     assert cli(*words, "name=cut").code == 143
     assert cli("resume=cut").code == 0
     assert_same("straight", "cut")
+
+
+def test_row_40_another_precision_is_refused_unless_allowed(cli: Cli, signal_at: SignalAt, pictures: None) -> None:
+    signal_at(9)
+    assert cli(*NET, "name=cut").code == 143
+    outcome = cli("resume=cut", "device.precision=bf16")
+    assert outcome.code == 2
+    assert "resume_allow=[device.precision]" in outcome.err
+    outcome = cli("resume=cut", "device.precision=fp16", "ema_decay=0.9", "resume_allow=[device.precision,ema_decay]")
+    assert outcome.code == 0, outcome.err
+
+
+def test_row_33_a_sweep_that_runs_is_busy(cli: Cli, tmp_path: Path) -> None:
+    words = ("-m", "seed=0,1", "epochs=2000", "plots=false", "name=s")
+    process = start(*words, cwd=tmp_path)
+    try:
+        wait_for(lambda: Path("outputs/s/0/metrics.jsonl").is_file(), process)
+        outcome = cli(*words)
+        assert outcome.code == 5, outcome.err
+        assert f"pid {process.pid}" in outcome.err
+        assert not Path("outputs/s/sweep.csv").exists()
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 143
+    assert "the same command goes on" in err
 
 
 def test_row_41_other_workers_other_savings_and_more_interruptions_change_no_bit(

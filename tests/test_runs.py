@@ -121,7 +121,9 @@ def test_a_run_exists_from_its_config_on(tmp_path: Path) -> None:
 def test_the_saved_config_and_status_come_back(tmp_path: Path) -> None:
     run = plant(tmp_path, "first", "noon")
     assert runs.read_config(run) == {"seed": 3}
-    assert runs.read_status(run) == {"state": "done", "started": "noon", "reason": "", "run": "first"}
+    assert runs.read_status(run) == {
+        **{"state": "done", "started": "noon", "reason": "", "run": "first", "checkpoint": ""}
+    }
     (run.outputs / "status.json").unlink()
     assert runs.read_status(run) == {}
 

@@ -48,7 +48,10 @@ def train(config: Config, stop: StopSignal, *, batches: int = 0) -> float:
                 return finished
             if run.outputs.is_dir():
                 held.enter_context(runs.hold(run))
+                checkpoint.sweep(run.checkpoints)
         start = resume.find_start(run, found, screen)
+        if start is not None:
+            resume.check_owner(run, start, config.resume_allow, screen)
         parts, progress = get_ready(config, run, start, machine, screen, batches)
         if any(key.startswith(state.HOW_FAR) for key in changed):
             progress.stopped = ""
@@ -57,9 +60,15 @@ def train(config: Config, stop: StopSignal, *, batches: int = 0) -> float:
         started = open_files(config, run, machine, screen)
         try:
             describe(parts, progress, screen, start)
-            recorder = Recorder(run.outputs, epochs_done=progress.epoch - 1, steps_done=progress.step, warn=screen.say)
+            recorder = Recorder(
+                run.outputs,
+                epochs_done=progress.epoch - 1,
+                steps_done=progress.step,
+                waiting=progress.waiting,
+                warn=screen.say,
+            )
             held.callback(recorder.close)
-            session = Session(config, parts, progress, run, recorder, screen, stop)
+            session = Session(config, parts, progress, run, recorder, screen, stop, started)
             with screen:
                 training.train_epochs(session)
                 finish(session)
@@ -174,6 +183,7 @@ def describe(parts: Parts, progress: Progress, screen: Screen, start: resume.Sta
 
 def finish(s: Session) -> None:
     """Measure the best weights on the test split, once, and write result.json and the pictures."""
+    s.recorder.flush()
     load_best(s)
     config, run = s.config, s.run
     test = s.parts.measure(state.eval_batches(config, s.parts.splits, s.parts.splits.test, s.parts.machine))

@@ -52,14 +52,32 @@ def find_start(run: runs.Run, found: runs.Found | None, screen: Screen) -> Start
         hint = f"\nIf {run.checkpoints / 'best.pt'} is whole, resume={run.name}:best goes on from it."
         raise ConfigError(f"{run.name} has no checkpoint that can be read; nothing was changed.{reasons}{hint}")
     rest = sorted(path.name for path in run.checkpoints.glob("*") if path.suffix in (".pt", ".corrupt", ".old"))
+    first = runs.read_status(run).get("checkpoint")
     epochs = len(read_metrics(run.outputs))
-    if rest or epochs > 1:  # one line of metrics may have been written just before the first checkpoint
-        what = f"only {', '.join(rest)}" if rest else f"nothing, though {epochs} epochs were trained"
+    if rest or first or epochs > 1:  # one line of metrics may have been written just before the first checkpoint
+        what = f"only {', '.join(rest)}" if rest else f"nothing, though {first or f'{epochs} epochs'} was there"
         raise ConfigError(
             f"{run.name} is not started over: {run.checkpoints} holds {what}. Bring the step files back, go on from "
             f"one of these with resume=<file>, or start anew under another name=."
         )
     return None
+
+
+def check_owner(run: runs.Run, start: Start, allowed: Sequence[str], screen: Screen) -> None:
+    """Compare the settings in a file with those in the config.json of the run that it is to be gone on with in.
+
+    Raises:
+        ConfigError: a file that was named is of another run of the same name.
+    """
+    if not (run.outputs / "config.json").is_file():
+        return
+    own, of_file = state.decisive(runs.read_config(run)), state.decisive(start.content["config"])
+    odd = [f"{key} {of_file.get(key)}, not {own.get(key)}" for key in own | of_file if own.get(key) != of_file.get(key)]
+    if odd and not allowed:
+        shown = f"{start.path} was written with other settings than {run.outputs} has: {', '.join(odd[:3])}"
+        if start.path.parent.resolve() != run.checkpoints.resolve():
+            raise ConfigError(f"{shown}. Name other folders with paths.outputs and paths.checkpoints.")
+        screen.say(f"warning: {shown}")
 
 
 def check_changes(
@@ -116,10 +134,13 @@ def already_done(
 
 def rewind(run: runs.Run, start: Start, progress: Progress, epochs: int, screen: Screen) -> None:
     """Make the run's checkpoints what they were when `start` was written: later ones become *.old."""
-    if progress.epoch > epochs and not read_metrics(run.outputs):  # a copy of a finished run's file
+    if progress.epoch > epochs and not run.outputs.is_dir():  # a copy of a finished run's file
         raise ConfigError(
             f"{start.path} has all its {progress.epoch - 1} epochs done. epochs=N with a larger N goes on."
         )
+    own = checkpoint.path_of_step(run.checkpoints, progress.step)
+    if not own.is_file():  # first, so that a kill finds something to go on from
+        checkpoint.give_name(start.path, own)
     for path in checkpoint.steps_in(run.checkpoints):
         if checkpoint.step_of(path) > progress.step:
             path.rename(path.with_suffix(".old"))
@@ -129,11 +150,11 @@ def rewind(run: runs.Run, start: Start, progress: Progress, epochs: int, screen:
         best.rename(best.with_suffix(".old"))
     if wanted is None or has == wanted:
         return
-    own = checkpoint.path_of_step(run.checkpoints, wanted)
+    of_best = checkpoint.path_of_step(run.checkpoints, wanted)
     if wanted == progress.step and not progress.samples:
         checkpoint.keep_as_best(start.path, run.checkpoints)  # a kill may have come between the two
-    elif own.is_file():
-        checkpoint.keep_as_best(own, run.checkpoints)
+    elif of_best.is_file():
+        checkpoint.keep_as_best(of_best, run.checkpoints)
     else:
         screen.say(f"warning: the file of epoch {progress.best['epoch']}, the best so far, is gone.")
 

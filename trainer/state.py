@@ -29,7 +29,9 @@ FREE_ON_RESUME = (
     "data.mirror",
     "data.resident",
     "data.workers",
-    "device",
+    "device.deterministic",
+    "device.index",
+    "device.num_threads",
     "early_stopping.",
     "epochs",
     "input",
@@ -90,6 +92,7 @@ class Progress:
     seconds: float = 0.0  # of training in this epoch
     bad_epochs: int = 0  # since the validation metric last improved by more than min_delta
     stopped: str = ""  # why training ended before its last epoch
+    waiting: str = ""  # lines of metrics.jsonl that a full disk did not take
     best: dict[str, Any] = field(default_factory=dict)  # metric, value, epoch, step, val_loss, val_accuracy
 
     def take(self, totals: engine.Totals, step: int, seconds: float) -> None:
@@ -146,7 +149,7 @@ def measure(
 def narrow(config: Config, splits: Splits, batches: int) -> Splits:
     """The splits as overfit_batches and fast_dev_run leave them, or cut to their first `batches` batches each."""
     batches = 1 if config.fast_dev_run else batches
-    if batches:
+    if batches and not config.overfit_batches:
         n = batches * config.batch_size
         parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
         return replace(splits, **{name: part.take(torch.arange(min(n, len(part)))) for name, part in parts.items()})
@@ -255,9 +258,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 def fingerprint(config: Config) -> str:
     """SHA-256 of the settings that the numbers depend on: equal for two runs that ought to be the same."""
-    flat = flatten(config.to_dict())
-    decisive = {key: value for key, value in flat.items() if not key.startswith(FREE_ON_RESUME)}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(decisive(config.to_dict()), sort_keys=True).encode()).hexdigest()
+
+
+def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the numbers depend on, by dotted name."""
+    return {key: value for key, value in flatten(plain).items() if not key.startswith(FREE_ON_RESUME)}
 
 
 def environment(machine: Machine) -> dict[str, Any]:
@@ -289,15 +295,19 @@ def unpack(content: dict[str, Any], config: Config, parts: Parts, path: Path) ->
     checkpoint.load_model(parts.model, content["model"], path)
     checkpoint.load_optimizer(parts.optimizer, parts.model, content["optimizer"]["state"], path)
     try:
-        if parts.scaler is not None:
+        if parts.scaler is not None and content["scaler"] is not None:  # None: fp16 is new, by resume_allow
             parts.scaler.load_state_dict(content["scaler"])
         if parts.ema is not None:
-            checkpoint.load_model(parts.ema.module, content["ema"], path)
+            checkpoint.load_model(parts.ema.module, checkpoint.weights_to_use(content), path)
             parts.ema.n_averaged.fill_(content["progress"]["step"])
         runtime.restore_rng(content["rng"][0], parts.machine.device)
         progress = Progress(**content["progress"], **content["early_stop"], best=content["best"])
         if any(type(value) is not type(getattr(Progress(), key)) for key, value in vars(progress).items()):
             raise TypeError("its progress is made of other types")
+        if progress.epoch < 1 or progress.step < 0 or not 0 <= progress.samples <= len(parts.train.y):
+            raise ValueError("its progress is not one of this data")
+        if progress.best and not all(type(progress.best[k]) is int for k in ("epoch", "step")):
+            raise TypeError("its best epoch is no number")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ConfigError(f"{path} does not hold the state of this run: {type(error).__name__} {error}.") from None
     if progress.epoch - 1 > config.epochs:

@@ -29,7 +29,7 @@ def finish(jobs: Sequence[Mapping[str, Any]], folder: Path, paths: str) -> None:
 
 def row_of(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The figures of one job, from the files in its own directory."""
-    status = runs.read_json(folder / "status.json") if (folder / "status.json").is_file() else {}
+    status = runs.status_in(folder)
     row = {
         "job": job["job"],
         "overrides": job["overrides"],

@@ -1,5 +1,6 @@
 """The epochs of a run: train, validate, record, save, in this order, until the last one or until told to stop."""
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -33,7 +34,9 @@ class Session:
     recorder: Recorder
     screen: Screen
     stop: StopSignal
+    started: str  # when, for status.json
     failed_saves: int = 0  # since the last one that worked
+    has_saved: bool = False
 
 
 def train_epochs(s: Session) -> None:
@@ -43,35 +46,40 @@ def train_epochs(s: Session) -> None:
         DivergedError, ResourceError, Interrupted: the last good checkpoint is whole.
     """
     validation_seconds = 0.0
-    while s.progress.epoch <= s.config.epochs and not s.progress.stopped:
-        val = None
-        try:
+    try:
+        while s.progress.epoch <= s.config.epochs and not s.progress.stopped:
             with s.stop.held():
                 totals = train_one(s)
                 if validation_seconds > LONG_VALIDATION:
                     save_or_warn(s)
+            val, began = None, time.monotonic()
             if s.parts.val is not None:
-                began = time.monotonic()
                 val = s.parts.measure(s.parts.val)
                 validation_seconds = time.monotonic() - began
-        except Interrupted:
-            save(s)
-            raise
-        with s.stop.held():
-            if val is not None:
-                check_finite(s, val.loss, s.progress.step, s.progress.step)
-            row = row_of(s.parts, s.progress, totals, val)
-            s.recorder.epoch(row)
-            every = s.config.record.histograms_every
-            if every and s.progress.epoch % every == 0:
-                s.recorder.histograms(s.parts.model, s.progress.step)
-            end_epoch(s.config, s.progress, row)
-            save_or_warn(s)
-            s.screen.row(row, s.config.epochs)
+            with s.stop.held():
+                end_epoch(s, totals, val)
+    except Interrupted:
+        save(s)
+        raise
     if s.failed_saves:
         save(s)
     if s.progress.stopped:
         s.screen.say(f"stopped: {s.progress.stopped}")
+
+
+def end_epoch(s: Session, totals: engine.Totals, val: engine.Evaluation | None) -> None:
+    """Record the epoch, note whether it is the best and whether training stops here, save."""
+    if val is not None:
+        check_finite(s, val.loss, s.progress.step, s.progress.step)
+    row = row_of(s.parts, s.progress, totals, val)
+    s.recorder.epoch(row)
+    every = s.config.record.histograms_every
+    if every and s.progress.epoch % every == 0:
+        s.recorder.histograms(s.parts.model, s.progress.step)
+    advance(s.config, s.progress, row)
+    s.progress.waiting = s.recorder.waiting
+    save_or_warn(s)
+    s.screen.row(row, s.config.epochs)
 
 
 def train_one(s: Session) -> engine.Totals:
@@ -155,7 +163,11 @@ def save(s: Session) -> None:
     checkpoint.write(path, state.pack(s.parts, progress))
     if progress.best.get("step") == progress.step and progress.samples == 0:
         checkpoint.keep_as_best(path, folder)
-    checkpoint.tidy(folder)
+    with contextlib.suppress(OSError):  # the next save tries again
+        checkpoint.tidy(folder)
+        if not s.has_saved:  # so that a run whose checkpoints are gone is not taken for one that had none
+            runs.write_status(s.run, "running", s.started, checkpoint=path.name)
+            s.has_saved = True
 
 
 def save_or_warn(s: Session) -> None:
@@ -186,7 +198,7 @@ def row_of(parts: Parts, progress: Progress, totals: engine.Totals, val: engine.
     return row
 
 
-def end_epoch(config: Config, progress: Progress, row: Mapping[str, Any]) -> None:
+def advance(config: Config, progress: Progress, row: Mapping[str, Any]) -> None:
     """Move progress to the start of the next epoch, note the best epoch, and decide whether training stops here."""
     metric = next(m for m in ("val_accuracy", "val_loss", "train_accuracy", "train_loss") if m in row)
     sign = 1 if metric.endswith("accuracy") else -1

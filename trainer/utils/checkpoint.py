@@ -6,6 +6,7 @@ SCHEMA lists the content; state.pack puts it together. Only weights_only=True ev
 
 import errno
 import inspect
+import math
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,8 @@ SCHEMA: dict[str, type] = {  # what a checkpoint holds; keys with a dot are look
 }
 STEP_FILE = re.compile(r"step_\d{8,}\.pt", re.ASCII)
 MAX_MEMBERS = 100_000
+MAX_INPUTS = 10**8  # numbers of one example
+DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)  # of weights and buffers
 MAX_ENTRIES, MAX_DEPTH = 1_000_000, 20  # of the dicts and lists in a file; one that is referred to twice counts twice
 
 
@@ -63,7 +66,8 @@ def path_of_step(folder: Path, step: int) -> Path:
 def steps_in(folder: Path) -> list[Path]:
     """The step files of a run, oldest first."""
     names = os.listdir(folder) if folder.is_dir() else ()
-    return sorted((folder / name for name in names if STEP_FILE.fullmatch(name)), key=step_of)
+    paths = (folder / name for name in names if STEP_FILE.fullmatch(name))
+    return sorted((path for path in paths if path.is_file()), key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -77,7 +81,6 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         ResourceError: the disk is full, or cannot be written; the old file is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, size_of(content), durable=True) as temporary, open(temporary, "wb") as file:
         torch.save(dict(content), file)
         file.flush()
@@ -103,6 +106,7 @@ def replacing(path: Path, size: int, *, durable: bool) -> Iterator[Path]:
     """
     temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
         if free < size:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {free:,} bytes are free")
@@ -136,25 +140,36 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def keep_as_best(step_file: Path, folder: Path) -> None:
-    """Make best.pt in `folder` a second name of a step file, in one step. resume.rewind mends it after a power cut.
+def give_name(file: Path, path: Path) -> None:
+    """Make `path` a second name of a checkpoint file, in one step; a copy where the file system has no such names.
 
     Raises:
         ResourceError: see write().
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "best.pt", 0, durable=False) as temporary:
+    with replacing(path, 0, durable=False) as temporary:
         try:
-            os.link(step_file, temporary)
+            os.link(file, temporary)
         except OSError:  # a file system without hard links, or another one
-            shutil.copyfile(step_file, temporary)
+            shutil.copyfile(file, temporary)
+
+
+def keep_as_best(step_file: Path, folder: Path) -> None:
+    """Make best.pt in `folder` a second name of a step file; resume.rewind mends it after a power cut."""
+    give_name(step_file, folder / "best.pt")
 
 
 def tidy(folder: Path) -> None:
     """Remove all but the newest step files, and what a killed process left half written."""
-    left = [Path(folder, name) for name in os.listdir(folder) if name.startswith(".tmp-")]
-    for path in [*steps_in(folder)[:-KEPT], *left]:
+    sweep(folder)
+    for path in steps_in(folder)[:-KEPT]:
         path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        if name.startswith(".tmp-"):
+            Path(folder, name).unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -178,13 +193,29 @@ def read(path: Path) -> dict[str, Any]:
     if not runs.JOB.fullmatch(content["config"]["name"]):
         raise DamagedError(f"{path} is refused: {content['config']['name']!r} is no name of a run.")
     check_tensors(content, path)
-    if not all(isinstance(name, str) for name in content["classes"]):
-        raise DamagedError(f"{path} is refused: its classes are not names.")
-    if not all(isinstance(n, int) and n > 0 for n in content["arch"]["in_shape"]):
-        raise DamagedError(f"{path} is refused: {content['arch']['in_shape']} is no shape of an input.")
+    check_description(content, path)
     for weights in (content["model"], *([content["ema"]] if content.get("ema") is not None else [])):
         check_weights(weights, path)
+        if odd := [name for name, w in weights.items() if w.dtype not in DTYPES]:
+            raise DamagedError(f"{path} is refused: {odd[0]} is of type {weights[odd[0]].dtype}.")
     return content
+
+
+def check_description(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse what a model's inputs and classes cannot be."""
+    arch, moments, classes = content["arch"], content["preprocess"], content["classes"]
+    in_shape = arch["in_shape"]
+    if not all(type(n) is int and n > 0 for n in in_shape) or math.prod(in_shape) > MAX_INPUTS:
+        raise DamagedError(f"{path} is refused: {in_shape} is no shape of an input.")
+    if not all(isinstance(name, str) and name.isprintable() for name in classes):
+        raise DamagedError(f"{path} is refused: its classes are not names.")
+    if classes and len(classes) != arch["num_outputs"]:
+        raise DamagedError(f"{path} is refused: it has {len(classes)} classes and {arch['num_outputs']} outputs.")
+    numbers = [*moments["mean"], *moments["std"]]
+    real = all(type(n) is float and math.isfinite(n) for n in numbers) and all(n > 0 for n in moments["std"])
+    fitting = len(moments["mean"]) == len(moments["std"]) and (not numbers or len(moments["std"]) == in_shape[0])
+    if not real or not fitting:
+        raise DamagedError(f"{path} is refused: {moments['mean']}, {moments['std']} are no mean and std of its inputs.")
 
 
 def weights_to_use(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -203,10 +234,16 @@ def load(path: Path, *, legacy: bool = False) -> Any:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file.")
     try:
-        if not legacy or zipfile.is_zipfile(path):
-            check_zip(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            if not legacy or zipfile.is_zipfile(file):
+                check_zip(file, path.stat().st_size)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file can raise nearly anything
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's fault: try again later
+            raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
         reason = str(error).splitlines()[0] if isinstance(error, (ConfigError, OSError)) else type(error).__name__
         raise DamagedError(f"{path} is damaged, or no checkpoint of this program: {reason}") from None
 
@@ -249,21 +286,23 @@ def check_weights(weights: Any, path: Path) -> None:
     if not is_weights(weights):
         raise DamagedError(f"{path} is no checkpoint of this program: its model is not made of tensors.")
     for name, tensor in weights.items():
+        if tensor.is_floating_point() and tensor.element_size() < 2:
+            raise DamagedError(f"{path} is refused: {name} is of type {tensor.dtype}.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DamagedError(f"{path} is refused: {name} is not finite.")
 
 
-def check_zip(path: Path) -> None:
+def check_zip(file: IO[bytes], size: int) -> None:
     """Refuse what torch.load would take although it is damaged or made to harm.
 
     Members must be stored, not compressed (a bomb is), together no larger than the file, and their CRCs must hold.
     """
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(file):
         raise ConfigError("not a zip file as torch.save writes it.")
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-        if not stored or len(members) > MAX_MEMBERS or sum(m.file_size for m in members) > path.stat().st_size:
+        if not stored or len(members) > MAX_MEMBERS or sum(m.file_size for m in members) > size:
             raise ConfigError("its members are not what torch.save writes.")
         if (bad := archive.testzip()) is not None:
             raise ConfigError(f"the checksum of {bad} is wrong.")

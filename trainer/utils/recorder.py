@@ -1,7 +1,9 @@
 """Numbers over time: metrics.jsonl, which scripts read, and TensorBoard, which people look at."""
 
+import contextlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -20,19 +22,33 @@ class Recorder:
     Args:
         folder: outputs/<run>.  epochs_done, steps_done: of a run that is gone on with; what was written past them by
             the interrupted process is dropped, so that no epoch and no step appears twice.
+        waiting: lines that the interrupted process could not write.
         warn: is told, once each, what could not be written.
     """
 
     def __init__(
-        self, folder: Path, *, epochs_done: int = 0, steps_done: int = 0, warn: Callable[[str], None] = print
+        self,
+        folder: Path,
+        *,
+        epochs_done: int = 0,
+        steps_done: int = 0,
+        waiting: str = "",
+        warn: Callable[[str], None] = print,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # 0.1 s
 
         self.path = folder / "metrics.jsonl"
         self.warn = warn
-        kept = [row for row in read_metrics(folder) if row["epoch"] <= epochs_done]
+        rows = read_metrics(folder)
+        if (
+            self.path.is_file() and len(self.path.read_bytes().splitlines()) > len(rows) + 1
+        ):  # more than a torn last one
+            shutil.copyfile(self.path, self.path.with_suffix(".corrupt"))
+            warn(f"warning: {self.path} has lines that cannot be read; it is kept as metrics.corrupt.")
+        by_epoch = {row["epoch"]: row for row in [*map(json.loads, waiting.splitlines()), *rows]}
+        kept = "".join(json.dumps(by_epoch[epoch]) + "\n" for epoch in sorted(by_epoch) if epoch <= epochs_done)
         temporary = self.path.with_name(".metrics.tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.write_text(kept)
         os.replace(temporary, self.path)
         self.waiting = ""
         self.writer: Any = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1)
@@ -45,16 +61,28 @@ class Recorder:
         self.scalars({tags[name]: row[name] for name in names if row.get(name) is not None}, row["step"])
 
     def _append(self, line: str) -> None:
-        size = self.path.stat().st_size
         try:
-            with open(self.path, "a") as file:
-                file.write(self.waiting + line)
+            self._write(self.waiting + line)
             self.waiting = ""
         except OSError as error:
-            os.truncate(self.path, size)  # no half line
             if not self.waiting:
                 self.warn(f"warning: {self.path} cannot be written ({error.strerror}); its lines wait for room.")
             self.waiting += line
+
+    def _write(self, lines: str) -> None:
+        size = self.path.stat().st_size
+        try:
+            with open(self.path, "a") as file:
+                file.write(lines)
+        except OSError:
+            os.truncate(self.path, size)  # no half line
+            raise
+
+    def flush(self) -> None:
+        """Write the lines that wait; OSError where there still is no room."""
+        if self.waiting:
+            self._write(self.waiting)
+            self.waiting = ""
 
     def _board(self, method: str, *args: Any, **options: Any) -> None:
         """Call a method of the writer, and give TensorBoard up where it cannot write.
@@ -104,12 +132,12 @@ class Recorder:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a crash cut short is left out."""
+    """The rows of metrics.jsonl; lines that a crash cut short or a disk garbled are left out."""
     path = folder / "metrics.jsonl"
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "epoch" in row:
+                rows.append(row)
     return rows

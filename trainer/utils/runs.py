@@ -105,7 +105,7 @@ def _all_runs(outputs: Path) -> list[Path]:
 
 
 def _newest(outputs: Path) -> str:
-    started = {path: read_json(path).get("started", "") for path in _all_runs(outputs)}
+    started = {path: status_in(path.parent).get("started", "") for path in _all_runs(outputs)}
     if not started:
         raise ConfigError(f"last: there is no run in {outputs}/ yet. Start one with python main.py.")
     return str(max(started, key=lambda path: started[path]).parent.relative_to(outputs))
@@ -125,7 +125,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a JSON file in one step, so that a reader sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    with open(temporary, "w") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -137,9 +140,15 @@ def read_config(run: Run) -> dict[str, Any]:
     return saved
 
 
-def write_status(run: Run, state: str, started: str, reason: str = "") -> None:
-    """Put the run's state (running, done, interrupted, failed, diverged) and its reason on disk."""
-    write_json(run.outputs / "status.json", {"state": state, "started": started, "reason": reason, "run": run.name})
+def write_status(run: Run, state: str, started: str, reason: str = "", *, checkpoint: str = "") -> None:
+    """Put the run's state (running, done, interrupted, failed, diverged) and its reason on disk.
+
+    Args:
+        checkpoint: the first one that was written; once said, it stays there.
+    """
+    content = {"state": state, "started": started, "reason": reason, "run": run.name}
+    content["checkpoint"] = checkpoint or read_status(run).get("checkpoint", "")
+    write_json(run.outputs / "status.json", content)
 
 
 def log_failure(folder: Path, text: str) -> None:
@@ -150,9 +159,16 @@ def log_failure(folder: Path, text: str) -> None:
 
 
 def read_status(run: Run) -> dict[str, Any]:
-    """The run's status; empty where none was written."""
-    path = run.outputs / "status.json"
-    return read_json(path) if path.is_file() else {}
+    """The run's status; empty where none was written, or a power cut took it."""
+    return status_in(run.outputs)
+
+
+def status_in(folder: Path) -> dict[str, Any]:
+    """The status of the run whose outputs are in `folder`; empty where there is none that can be read."""
+    try:
+        return read_json(folder / "status.json")
+    except ConfigError:
+        return {}
 
 
 def check_writable(*folders: Path) -> None:

@@ -53,7 +53,7 @@ class Screen:
             self._log = Path(os.devnull)
 
     def __enter__(self) -> "Screen":
-        if sys.stdout.isatty():
+        if sys.stdout is not None and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             text = TextColumn("{task.fields[text]}")

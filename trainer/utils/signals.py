@@ -1,23 +1,28 @@
-"""SIGINT and SIGTERM, from the first moment of a command to its last. Torch-free."""
+"""SIGINT and SIGTERM, in all of a command. Torch-free, so that it is there before anything slow."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from trainer.utils.errors import Interrupted
 
+PATIENCE = 2.0  # seconds
+
 
 class StopSignal:
     """Turns SIGINT and SIGTERM into Interrupted: at once, or, inside `held()`, at its end.
 
-    A second SIGINT ends the process on the spot. A second SIGTERM changes nothing: some senders signal the process and
-    then its group, and the save that the first one asked for is under way.
+    A SIGINT after any signal ends the process on the spot. A second SIGTERM changes nothing: some senders signal the
+    process and then its group, and the save that the first one asked for is under way. Only where nothing is held and
+    nothing came of the first one (C code can swallow what a handler raises) a later one raises again.
     """
 
     def __init__(self) -> None:
         self.signum = 0
         self._held = False
+        self._raised_at = 0.0
 
     def __enter__(self) -> "StopSignal":
         self._before = {s: signal.signal(s, self._arrived) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -42,7 +47,9 @@ class StopSignal:
         if self.signum and signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
-        if not self.signum:
+        swallowed = self.signum and time.monotonic() - self._raised_at > PATIENCE
+        if (not self.signum or swallowed) and not self._held:
+            self._raised_at = time.monotonic()
             self.signum = signum
-            if not self._held:
-                raise Interrupted(signum)
+            raise Interrupted(signum)
+        self.signum = self.signum or signum
