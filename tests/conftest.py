@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,15 @@ class Outcome:
 Cli = Callable[..., Outcome]
 
 
+def assert_refused(outcome: Outcome, *said: str) -> None:
+    """Exit code 2 and one message, which holds each of `said`."""
+    assert outcome.code == 2, outcome.err or outcome.out
+    assert outcome.err.startswith("error: ")
+    assert "Traceback" not in outcome.err
+    for part in said:
+        assert part in outcome.err
+
+
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Runs `python main.py <words>` in this process, in an empty folder; returns exit code and output."""
@@ -65,6 +75,15 @@ def start(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until a condition holds, while the process lives."""
+    until = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

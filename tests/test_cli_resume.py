@@ -4,15 +4,13 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Cli, start, write_class_folders
+from conftest import Cli, start, wait_for, write_class_folders
 
 from trainer.utils import checkpoint
 
@@ -168,14 +166,6 @@ def test_row_45_what_tensorboard_shows_has_no_step_twice(cli: Cli, signal_at: Ca
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss_so_far")] == list(range(1, 28))
     assert [event.step for event in events.Scalars("val/loss")] == [9, 18, 27]
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 FOR_EVER = ("epochs=100000", "batch_size=3", "optimizer.lr=0.001", *PLAIN)

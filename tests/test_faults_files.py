@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Cli, Outcome, idx_bytes, write_class_folders
+from conftest import Cli, assert_refused, idx_bytes, write_class_folders
 from torch import Tensor
 
 import main
@@ -81,15 +81,6 @@ def changed(folder: Path, change: Change, run: str = "a") -> Path:
     change(content)
     torch.save(content, folder / "changed.pt")
     return folder / "changed.pt"
-
-
-def assert_refused(outcome: Outcome, *said: str) -> None:
-    """Exit code 2 and one message, which holds each of `said`."""
-    assert outcome.code == 2, outcome.err or outcome.out
-    assert outcome.err.startswith("error: ")
-    assert "Traceback" not in outcome.err
-    for part in said:
-        assert part in outcome.err
 
 
 def files_below(*folders: Path) -> dict[Path, bytes]:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Cli, Outcome, start, write_class_folders
+from conftest import ROOT, Cli, Outcome, assert_refused, start, write_class_folders
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -42,15 +42,6 @@ from trainer.utils import runtime
 pytestmark = pytest.mark.timeout(120)
 
 QUICK = ("epochs=1", "plots=false")
-
-
-def assert_refused(outcome: Outcome, *said: str) -> None:
-    """Exit code 2 and one message, which holds each of `said`."""
-    assert outcome.code == 2, outcome.err or outcome.out
-    assert outcome.err.startswith("error: ")
-    assert "Traceback" not in outcome.err
-    for part in said:
-        assert part in outcome.err
 
 
 @pytest.fixture

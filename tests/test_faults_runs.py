@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Cli, start, write_class_folders
+from conftest import ROOT, Cli, start, wait_for, write_class_folders
 
 from trainer import build, check_resume, commands, config, state, training
 from trainer.data.pictures import PictureError
@@ -516,14 +516,6 @@ def test_row_31_what_is_not_finite_ends_the_run_at_its_last_good_checkpoint(
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 STREAMED = (*NET, "data.resident=false", "data.workers=2", "epochs=100000", "schedule=constant", "name=a")
