@@ -279,8 +279,11 @@ def other_pictures(folder: Path, num_classes: int = 3) -> str:
 
 def test_row_15_a_checkpoint_of_another_architecture_is_refused_by_both_shapes(home: Path, cli: Cli) -> None:
     path = changed(home, lambda content: content["config"]["model"].update(num_hiddens=[9]))
-    for reader in (EVAL, PREDICT, RESUME):
+    for reader in (EVAL, PREDICT):
         assert_refused(cli(*read_each_way(path)[reader]), "changed.pt", "(8,)", "(9,)")
+    assert_refused(cli(*read_each_way(path)[RESUME]), "changed.pt", "model.num_hiddens [9], not [8]")
+    elsewhere = ("paths.outputs=new/o", "paths.checkpoints=new/c")
+    assert_refused(cli(*read_each_way(path)[RESUME], *elsewhere), "changed.pt", "(8,)", "(9,)")
 
 
 def test_row_15_a_checkpoint_of_another_model_is_refused_by_both_names(home: Path, cli: Cli) -> None:
