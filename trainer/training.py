@@ -59,7 +59,8 @@ def train_epochs(s: Session) -> None:
             with s.stop.held():
                 end_epoch(s, totals, val)
     except Interrupted:
-        save(s)
+        with s.stop.held():  # a later signal must not end the save
+            save(s)
         raise
     if s.failed_saves:
         save(s)
