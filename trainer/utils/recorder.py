@@ -40,9 +40,8 @@ class Recorder:
         self.path = folder / "metrics.jsonl"
         self.warn = warn
         rows = read_metrics(folder)
-        if (
-            self.path.is_file() and len(self.path.read_bytes().splitlines()) > len(rows) + 1
-        ):  # more than a torn last one
+        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
+        if len(lines) > len(rows) + 1:  # more than a torn last one
             shutil.copyfile(self.path, self.path.with_suffix(".corrupt"))
             warn(f"warning: {self.path} has lines that cannot be read; it is kept as metrics.corrupt.")
         by_epoch = {row["epoch"]: row for row in [*map(json.loads, waiting.splitlines()), *rows]}
@@ -61,13 +60,13 @@ class Recorder:
         self.scalars({tags[name]: row[name] for name in names if row.get(name) is not None}, row["step"])
 
     def _append(self, line: str) -> None:
+        is_news = not self.waiting
+        self.waiting += line
         try:
-            self._write(self.waiting + line)
-            self.waiting = ""
+            self.flush()
         except OSError as error:
-            if not self.waiting:
+            if is_news:
                 self.warn(f"warning: {self.path} cannot be written ({error.strerror}); its lines wait for room.")
-            self.waiting += line
 
     def _write(self, lines: str) -> None:
         size = self.path.stat().st_size
