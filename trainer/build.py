@@ -1,5 +1,6 @@
 """Names and options become objects, through tables: what is not in a table cannot be built, whoever asks for it."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -38,12 +39,23 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> 
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
+def without_compiler(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The same optimizer without the decorators that import torch's compiler when it is made: that takes a second.
+
+    They only tell the compiler to stay out of these methods; where a torch has none, the methods are as they were.
+    """
+    names = ("__init__", "step", "add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    methods["step"] = torch.no_grad()(methods["step"])  # one of the decorators did that too
+    return type(optimizer.__name__, (optimizer,), methods)
+
+
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": mse, "l1": l1, "huber": huber, "cross_entropy": cross_entropy}
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": partial(torch.optim.SGD, fused=True),  # one kernel for all tensors: never slower on the CPU, see the docs
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
-    "rmsprop": torch.optim.RMSprop,  # has no fused kernel
+    "sgd": partial(without_compiler(torch.optim.SGD), fused=True),  # one kernel for all tensors: never slower on the CPU, see the docs
+    "adam": partial(without_compiler(torch.optim.Adam), fused=True),
+    "adamw": partial(without_compiler(torch.optim.AdamW), fused=True),
+    "rmsprop": without_compiler(torch.optim.RMSprop),  # has no fused kernel
 }
 
 

@@ -72,7 +72,8 @@ def set_up(
     torch.set_num_threads(num_threads or TORCH_THREADS)
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before the first matrix product on the GPU
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the setter imports the compiler: a second
+        torch.use_deterministic_algorithms(deterministic)
     device = torch.device("mps") if name == "mps" else torch.device("cuda", index) if count else torch.device("cpu")
     dtype, autocast_to = PRECISIONS[precision]
     return Machine(device, dtype, autocast_to, channels_last, compile)
