@@ -297,23 +297,57 @@ def test_every_entry_of_the_table_is_of_a_file_that_exists() -> None:
     assert len(PROGRAM) > 30
 
 
+# each takes a tenth of a second or more to import, torch and what is below it one or more
+HEAVY = {"torch", "torch._dynamo", "torch._inductor", "sympy", "torchvision", "numpy", "PIL", "matplotlib"}
+HEAVY |= {"tensorboard", "rich", "hydra"}
+
+
 def imported_by(code: str) -> set[str]:
-    """The packages that are loaded after running some code in a process of its own."""
-    report = f"{code}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    """What of HEAVY is loaded after running some code in a process of its own; it may print."""
+    report = f"{code}\nimport sys\nprint('loaded', *{HEAVY} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", report], cwd=ROOT, text=True, capture_output=True, timeout=60, check=True
     )
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split()[1:])
 
 
-def test_what_has_to_be_quick_imports_no_torch() -> None:
+def loaded_by_command(*words: str) -> set[str]:
+    """What of HEAVY is loaded by `python main.py <words>`."""
+    return imported_by(f"import sys\nimport main\nsys.argv = ['main.py', *{list(words)}]\nmain.main()")
+
+
+def test_what_has_to_be_quick_imports_nothing_heavy() -> None:
     """Also not through another file."""
-    loaded = imported_by("import " + ", ".join(TORCH_FREE))
-    assert "omegaconf" in loaded
-    assert not loaded & {"torch", "torchvision", "numpy", "matplotlib", "tensorboard", "rich", "hydra"}
+    assert imported_by("import " + ", ".join(TORCH_FREE)) == set()
 
 
 def test_training_imports_neither_pictures_nor_curves_before_they_are_drawn() -> None:
-    loaded = imported_by("from trainer import commands, measure")
-    assert "torch" in loaded
-    assert not loaded & {"torchvision", "matplotlib", "tensorboard", "rich", "hydra"}
+    assert imported_by("from trainer import commands, measure") == {"torch", "numpy", "PIL"}
+
+
+def test_help_and_refusals_load_nothing_heavy() -> None:
+    assert loaded_by_command("--help") == set()
+    assert loaded_by_command("model=mpl") == set()
+    assert loaded_by_command("optimizer.momentm=0.9") == set()
+    assert loaded_by_command("optimizer.lr=fast") == {"hydra"}  # Hydra reads the value
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["optimizer=adamw", "clip_norm=1", "ema_decay=0.9"],
+        ["optimizer=adam", "device.precision=bf16"],
+        ["optimizer=rmsprop", "device.precision=fp16"],
+    ],
+)
+def test_a_short_run_loads_torch_but_not_its_compiler(words: list[str], tmp_path: Path) -> None:
+    folders = [f"paths.{name}={tmp_path / name}" for name in ("outputs", "checkpoints")]
+    found = loaded_by_command(*words, "plots=false", "epochs=1", *folders)
+    assert found == {"torch", "numpy", "PIL", "tensorboard", "hydra"}
+
+
+def test_pictures_add_matplotlib_and_nothing_else(tmp_path: Path) -> None:
+    folders = [f"paths.{name}={tmp_path / name}" for name in ("outputs", "checkpoints")]
+    found = loaded_by_command("epochs=1", *folders)
+    assert found == {"torch", "numpy", "PIL", "tensorboard", "hydra", "matplotlib"}

@@ -64,6 +64,7 @@ def test_oblong_pictures_fit(name: str) -> None:
         ("softmax", (1, 28, 28), 10, {}, 7_850),
         ("mlp", (1, 28, 28), 10, {}, 203_530),
         ("mlp", (784,), 10, {"num_hiddens": []}, 7_850),
+        ("mlp", (1, 28, 28), 10, {"num_hiddens": (64, 128, 64), "batch_norm": True}, 67_978),
         ("lenet", (1, 28, 28), 10, {}, 61_706),
         ("resnet34", (3, 32, 32), 10, {}, 21_282_122),
         ("resnet34", (3, 224, 224), 1000, {}, 21_797_672),  # the count that torchvision publishes
@@ -131,6 +132,14 @@ def test_mlp_keeps_the_layers_own_weights_without_init_std() -> None:
 
 def test_mlp_checkpoint_keys_do_not_depend_on_dropout() -> None:
     assert build("mlp").state_dict().keys() == build("mlp", dropout=0.5).state_dict().keys()
+
+
+def test_mlp_normalises_over_the_batch_before_the_activation() -> None:
+    model, x = build("mlp", (20,), num_hiddens=(6,), batch_norm=True, init_std=None), torch.randn(50, 20)
+    normed = model.layers[:3](x)  # flatten, linear, normalisation
+    assert torch.allclose(normed.mean(0), torch.zeros(6), atol=1e-6)
+    assert torch.allclose(normed.var(0, correction=0), torch.ones(6), atol=1e-3)
+    assert isinstance(model.layers[3], torch.nn.ReLU)
 
 
 def test_mlp_dropout_acts_in_training_only() -> None:

@@ -39,7 +39,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> 
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
-def without_compiler(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+def without_compiler(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """The same optimizer without the decorators that import torch's compiler when it is made: that takes a second.
 
     They only tell the compiler to stay out of these methods; where a torch has none, the methods are as they were.
@@ -51,8 +51,8 @@ def without_compiler(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": mse, "l1": l1, "huber": huber, "cross_entropy": cross_entropy}
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": partial(without_compiler(torch.optim.SGD), fused=True),  # one kernel for all tensors: never slower on the CPU, see the docs
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {  # fused: one kernel for all tensors, never slower
+    "sgd": partial(without_compiler(torch.optim.SGD), fused=True),
     "adam": partial(without_compiler(torch.optim.Adam), fused=True),
     "adamw": partial(without_compiler(torch.optim.AdamW), fused=True),
     "rmsprop": without_compiler(torch.optim.RMSprop),  # has no fused kernel

@@ -12,7 +12,7 @@ from trainer.models.linear import init_normal
 
 
 class MLP(Module):
-    """Hidden layers of Linear, activation, dropout; then a Linear to the logits.
+    """Hidden layers of Linear, batch normalisation where asked for, activation, dropout; then a Linear to the logits.
 
     Args:
         nn: the layer library.
@@ -20,6 +20,7 @@ class MLP(Module):
         num_outputs: classes K, or values per example in a regression.
         num_hiddens: units of each hidden layer, from input to output.
         activation: relu, sigmoid or tanh.
+        batch_norm: normalise over the batch before each activation (Ioffe & Szegedy 2015).
         dropout: probability in [0, 1) that a hidden unit is dropped in training.
         init_std: standard deviation of the initial weights, with biases 0; None keeps what the layers drew themselves.
     Raises:
@@ -35,6 +36,7 @@ class MLP(Module):
         *,
         num_hiddens: Sequence[int] = (256,),
         activation: str = "relu",
+        batch_norm: bool = False,
         dropout: float = 0.0,
         init_std: float | None = 0.01,
     ) -> None:
@@ -44,7 +46,8 @@ class MLP(Module):
         layers: list[Module] = [nn.Flatten()]
         for num_units in num_hiddens:
             # Dropout stands here at 0 too: a checkpoint's keys then do not depend on it.
-            layers += [nn.Linear(num_inputs, num_units), activate(), nn.Dropout(dropout)]
+            norm = [nn.BatchNorm1d(num_units)] if batch_norm else []
+            layers += [nn.Linear(num_inputs, num_units), *norm, activate(), nn.Dropout(dropout)]
             num_inputs = num_units
         self.layers = nn.Sequential(*layers, nn.Linear(num_inputs, num_outputs))
         if init_std is not None:

@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
 # Okabe and Ito 2008: told apart with any kind of colour vision.
@@ -38,8 +38,8 @@ STYLE: dict[Any, Any] = {  # the stubs know the keys only one by one
     "legend.frameon": False,
     "figure.dpi": 120,
     "savefig.dpi": "figure",
-    "savefig.bbox": "tight",  # square panels leave empty margins otherwise
 }
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # 10 to a power takes a parser of formulas, a quarter of a second
 Row = Mapping[str, float | None]  # one line of metrics.jsonl
 
 
@@ -75,7 +75,7 @@ def confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
         path: the PNG; missing parent folders are made.
     """
     with rc_context(_style_with_cjk()):
-        _save(_confusion_figure(matrix, classes), path)
+        _save(_confusion_figure(matrix, classes), path, cropped=True)  # a square leaves empty margins
 
 
 def prediction_grid(pictures: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None, path: Path) -> None:
@@ -88,7 +88,7 @@ def prediction_grid(pictures: Tensor, titles: Sequence[str], wrong: Sequence[boo
         path: the PNG; missing parent folders are made.
     """
     with rc_context(_style_with_cjk()):
-        _save(_prediction_figure(pictures, titles, wrong), path)
+        _save(_prediction_figure(pictures, titles, wrong), path, cropped=True)
 
 
 def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) -> None:
@@ -110,12 +110,12 @@ def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) 
         _save(_fit_figure(x, y, weight, bias), path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, *, cropped: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # A class name in a script without an installed font shows as boxes; a warning per glyph would flood the screen.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(path, format="png")
+        figure.savefig(path, format="png", bbox_inches="tight" if cropped else None)  # cropping draws it twice
 
 
 def _style_with_cjk() -> dict[Any, Any]:
@@ -128,10 +128,23 @@ def _short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3].rstrip() + "..."
 
 
+def _side_by_side(num_panels: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Panels of so many inches each, with room for labels: a layout engine, or cropping, would draw them twice."""
+    figure = Figure(figsize=(width * num_panels, height))
+    left, right, bottom, top = (
+        0.95 / (width * num_panels),
+        1 - 0.2 / (width * num_panels),
+        0.6 / height,
+        1 - 0.4 / height,
+    )
+    figure.subplots_adjust(left, bottom, right, top, wspace=0.25)
+    return figure, list(figure.subplots(1, num_panels, squeeze=False)[0])
+
+
 def _curves_figure(rows: Sequence[Row], best_epoch: int | None) -> Figure:
     metrics = [m for m in ("loss", "accuracy") if m == "loss" or any(row.get(f"train_{m}") is not None for row in rows)]
-    figure = Figure(figsize=(5.4 * len(metrics), 4.0), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+    figure, panels = _side_by_side(len(metrics), width=5.4, height=4.0)
+    for axes, metric in zip(panels, metrics, strict=True):
         values = _draw_curves(axes, rows, metric)
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREEN, linestyle="--", linewidth=1.4, label=f"best epoch ({best_epoch})")
@@ -139,6 +152,8 @@ def _curves_figure(rows: Sequence[Row], best_epoch: int | None) -> Figure:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
         elif values and min(values) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(PLAIN)
+            axes.yaxis.set_minor_formatter(NullFormatter())
         ylabel = "mean loss per example" if metric == "loss" else "share of examples right"
         axes.set(title=metric.capitalize(), xlabel="epoch", ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -163,8 +178,7 @@ def _draw_curves(axes: Axes, rows: Sequence[Row], metric: str) -> list[float]:
 
 
 def _learning_rate_figure(points: Sequence[tuple[int, float]]) -> Figure:
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _side_by_side(1, width=6.4, height=3.6)
     steps, rates = zip(*points, strict=True)
     axes.plot(steps, rates, color=BLUE, marker="o" if len(points) == 1 else "")
     axes.set(title="Learning rate", xlabel="step (parameter updates)", ylabel="learning rate")
@@ -225,8 +239,7 @@ def _fit_figure(x: Tensor, y: Tensor, weight: Sequence[float], bias: float) -> F
     x, y = x[::stride].detach().cpu().double(), y[::stride].detach().cpu().double().flatten()
     w = torch.tensor(weight, dtype=torch.float64)
     num_panels = len(w) if len(w) <= 2 else 1
-    figure = Figure(figsize=(5.4 * num_panels, 4.4), layout="constrained")
-    panels = figure.subplots(1, num_panels, squeeze=False)[0]
+    figure, panels = _side_by_side(num_panels, width=5.4, height=4.4)
     y_hat = x @ w + bias  # (N,)
     if len(w) > 2:
         _scatter_with_line(panels[0], y, y_hat, slope=1.0, intercept=0.0, label="perfect fit")
