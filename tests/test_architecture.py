@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "trainer.engine",
         "trainer.utils.",
     ),
+    "trainer/device.py": ("torch", "trainer.config", "trainer.utils."),
     "trainer/training.py": ("torch", "trainer.config", "trainer.engine", "trainer.state", "trainer.utils."),
     "trainer/resume.py": ("trainer.config", "trainer.state", "trainer.utils."),
     "trainer/report.py": (
@@ -42,12 +43,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "trainer.utils.",
     ),
     "trainer/commands.py": (
-        *("torch", "trainer.build", "trainer.config", "trainer.data.", "trainer.engine", "trainer.report"),
-        *("trainer.resume", "trainer.state", "trainer.training", "trainer.utils."),
+        *("torch", "trainer.build", "trainer.config", "trainer.data.", "trainer.device", "trainer.engine"),
+        *("trainer.report", "trainer.resume", "trainer.state", "trainer.training", "trainer.utils."),
     ),
     "trainer/measure.py": (
-        *("torch", "trainer.build", "trainer.commands", "trainer.config", "trainer.data.", "trainer.engine"),
-        *("trainer.report", "trainer.state", "trainer.utils."),
+        *("torch", "trainer.build", "trainer.commands", "trainer.config", "trainer.data.", "trainer.device"),
+        *("trainer.engine", "trainer.report", "trainer.state", "trainer.utils."),
     ),
     "trainer/check_resume.py": ("torch", "trainer.commands", "trainer.config", "trainer.utils."),
     "trainer/sweep.py": ("trainer.utils.",),

@@ -5,6 +5,7 @@ The epochs themselves are in training.py, what resume= needs in resume.py; eval 
 
 import contextlib
 import errno
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from trainer import build, data, report, resume, state, training
+from trainer import build, data, device, report, resume, state, training
 from trainer.config import Config
 from trainer.state import Parts, Progress
 from trainer.training import Session
@@ -37,7 +38,8 @@ def train(config: Config, stop: StopSignal, *, batches: int = 0) -> float:
     """
     refuse_strangers(config)
     screen = Screen()
-    machine = state.machine_of(config)
+    chosen = [key for key, value in config.device.options.items() if value == "auto"]
+    config, machine = device.settle(config)
     runs.check_writable(Path(config.paths.outputs), Path(config.paths.checkpoints))
     run, found, content = find_run(config)
     config = replace(config, name=run.name, epochs=1 if config.fast_dev_run else config.epochs)
@@ -52,6 +54,7 @@ def train(config: Config, stop: StopSignal, *, batches: int = 0) -> float:
         start = resume.find_start(run, found, screen)
         if start is not None:
             resume.check_owner(run, start, config.resume_allow, screen)
+        announce(config, machine, chosen, screen)
         parts, progress = get_ready(config, run, start, machine, screen, batches)
         if any(key.startswith(state.HOW_FAR) for key in changed):
             progress.stopped = ""
@@ -122,7 +125,6 @@ def get_ready(
     """Read files and data, build the parts and put a checkpoint or initial weights into them."""
     path = file_of(config, config.init_from) if config.init_from is not None and start is None else None
     weights = checkpoint.read_weights(path) if path is not None else {}
-    announce(config, machine, screen)
     if start is not None:
         state.check_architecture(config, start.content, start.path)
     splits = data.load(config.data, config.paths)
@@ -141,10 +143,13 @@ def get_ready(
     return parts, progress
 
 
-def announce(config: Config, machine: runtime.Machine, screen: Screen) -> None:
-    """What was chosen, before anything is read."""
+def announce(config: Config, machine: runtime.Machine, chosen: Sequence[str], screen: Screen) -> None:
+    """What was chosen, before anything is read; `chosen` names the settings of the device that were `auto`."""
     choices = " ".join(f"{group}={name}" for group, name in config.to_dict()["choices"].items() if group != "device")
-    screen.say(f"{choices} device={machine.device} precision={config.device['precision']} seed={config.seed}")
+    screen.say(f"{choices} device={machine.device} seed={config.seed}")
+    how = {key: str(config.device[key]).lower() for key in ("precision", "channels_last")} | {"matmul": machine.matmul}
+    auto = f" (auto: {', '.join(chosen)})" if chosen else ""
+    screen.say(f"device: {' '.join(f'{key}={value}' for key, value in how.items())}{auto}")
     if config.recipes:
         screen.say(f"recipe: {', '.join(config.recipes)} (what you type wins; recipe=none leaves them out)")
 

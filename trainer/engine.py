@@ -13,6 +13,29 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The sum of the losses after some step, on its way to main memory: taking it waits for nothing."""
+
+    step: int
+    num_examples: int
+    seconds: float  # since the epoch began
+    loss_sum: Tensor  # 0-d, in main memory
+    arrived: torch.cuda.Event | None  # None: it is there
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether `loss` can be had without waiting."""
+        return self.arrived is None or self.arrived.query()
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per example up to then. Waits for a GPU to be done with that step, but not with later ones."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return float(self.loss_sum) / max(self.num_examples, 1)
+
+
 @dataclass
 class Totals:
     """Running sums over examples, kept on the device in float64, so that nothing waits for the device in between."""
@@ -34,6 +57,16 @@ class Totals:
         self.loss_sum.add_(loss.detach(), alpha=1 if self.is_sum else len(y))
         if y.dtype == torch.int64:
             self.num_correct.add_((y_hat.detach().argmax(1) == y).sum())
+
+    def reading(self, step: int, seconds: float) -> Reading:
+        """What the loss is now, to be looked at later."""
+        if self.device.type != "cuda":
+            return Reading(step, self.num_examples, seconds, self.loss_sum.to("cpu", copy=True), None)
+        copied = torch.empty((), dtype=self.loss_sum.dtype, pin_memory=True)
+        copied.copy_(self.loss_sum, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return Reading(step, self.num_examples, seconds, copied, arrived)
 
     @property
     def loss(self) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import build, commands, data, engine, report, state
+from trainer import build, commands, data, device, engine, report, state
 from trainer.config import GROUPS, Config
 from trainer.data.batches import eval_batch_size, normalizer
 from trainer.data.pictures import PictureError, list_pictures, read_picture
@@ -59,7 +59,7 @@ def load(config: Config, command: str, screen: Screen) -> Trained:
     path = commands.file_of(config, config.checkpoint)
     content = checkpoint.read(path)
     state.check_architecture(config, content, path)
-    machine = state.machine_of(config)
+    config, machine = device.settle(config)
     arch, preprocess = content["arch"], content["preprocess"]
     in_shape = tuple(arch["in_shape"])
     model = build.build_model(config.model, config.impl, in_shape, arch["num_outputs"])

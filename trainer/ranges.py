@@ -177,7 +177,9 @@ RANGES: dict[str, Rule] = {
     "schedule.final_factor": Range(0, 1),
     "schedule.anneal": OneOf(("cos", "linear")),
     "device.num_threads": Range(0, 1024, whole=True),
-    "device.precision": OneOf(("fp32", "bf16", "fp16", "fp64")),
+    "device.precision": OneOf(("auto", "fp32", "bf16", "fp16", "fp64")),
+    "device.channels_last": OneOf(("auto", True, False)),
+    "device.matmul": OneOf(("auto", "torch", "onednn", "tf32")),
     "device.index": Range(0, 63, whole=True),
 }
 

@@ -108,11 +108,6 @@ class Progress:
         return totals
 
 
-def machine_of(config: Config) -> Machine:
-    """The device that the config asks for."""
-    return runtime.set_up(config.device.name, **config.device.options)
-
-
 def placement(machine: Machine) -> Placement:
     """Where batches go for this machine."""
     return Placement(machine.device, machine.dtype, machine.channels_last)
@@ -276,6 +271,7 @@ def environment(machine: Machine) -> dict[str, Any]:
         "cpu": capability,
         "device": device,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul": machine.matmul,
     }
 
 

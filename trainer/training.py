@@ -90,6 +90,8 @@ def train_one(s: Session) -> engine.Totals:
     began = time.perf_counter() - progress.seconds
     step = checked = progress.step
     saved_at, saved_step = time.monotonic(), progress.step
+    readings: list[engine.Reading] = []  # for TensorBoard
+    shown: engine.Reading | None = None  # on the bar
     with closing(parts.train.epoch(progress.epoch, start=progress.samples)) as batches:
         steps = engine.train_epoch(
             parts.model,
@@ -107,31 +109,46 @@ def train_one(s: Session) -> engine.Totals:
         )
         for step in steps:
             if step % config.record.every_steps == 0:
-                loss = check_finite(s, totals.loss, checked, step)
-                checked = step
-                speed = totals.num_examples / (time.perf_counter() - began)
-                looks = {
-                    "train/loss_so_far": loss,
-                    "lr_of_step": parts.lr_at(step - 1),
-                    "samples_per_second_so_far": speed,
-                }
-                s.recorder.scalars(looks, step)
+                readings.append(totals.reading(step, time.perf_counter() - began))
+                checked = look(s, readings, checked)
             if s.screen.due():
-                speed = totals.num_examples / (time.perf_counter() - began)
-                text = f"loss {totals.loss:.4f}  {speed:,.0f} examples/s"
-                s.screen.progress(progress.epoch, config.epochs, totals.num_examples, len(parts.splits.train), text)
+                now = totals.reading(step, time.perf_counter() - began)
+                show(s, shown or now)  # the one before, which a GPU is done with
+                shown = now
             every, seconds = config.save.every_steps, config.save.every_seconds
             due = (every and step - saved_step >= every) or (seconds and time.monotonic() - saved_at >= seconds)
             if due or s.stop.signum:
+                checked = look(s, readings, checked, wait=True)
                 check_finite(s, totals.loss, checked, step)
                 progress.take(totals, step, time.perf_counter() - began)
                 if s.stop.signum:
                     raise Interrupted(s.stop.signum)
                 save_or_warn(s)
                 saved_at, saved_step, checked = time.monotonic(), step, step
+    checked = look(s, readings, checked, wait=True)
     check_finite(s, totals.loss, checked, step)
     progress.take(totals, step, time.perf_counter() - began)
     return totals
+
+
+def look(s: Session, readings: list[engine.Reading], checked: int, *, wait: bool = False) -> int:
+    """Check and record the readings that have arrived, or all of them; returns the last step that was checked."""
+    while readings and (wait or readings[0].has_arrived):
+        reading = readings.pop(0)
+        looks = {
+            "train/loss_so_far": check_finite(s, reading.loss, checked, reading.step),
+            "lr_of_step": s.parts.lr_at(reading.step - 1),
+            "samples_per_second_so_far": reading.num_examples / reading.seconds,
+        }
+        s.recorder.scalars(looks, reading.step)
+        checked = reading.step
+    return checked
+
+
+def show(s: Session, reading: engine.Reading) -> None:
+    """Draw the bar of the running epoch."""
+    text = f"loss {reading.loss:.4f}  {reading.num_examples / reading.seconds:,.0f} examples/s"
+    s.screen.progress(s.progress.epoch, s.config.epochs, reading.num_examples, len(s.parts.splits.train), text)
 
 
 def check_finite(s: Session, loss: float, checked: int, step: int) -> float:

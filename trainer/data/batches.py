@@ -82,7 +82,7 @@ class Batches:
             torch.arange(n) if self.seed is None else torch.randperm(n, generator=generator(self.seed, epoch, "order"))
         )
         batches = order[start:].split(self.batch_size) if start < n else ()
-        on_device = [indices.to(self.placement.device) for indices in batches]
+        on_device = order.to(self.placement.device)[start:].split(self.batch_size) if start < n else ()
         if self.augment != "none":
             assert self.seed is not None
             draws = torch.randint(len(self.moves), (n,), generator=generator(self.seed, epoch, "augment"))
@@ -93,10 +93,16 @@ class Batches:
                     x = move(x, self.moves.index_select(0, draws[indices]), PADDING[self.augment])
                 yield self.normalize(x), self.y.index_select(0, indices)
 
-    def _inputs(self, batches: tuple[Tensor, ...], on_device: list[Tensor]) -> Generator[Tensor, None, None]:
+    def _inputs(self, batches: Sequence[Tensor], on_device: Sequence[Tensor]) -> Generator[Tensor, None, None]:
+        is_cuda = self.placement.device.type == "cuda"
         if isinstance(self.x, Tensor):
-            for i in on_device if self.x.device == self.placement.device else batches:
-                yield self.x.index_select(0, i).to(self.placement.device, non_blocking=True)
+            if self.x.device == self.placement.device:
+                for i in on_device:
+                    yield self.x.index_select(0, i)
+                return
+            for i in batches:
+                x = self.x.index_select(0, i)
+                yield (x.pin_memory() if is_cuda else x).to(self.placement.device, non_blocking=True)
             return
         loader = DataLoader(
             self.x,
@@ -104,7 +110,7 @@ class Batches:
             num_workers=self.workers,
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # of its own: the global one belongs to the model
-            pin_memory=self.placement.device.type == "cuda",
+            pin_memory=is_cuda,
         )
         with shutting_down(iter(loader)) as pictures:
             for x in pictures:

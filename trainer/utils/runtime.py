@@ -18,6 +18,7 @@ import torch
 
 from trainer.utils.errors import ConfigError
 
+mkldnn: Any = torch.backends.mkldnn  # torch puts an object in the place of this module, which mypy does not know
 TORCH_THREADS = torch.get_num_threads()  # what torch decided itself; device.num_threads=0 goes back to it
 
 
@@ -29,6 +30,7 @@ class Machine:
     dtype: torch.dtype = torch.float32
     autocast_to: torch.dtype | None = None
     channels_last: bool = False
+    matmul: str = "torch"  # as it came out: onednn and tf32 are left out where they are not to be had
     compile: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -46,17 +48,8 @@ PRECISIONS = {  # type of weights and inputs, and type of the matrix products wh
 }
 
 
-def set_up(
-    name: str,
-    *,
-    num_threads: int = 0,
-    precision: str = "fp32",
-    channels_last: bool = False,
-    compile: bool = False,
-    deterministic: bool = False,
-    index: int = 0,
-) -> Machine:
-    """Choose the device, set the number of CPU threads, and whether only kernels that repeat to the bit may be used.
+def find_device(name: str, index: int = 0) -> torch.device:
+    """The device of a choice.
 
     Raises:
         ConfigError: a GPU was asked for that is not there. Only device=auto chooses by itself.
@@ -67,16 +60,69 @@ def set_up(
         raise ConfigError(f"device=cuda:{index}: {there}. Allowed here: device=cpu, device=auto.")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device=mps: no Apple GPU is visible. Allowed here: device=cpu, device=auto.")
-    if name == "mps" and precision == "fp64":
+    return torch.device("mps") if name == "mps" else torch.device("cuda", index) if count else torch.device("cpu")
+
+
+def set_up(
+    name: str,
+    *,
+    num_threads: int = 0,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    matmul: str = "torch",
+    compile: bool = False,
+    deterministic: bool = False,
+    index: int = 0,
+) -> Machine:
+    """Choose the device and how it computes; what concerns the whole process is set here and nowhere else.
+
+    Args: those of configs/device, without `auto` (trainer/device.py says what that stands for).
+    Raises:
+        ConfigError: a GPU was asked for that is not there, or fp64 of an Apple GPU.
+    """
+    device = find_device(name, index)
+    if device.type == "mps" and precision == "fp64":
         raise ConfigError("device.precision=fp64 is not to be had with device=mps. Allowed: fp32, bf16, fp16.")
     torch.set_num_threads(num_threads or TORCH_THREADS)
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before the first matrix product on the GPU
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the setter imports the compiler: a second
         torch.use_deterministic_algorithms(deterministic)
-    device = torch.device("mps") if name == "mps" else torch.device("cuda", index) if count else torch.device("cpu")
+    if not matmul_is_there(matmul, device):
+        matmul = "torch"
+    mkldnn.matmul.fp32_precision = "bf16" if matmul == "onednn" else "none"
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if matmul == "tf32" else "none"
     dtype, autocast_to = PRECISIONS[precision]
-    return Machine(device, dtype, autocast_to, channels_last, compile)
+    return Machine(device, dtype, autocast_to, channels_last, matmul, compile)
+
+
+def matmul_is_there(matmul: str, device: torch.device) -> bool:
+    """Whether a way to multiply float32 matrices can be had on a device."""
+    if matmul == "onednn":
+        return device.type == "cpu" and onednn_is_exact()
+    return matmul == "torch" or device.type == "cuda"
+
+
+def onednn_is_exact() -> bool:
+    """Whether oneDNN's products of float32 matrices have float32's accuracy on this CPU.
+
+    torch lets oneDNN multiply them only under the name of bf16. CPUs without instructions for that compute in float32
+    all the same; those that have them (AMX) would round to 8 bits, which the product of this trial shows.
+    """
+    a, b = (torch.rand(256, 256, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    before = mkldnn.matmul.fp32_precision
+    mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        product = a @ b
+    finally:
+        mkldnn.matmul.fp32_precision = before
+    exact = a.double() @ b.double()
+    return bool(((product - exact).abs() <= 1e-5 * exact).all())  # float32: 1e-7, bf16: 1e-3
+
+
+def cpu_can(instructions: str) -> bool:
+    """Whether the CPU has the instructions of this name, one of torch.cpu.get_capabilities()."""
+    return bool(torch.cpu.get_capabilities().get(instructions))
 
 
 def seed_everything(seed: int) -> None:
@@ -120,7 +166,7 @@ def describe(machine: Machine) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}
         | {name: version(name) for name in packages},
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "device": str(machine.device),
@@ -143,7 +189,8 @@ def gpu_name(device: torch.device) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The model of the CPU, as the kernel knows it."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("model name"):

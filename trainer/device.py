@@ -1,0 +1,59 @@
+"""What `auto` stands for among the settings of a device: precision, memory layout, matrix products.
+
+It is a rule by model and machine, and not a trial in each run: the same command on the same machine has to end in the
+same bits, and a stopwatch does not repeat. What it rests on was measured: docs/speed.md. What it chose is stored with
+the run's settings, so that a run keeps it when it is resumed or evaluated, elsewhere too.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from trainer.config import Choice, Config
+from trainer.utils import runtime
+from trainer.utils.errors import ConfigError
+from trainer.utils.runtime import Machine
+
+RESNETS = ("resnet18", "resnet34")
+SMALL = 64  # pixels; from there on a ResNet begins with its stem for ImageNet
+
+
+def settle(config: Config) -> tuple[Config, Machine]:
+    """The config with a value in the place of each `auto`, and the machine set up as it says.
+
+    Raises:
+        ConfigError: the device is not there, or cannot do what was typed.
+    """
+    options = dict(config.device.options)
+    device = runtime.find_device(config.device.name, options.get("index", 0))
+    chosen = rule(config, device)
+    options |= {key: chosen[key] for key in chosen if options[key] == "auto"}
+    machine = runtime.set_up(config.device.name, **options)
+    if machine.matmul != options["matmul"] and "device.matmul" in config.typed:
+        why = "needs an NVIDIA GPU" if options["matmul"] == "tf32" else "is not to be had in full accuracy here"
+        raise ConfigError(f"device.matmul={options['matmul']} {why}, on {device}. Allowed: auto, torch.")
+    return replace(config, device=Choice(config.device.name, options)), machine
+
+
+def rule(config: Config, device: torch.device) -> dict[str, Any]:
+    """What is fastest for a model on a device, among what leaves its accuracy as it is."""
+    model, is_resnet = config.model.name, config.model.name in RESNETS
+    plain = {"precision": "fp32", "channels_last": False, "matmul": "torch"}
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and is_resnet:
+        return {"precision": "bf16", "channels_last": True, "matmul": "tf32"}
+    if device.type != "cpu":
+        return plain
+    if is_resnet:
+        has_bf16 = runtime.cpu_can("avx512_bf16") or runtime.cpu_can("amx_bf16")
+        precision = "bf16" if has_bf16 else "fp32"
+        size = config.data.options.get("size", SMALL)
+        stem = config.model["stem"]
+        small = stem == "cifar" or (stem == "auto" and size <= SMALL)
+        return plain | {"precision": precision, "channels_last": small}
+    if model == "lenet":
+        return plain | {"channels_last": True}
+    if model in ("softmax", "mlp") and runtime.cpu_can("avx512_f") and runtime.cpu_name().startswith("AMD"):
+        # the library that torch multiplies with, MKL, uses AVX-512 on Intel's CPUs only
+        return plain | {"matmul": "onednn" if runtime.onednn_is_exact() else "torch"}
+    return plain
