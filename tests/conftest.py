@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import main
@@ -58,7 +57,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
             code = main.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
-        torch.set_num_threads(runtime.TORCH_THREADS)
+        runtime.set_up("cpu")  # threads and matrix products as before
         captured = capfd.readouterr()
         return Outcome(code, captured.out, captured.err)
 
