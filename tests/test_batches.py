@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainer.data.batches import PADDING, Batches, Placement, eval_batch_size, generator, move, moves, normalizer
+from trainer.data.batches import Batches, Placement, eval_batch_size, generator, move, moves, normalizer
 from trainer.data.splits import Split, Splits
 
 CPU = Placement(torch.device("cpu"), torch.float64)
@@ -170,7 +170,7 @@ def key(picture: Tensor) -> bytes:
 def test_every_move_is_bit_equal_to_slicing(augment: str, ways: int, channels: int, height: int, width: int) -> None:
     picture = pictures(1, channels, height, width)
     table = moves(augment, height, width)
-    got = move(picture.expand(len(table), -1, -1, -1), table, PADDING[augment])
+    got = move(picture.repeat(len(table), 1, 1, 1), table)
     assert got.dtype == torch.uint8
     expected = by_slicing(picture[0], augment)
     assert len(table) == len(expected) == ways
@@ -234,19 +234,6 @@ def test_streamed_batches_equal_resident_ones(workers: int, channels: int) -> No
     for (x_resident, y_resident), (x_streamed, y_streamed) in zip(resident, streamed, strict=True):
         assert torch.equal(x_resident, x_streamed)
         assert torch.equal(y_resident, y_streamed)
-
-
-@pytest.mark.parametrize("augment", ["none", "crop_flip"])
-@pytest.mark.parametrize("streamed", [False, True])
-def test_channels_last_changes_the_layout_and_no_value(augment: str, streamed: bool) -> None:
-    x = Stored(pictures(10)) if streamed else pictures(10)
-    last = Placement(torch.device("cpu"), torch.float64, channels_last=True)
-    plain = list(batches_of(x, augment=augment).epoch(1))
-    relaid = list(batches_of(x, last, augment=augment).epoch(1))
-    for (x_plain, _), (x_last, _) in zip(plain, relaid, strict=True):
-        assert torch.equal(x_plain, x_last)
-        assert x_last.is_contiguous(memory_format=torch.channels_last)
-        assert x_plain.is_contiguous()
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.conftest import Cli, assert_refused
-from trainer import build, device, engine
+from trainer import build, device, engine, state
 from trainer.config import Config, from_dict
 from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Split, Splits
@@ -161,9 +161,7 @@ def test_a_step_reads_nothing_from_the_device() -> None:
     splits = Splits(pictures, pictures, pictures, in_shape=(3, 32, 32), num_outputs=10, sha256="", **moments)
     with meta:
         model = MODELS["resnet18"](nn, (3, 32, 32), 10).to(memory_format=torch.channels_last)
-    batches = Batches(
-        splits, pictures, Placement(meta, channels_last=True), batch_size=128, seed=0, augment="crop_flip"
-    )
+    batches = Batches(splits, pictures, Placement(meta), batch_size=128, seed=0, augment="crop_flip")
     totals = engine.Totals(meta)
     steps = engine.train_epoch(
         model,
@@ -198,6 +196,16 @@ def test_no_step_waits_for_a_gpu() -> None:
         torch.cuda.set_sync_debug_mode("error" if step < 3 else "default")
         reading = totals.reading(step, 1.0)
     assert reading.loss > 0
+
+
+def test_channels_last_is_the_layout_of_the_weights_and_of_what_comes_between() -> None:
+    machine = runtime.Machine(CPU, channels_last=True)
+    model = state.place(MODELS["lenet"](nn, (3, 32, 32), 10), machine)
+    assert model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    seen = []
+    model.conv2.register_forward_hook(lambda _module, inputs, output: seen.extend([*inputs, output]))
+    model(torch.rand(4, 3, 32, 32))
+    assert all(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() for x in seen)
 
 
 def test_a_reading_stays_as_it_was_taken() -> None:

@@ -110,7 +110,7 @@ class Progress:
 
 def placement(machine: Machine) -> Placement:
     """Where batches go for this machine."""
-    return Placement(machine.device, machine.dtype, machine.channels_last)
+    return Placement(machine.device, machine.dtype)
 
 
 def place(model: nn.Module, machine: Machine) -> nn.Module:

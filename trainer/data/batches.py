@@ -17,17 +17,15 @@ from torch.utils.data import DataLoader
 from trainer.data.splits import Split, Splits
 from trainer.data.workers import shutting_down, start_worker
 
-PADDING = {"crop_flip": 4, "shift": 1}
 MAX_EVAL_BATCH, MAX_EVAL_NUMBERS = 1000, 4_000_000  # examples, and inputs in total, of a batch that is only evaluated
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where batches go and in what form: device, floating-point type, memory layout of pictures."""
+    """Where batches go and in what form: device, floating-point type."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
-    channels_last: bool = False
 
 
 class Batches:
@@ -90,7 +88,7 @@ class Batches:
         with closing(self._inputs(batches, on_device)) as inputs:
             for indices, x in zip(on_device, inputs, strict=True):
                 if self.augment != "none":
-                    x = move(x, self.moves.index_select(0, draws[indices]), PADDING[self.augment])
+                    x = move(x, self.moves.index_select(0, draws[indices]))
                 yield self.normalize(x), self.y.index_select(0, indices)
 
     def _inputs(self, batches: Sequence[Tensor], on_device: Sequence[Tensor]) -> Generator[Tensor, None, None]:
@@ -140,42 +138,41 @@ def normalizer(mean: Sequence[float], std: Sequence[float], placement: Placement
     """x -> (x / 255 - mean) / std per channel for uint8 pictures (B, C, H, W); rows of numbers only change their type.
 
     Returns:
-        A function that makes a new tensor of the placement's type and layout; its argument stays as it is.
+        A function that makes a new tensor of the placement's type; its argument stays as it is. Its layout is NCHW for
+        channels_last too: the first convolution changes it in a tenth of the time that it takes here.
     """
     m, s = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
     scale, shift = (v.to(placement.device, placement.dtype) for v in (1 / (255 * s), -m / s))
-    layout = torch.channels_last if placement.channels_last else torch.preserve_format
 
     def normalize(x: Tensor) -> Tensor:
         if x.dtype != torch.uint8:
             return x.to(placement.dtype)
-        return x.to(placement.dtype, memory_format=layout).mul_(scale).add_(shift)
+        return x.to(placement.dtype).mul_(scale).add_(shift)
 
     return normalize
 
 
 def moves(augment: str, height: int, width: int) -> Tensor:
-    """All ways to cut a picture out of itself padded: (M, height * width) int64 positions in the padded picture.
+    """All ways to shift a picture: (M, height * width) int64, for each pixel the place in the picture it comes from.
 
-    crop_flip: 9 x 9 offsets, each plain and mirrored (padding 4; He et al. 2016, sec. 4.2). shift: none and one pixel
-    in each of four directions (padding 1; Nielsen, ch. 6).
+    height * width stands for a pixel from outside. crop_flip: 9 x 9 offsets of up to 4 pixels, each plain and mirrored
+    (He et al. 2016, sec. 4.2). shift: none and one pixel in each of four directions (Nielsen, ch. 6).
     """
-    padding = PADDING[augment]
     if augment == "crop_flip":
-        offsets = [(oy, ox, flip) for flip in (False, True) for oy in range(9) for ox in range(9)]
+        offsets = [(oy, ox, flip) for flip in (False, True) for oy in range(-4, 5) for ox in range(-4, 5)]
     else:
-        offsets = [(1, 1, False), (0, 1, False), (2, 1, False), (1, 0, False), (1, 2, False)]
-    rows, columns = torch.arange(height), torch.arange(width)
+        offsets = [(0, 0, False), (-1, 0, False), (1, 0, False), (0, -1, False), (0, 1, False)]
     table = []
     for oy, ox, flip in offsets:
-        across = (columns.flip(0) if flip else columns) + ox
-        table.append(((rows + oy)[:, None] * (width + 2 * padding) + across).flatten())
+        rows, columns = torch.arange(height)[:, None] + oy, torch.arange(width) + ox
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        places = torch.where(inside, rows * width + columns, height * width)
+        table.append((places.flip(1) if flip else places).flatten())
     return torch.stack(table)
 
 
-def move(x: Tensor, positions: Tensor, padding: int) -> Tensor:
-    """Cut each picture of x (B, C, H, W) out of itself padded with zeros, at positions (B, H * W)."""
+def move(x: Tensor, places: Tensor) -> Tensor:
+    """Shift each picture of x (B, C, H, W) by its row of places (B, H * W); what comes from outside is 0."""
     b, c, h, w = x.shape
-    padded = x.new_zeros(b, c, h + 2 * padding, w + 2 * padding)
-    padded[:, :, padding : padding + h, padding : padding + w] = x
-    return padded.view(b, c, -1).gather(2, positions[:, None].expand(b, c, h * w)).view(b, c, h, w)
+    with_outside = torch.cat([x.view(b, c, h * w), x.new_zeros(b, c, 1)], 2)
+    return with_outside.gather(2, places[:, None].expand(b, c, h * w)).view(b, c, h, w)
