@@ -1,10 +1,11 @@
 # make train [ARGS="model=lenet data=mnist"]   set up, then train (linear regression on made-up data by default)
 # make test  [ARGS="-m slow"]                  set up, then run the tests
 # make check                                   set up, then lint and types
+# make bench [ARGS="--quick mlp"]              set up, then measure speed (benchmarks/README.md)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check
+.PHONY: train test check bench
 
 train: .venv/run
 	$(BIN)/python main.py $(ARGS)
@@ -17,6 +18,9 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: .venv/bench
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
 .venv/run: requirements.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}. Type: make PYTHON=python3.11 train")'
 	$(PYTHON) -m venv .venv
@@ -27,3 +31,6 @@ check: .venv/dev
 	$(BIN)/pip install -q -r requirements-dev.txt
 	touch $@
 
+.venv/bench: .venv/run benchmarks/requirements.txt
+	$(BIN)/pip install -q -r benchmarks/requirements.txt
+	touch $@

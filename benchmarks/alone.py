@@ -1,0 +1,109 @@
+"""The tasks that look at main.py alone: start-up, more data, data on disk, augmentation."""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import ROOT, BenchError, Measured, folders, in_turn, product, run, train
+from benchmarks.report import Section, number, spread, verdict
+from benchmarks.tasks import TASKS
+
+AUGMENTATION_LIMIT = 200  # microseconds
+STARTUP_LIMITS = {  # seconds; over import torch, and in all
+    "main.py plots=false": (0.8, None),
+    "main.py": (1.2, None),
+    "main.py --help": (None, 0.35),
+    "main.py model=mpl (refused)": (None, 0.5),
+    "CIFAR-10 pictures, second start": (None, 0.5),
+}
+
+
+def startup(name: str, args: argparse.Namespace) -> Section:
+    """From a command line to the end of the smallest run, to help, to a refusal, and to data."""
+    probe = ["-m", "benchmarks.probes", f"--cifar={args.cifar}", "data_ready"]
+    run(probe)  # decodes the pictures, if they are not in the cache yet
+    variants: dict[str, Callable[[], float]] = {
+        "import torch": lambda: run(["-c", "import torch"]).seconds,
+        "main.py plots=false": lambda: train(["plots=false"], 3).seconds,
+        "main.py": lambda: train([], 3).seconds,
+        "main.py --help": lambda: run(["main.py", "--help"]).seconds,
+        "main.py model=mpl (refused)": lambda: run(["main.py", "model=mpl"], exit_code=2).seconds,
+        "CIFAR-10 pictures, second start": lambda: float(run(probe).result),
+    }
+    found = in_turn(variants, args.rounds or 7)
+    torch_alone = statistics.median(found["import torch"])
+    rows = []
+    for variant, seconds in found.items():
+        median = statistics.median(seconds)
+        over, total = STARTUP_LIMITS.get(variant, (None, None))
+        goal = f"<= {over} over torch" if over else f"<= {total}" if total else ""
+        is_met = median - torch_alone <= over if over else median <= (total or 0)
+        rows.append([variant, *spread(seconds), f"{median - torch_alone:+.2f}", goal, verdict(is_met) if goal else ""])
+    title = "Wall time of whole commands; of the pictures, from an imported torch to the splits"
+    return Section(name, title, ("command", "s", "all", "over import torch", "goal", ""), rows)
+
+
+def scaling(name: str, args: argparse.Namespace) -> Section:
+    """Time per example and memory with the training part repeated."""
+    rows = []
+    for model, epochs in (("softmax", 40), ("mlp", 16)):
+        task = TASKS[model]
+        words = [*task.words(), *folders(args, task), "data.val_fraction=0"]
+
+        def measure(repeat: int, words: list[str] = words, epochs: int = epochs) -> Measured:
+            program = ["-m", "benchmarks.probes", "train", f"--repeat={repeat}", "fashion_mnist"]
+            return product(words, (1, 1 + epochs // repeat), program)
+
+        found = in_turn({str(k): partial(measure, k) for k in (1, 2, 4, 8)}, args.rounds or 2)
+        first: tuple[float, int] | None = None
+        for repeated, measured in found.items():
+            n = 60_000 * int(repeated)
+            microseconds = statistics.median(m.seconds for m in measured) / n * 1e6
+            peak = max(m.whole.peak_bytes for m in measured if m.whole)
+            first = first or (microseconds, peak)
+            growth = microseconds / first[0] - 1
+            more = f"{(peak - first[1]) / ((n - 60_000) * 784):.1f}" if n > 60_000 else ""
+            judged = ["<= +5 %", verdict(growth <= 0.05)] if n > 60_000 else ["", ""]
+            memory = [f"{n * 784 / 2**20:.0f}", f"{peak / 2**20:.0f}", more]
+            rows.append([model, repeated, number(microseconds), f"{growth:+.1%}", *judged, *memory])
+    header = ("model", "times", "us per example", "to 1", "goal", "", "data, MiB", "peak, MiB", "peak per byte added")
+    return Section(name, "Fashion-MNIST's training part repeated; no validation", header, rows)
+
+
+def streaming(name: str, args: argparse.Namespace) -> Section:
+    """Pictures decoded when needed, against pictures held in memory."""
+    root, n = Path(args.cifar) / "cifar10", 10_000
+    if not (ROOT / root).is_dir():
+        raise BenchError(f"streaming needs CIFAR-10 as pictures in {root}/{{train,test}}/<class>/*.")
+    words = [
+        *("data=folder", "recipe=none", f"data.root={root}", "data.size=32", f"data.limit={n}", "data.val_fraction=0"),
+        *("model=lenet", "schedule=constant", "batch_size=128", f"device={args.device}"),
+    ]
+    train([*words, "data.resident=true"], 1)  # decodes the pictures, if they are not in the cache yet
+    variants: dict[str, Callable[[], Measured]] = {
+        "resident": partial(product, [*words, "data.resident=true"], (1, 9)),
+        "streaming, workers=0": partial(product, [*words, "data.resident=false", "data.workers=0"], (1, 4)),
+        "streaming, workers=2": partial(product, [*words, "data.resident=false", "data.workers=2"], (1, 4)),
+    }
+    found = in_turn(variants, args.rounds or 2)
+    rates = {variant: [n / m.seconds for m in measured] for variant, measured in found.items()}
+    best = statistics.median(rates["resident"])
+    rows = [[key, *spread(values), f"{statistics.median(values) / best:.2f}"] for key, values in rates.items()]
+    title = "LeNet on CIFAR-10's pictures as data=folder, with crop and flip, training only"
+    return Section(name, title, ("variant", "pictures/s", "all", "/ resident"), rows)
+
+
+def augmentation(name: str, args: argparse.Namespace) -> Section:
+    """Preparing a batch with crop and flip."""
+    probe = ["-m", "benchmarks.probes", f"--cifar={args.cifar}", f"--device={args.device}", "augmentation"]
+    found: list[Any] = in_turn({"both": lambda: run(probe).result}, args.rounds or 3)["both"]
+    rows = []
+    for augment, limit in (("none", None), ("crop_flip", AUGMENTATION_LIMIT)):
+        values = [result[augment] for result in found]
+        judged = [f"<= {limit}", verdict(statistics.median(values) <= limit)] if limit else ["", ""]
+        rows.append([augment, *spread(values), *judged])
+    title = "Gathering, augmenting and normalising a batch of 128 CIFAR-10 pictures"
+    return Section(name, title, ("data.augment", "us", "all", "goal", ""), rows)
