@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 Batch = tuple[Tensor, Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 Autocast = Callable[[], AbstractContextManager[object]]
+COUNTED_AT_ONCE = 32  # batches: counting hits takes as long for these as for one
 
 
 @dataclass(frozen=True)
@@ -38,25 +39,40 @@ class Reading:
 
 @dataclass
 class Totals:
-    """Running sums over examples, kept on the device in float64, so that nothing waits for the device in between."""
+    """Running sums over examples, kept on the device, so that nothing waits for the device in between."""
 
     device: torch.device
     num_examples: int = 0
     is_sum: bool = False  # the losses that are added are sums over their batch, not means
     loss_sum: Tensor = field(init=False)  # 0-d float64: sum over examples of the loss
-    num_correct: Tensor = field(init=False)  # 0-d int64: predictions equal to the label; 0 for regression
+    _num_correct: Tensor = field(init=False)  # 0-d int64, without the batches in _uncounted
+    _uncounted: list[Batch] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         real = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         self.loss_sum = torch.zeros((), dtype=real, device=self.device)
-        self.num_correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._num_correct = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def add(self, loss: Tensor, y_hat: Tensor, y: Tensor) -> None:
         """Add a batch: its loss (0-d), outputs (N, K) and labels (N,), or targets (N, M) for regression."""
         self.num_examples += len(y)
         self.loss_sum.add_(loss.detach(), alpha=1 if self.is_sum else len(y))
         if y.dtype == torch.int64:
-            self.num_correct.add_((y_hat.detach().argmax(1) == y).sum())
+            self._uncounted.append((y_hat.detach(), y))
+            if len(self._uncounted) == COUNTED_AT_ONCE:
+                self._count()
+
+    def _count(self) -> None:
+        if self._uncounted:
+            y_hat, y = map(torch.cat, zip(*self._uncounted, strict=True))
+            self._num_correct.add_((y_hat.argmax(1) == y).sum())
+            self._uncounted.clear()
+
+    @property
+    def num_correct(self) -> Tensor:
+        """0-d int64: predictions equal to the label; 0 for regression."""
+        self._count()
+        return self._num_correct
 
     def reading(self, step: int, seconds: float) -> Reading:
         """What the loss is now, to be looked at later."""
@@ -112,7 +128,10 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step)
         optimizer.zero_grad()
-        for x_part, y_part in zip(x.chunk(accumulate_steps), y.chunk(accumulate_steps), strict=True):
+        parts = [(x, y)]
+        if accumulate_steps > 1:
+            parts = list(zip(x.chunk(accumulate_steps), y.chunk(accumulate_steps), strict=True))
+        for x_part, y_part in parts:
             with autocast():
                 y_hat = model(x_part)
                 loss = loss_fn(y_hat, y_part)
