@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.data import decoded
+from trainer.data import decoded, folder
 from trainer.data.folder import PictureFiles, class_folders, memory_available
 from trainer.data.splits import Source, cut
 from trainer.utils.errors import ConfigError
@@ -204,6 +204,16 @@ def test_streamed_pictures_equal_those_in_memory(tmp_path: Path, capsys: pytest.
     splits = cut(streamed, val_fraction=0.5, split_seed=0)
     assert len(splits.val) == 9
     assert splits.val.x[0].shape == (1, 4, 4)
+
+
+def test_a_sample_far_smaller_than_the_set_is_not_all_of_the_test_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = plant(tmp_path / "p", count=40)
+    monkeypatch.setattr(folder, "SAMPLE", 6)
+    source = load(root, resident=False, test_fraction=0.4)
+    assert np.isfinite(source.mean).all()
+    assert np.isfinite(source.std).all()
 
 
 def test_auto_streams_what_needs_more_than_half_of_the_memory(

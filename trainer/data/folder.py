@@ -20,6 +20,7 @@ from trainer.utils.errors import ConfigError
 
 TEST_SEED = 0  # the test part stays the same whatever data.split_seed says
 PARTS = ("train", "test", "val")
+SAMPLE_SEED = 1  # another one: the pictures drawn first would all be in the test part
 SAMPLE = 2000  # pictures that a streamed set's mean and std are taken from: their error is below 0.01 of a std
 
 
@@ -125,7 +126,7 @@ def read_tree(
     rows = torch.arange(n)
     if not in_memory and on_error == "fail":  # looking at every picture could take hours, so a sample speaks for all
         train = listing.rows("train")
-        rows = stratified(None, len(train), min(SAMPLE, len(train)), TEST_SEED)[0]
+        rows = stratified(None, len(train), min(SAMPLE, len(train)), SAMPLE_SEED)[0]
     names, stamps = [listing.names[i] for i in rows.tolist()], [listing.stamps[i] for i in rows.tolist()]
     decoded = cached(root, names, stamps, cache, size=size, channels=channels, keep=in_memory)
     if decoded.skipped:
