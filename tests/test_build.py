@@ -166,6 +166,20 @@ def test_optimizers_are_torchs_plain_ones(name: str, options: dict[str, Any]) ->
     assert not any(torch.equal(a, b) for a, b in zip(got, net().parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", sorted(build.OPTIMIZERS))
+def test_torchs_profiler_is_not_told_of_each_step(name: str) -> None:
+    model = net()
+    optimizer = build.OPTIMIZERS[name](model.parameters())
+    with torch.profiler.profile() as profile:
+        model(draw(5, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    events = {event.key for event in profile.key_averages()}
+    assert any("AddmmBackward" in key for key in events)
+    assert not [key for key in events if key.startswith("Optimizer.")]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_the_optimizer_holds_every_parameter_of_the_model() -> None:
     model = net()
     optimizer = build.build_optimizer(Choice("sgd", options_of("optimizer", "sgd")), "concise", model)

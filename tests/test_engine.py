@@ -278,3 +278,16 @@ def test_predictions_are_the_outputs_of_evaluation() -> None:
 
 def test_predicting_nothing_gives_nothing() -> None:
     assert predict(Net(), [], contextlib.nullcontext).shape == (0,)
+
+
+@pytest.mark.parametrize("looks", [(), (1, 31, 32, 33, 69)])
+def test_hits_are_the_same_whenever_they_are_looked_at(looks: tuple[int, ...]) -> None:
+    sums = totals()
+    expected = 0
+    for i in range(70):
+        y_hat, y = torch.randn(3, 4), torch.randint(4, (3,))
+        sums.add(torch.tensor(0.0), y_hat, y)
+        expected += int((y_hat.argmax(1) == y).sum())
+        if i in looks:
+            assert int(sums.num_correct) == expected
+    assert sums.accuracy == expected / 210
