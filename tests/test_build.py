@@ -166,6 +166,7 @@ def test_optimizers_are_torchs_plain_ones(name: str, options: dict[str, Any]) ->
     assert not any(torch.equal(a, b) for a, b in zip(got, net().parameters(), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # of torch 2.11
 @pytest.mark.parametrize("name", sorted(build.OPTIMIZERS))
 def test_torchs_profiler_is_not_told_of_each_step(name: str) -> None:
     model = net()
