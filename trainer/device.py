@@ -41,7 +41,7 @@ def rule(config: Config, device: torch.device) -> dict[str, Any]:
     model, is_resnet = config.model.name, config.model.name in RESNETS
     plain = {"precision": "fp32", "channels_last": False, "matmul": "torch"}
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and is_resnet:
-        return {"precision": "bf16", "channels_last": True, "matmul": "tf32"}
+        return plain | {"precision": "bf16", "channels_last": True}
     if device.type != "cpu":
         return plain
     if is_resnet:

@@ -91,7 +91,9 @@ def set_up(
     if not matmul_is_there(matmul, device):
         matmul = "torch"
     mkldnn.matmul.fp32_precision = "bf16" if matmul == "onednn" else "none"
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if matmul == "tf32" else "none"
+    cuda_precision = "tf32" if matmul == "tf32" else "none"
+    if torch.backends.cuda.matmul.fp32_precision != cuda_precision:  # untouched where nobody asks for it
+        torch.backends.cuda.matmul.fp32_precision = cuda_precision
     dtype, autocast_to = PRECISIONS[precision]
     return Machine(device, dtype, autocast_to, channels_last, matmul, compile)
 
