@@ -105,7 +105,9 @@ def resnet34(name: str, args: argparse.Namespace) -> Section:
     fast = [*words, "device.precision=bf16", "device.channels_last=true"]
     variants: dict[str, Callable[[], Measured]] = {
         "main.py, bf16, channels last": partial(product_of, task, fast, program),
-        "main.py, fp32": partial(product_of, task, [*words, "device.precision=fp32"], program),
+        "main.py, fp32, channels last": partial(
+            product_of, task, [*words, "device.precision=fp32", "device.channels_last=true"], program
+        ),
         "books w0": partial(loop, "benchmarks.loops books", name, task.slow_epochs, *options(args)),
     }
     found = in_turn(variants, args.rounds or task.rounds)

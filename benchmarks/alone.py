@@ -21,8 +21,21 @@ STARTUP_LIMITS = {  # seconds; over import torch, and in all
 }
 
 
+def need_pictures(task: str, args: argparse.Namespace) -> Path:
+    """The folder of CIFAR-10 as pictures.
+
+    Raises:
+        BenchError: it is not there.
+    """
+    root = Path(args.cifar) / "cifar10"
+    if not (ROOT / root).is_dir():
+        raise BenchError(f"{task} needs CIFAR-10 as pictures in {root}/{{train,test}}/<class>/*.")
+    return root
+
+
 def startup(name: str, args: argparse.Namespace) -> Section:
     """From a command line to the end of the smallest run, to help, to a refusal, and to data."""
+    need_pictures("startup", args)
     probe = ["-m", "benchmarks.probes", f"--cifar={args.cifar}", "data_ready"]
     run(probe)  # decodes the pictures, if they are not in the cache yet
     variants: dict[str, Callable[[], float]] = {
@@ -75,9 +88,7 @@ def scaling(name: str, args: argparse.Namespace) -> Section:
 
 def streaming(name: str, args: argparse.Namespace) -> Section:
     """Pictures decoded when needed, against pictures held in memory."""
-    root, n = Path(args.cifar) / "cifar10", 10_000
-    if not (ROOT / root).is_dir():
-        raise BenchError(f"streaming needs CIFAR-10 as pictures in {root}/{{train,test}}/<class>/*.")
+    root, n = need_pictures("streaming", args), 10_000
     words = [
         *("data=folder", "recipe=none", f"data.root={root}", "data.size=32", f"data.limit={n}", "data.val_fraction=0"),
         *("model=lenet", "schedule=constant", "batch_size=128", f"device={args.device}"),

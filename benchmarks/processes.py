@@ -104,6 +104,10 @@ def product(words: Sequence[str], epochs: tuple[int, int], program: Sequence[str
     """main.py's seconds per epoch: the difference of a long and a short run, so that start-up is not in it."""
     few, many = epochs
     short, long = train(words, few, program), train(words, many, program)
+    if long.seconds - short.seconds < 1:
+        raise BenchError(
+            f"{few} and {many} epochs differ by less than start-up varies: more product_epochs in tasks.py"
+        )
     accuracy = re.search(r"test: accuracy ([\d.]+)", long.output)
     assert accuracy is not None, "classifiers print it"
     return Measured((long.seconds - short.seconds) / (many - few), float(accuracy[1]), many, long)

@@ -122,7 +122,7 @@ def test_a_cpu_whose_onednn_rounds_is_found_out(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounding_product)
     assert not runtime.onednn_is_exact()
     assert runtime.set_up("cpu", matmul="onednn").matmul == "torch"
-    with pytest.raises(ConfigError, match=r"device.matmul=onednn is not to be had .* Allowed: auto, torch"):
+    with pytest.raises(ConfigError, match=r"device.matmul=onednn would round on this CPU. Allowed: auto, torch"):
         device.settle(config_of("fashion_mnist", "mlp", ("device.matmul",), device={"matmul": "onednn"}))
     config, machine = device.settle(config_of("fashion_mnist", "mlp", device={"matmul": "onednn"}))  # saved elsewhere
     assert (config.device["matmul"], machine.matmul) == ("onednn", "torch")
@@ -144,12 +144,16 @@ def test_the_choice_is_said_stored_and_kept(cli: Cli, tiny_mnist: Path, monkeypa
     second = cli("resume=a", "epochs=2")
     assert second.code == 0
     assert "precision=fp32 channels_last=true matmul=torch\n" in second.out
-    refused = cli("resume=a", "epochs=3", "device.channels_last=auto")
+    refused = cli("resume=a", "epochs=3", "device.channels_last=false")
     assert_refused(refused, "device.channels_last: the run has True, now it says False")
+    third = cli("resume=a", "epochs=3", "device.channels_last=auto")
+    assert "precision=fp32 channels_last=true matmul=torch\n" in third.out
 
 
 def test_a_setting_of_another_device_is_refused(cli: Cli) -> None:
-    assert_refused(cli("device=cpu", "device.matmul=tf32"), "device.matmul=tf32 needs an NVIDIA GPU, on cpu")
+    assert_refused(cli("device=cpu", "device.matmul=tf32"), "device.matmul=tf32 needs an NVIDIA GPU")
+    words = ("device=cpu", "device.matmul=onednn", "device.precision=fp64")
+    assert_refused(cli(*words), "device.matmul=onednn is for device.precision=fp32, which is fp64 here")
     assert_refused(cli("device.matmul=onedn"), "Did you mean onednn?")
 
 
@@ -186,15 +190,20 @@ def test_no_step_waits_for_a_gpu() -> None:
     pictures = Split(torch.zeros(300, 1, 28, 28, dtype=torch.uint8), torch.zeros(300, dtype=torch.int64))
     moments = {"mean": (0.5,), "std": (0.2,), "classes": tuple("0123456789"), "task": "classification"}
     splits = Splits(pictures, pictures, pictures, in_shape=(1, 28, 28), num_outputs=10, sha256="", **moments)
-    batches = Batches(splits, pictures, Placement(GPU), batch_size=100, seed=0, augment="shift")
+    batches = Batches(splits, pictures, Placement(GPU), batch_size=5, seed=0, augment="shift")
     totals = engine.Totals(GPU)
     optimizer = build.OPTIMIZERS["sgd"](model.parameters(), lr=0.1)
     options: dict[str, Any] = {"lr_at": lambda step: 0.1, "autocast": runtime.Machine(GPU).autocast}
-    for step in engine.train_epoch(
-        model, nn.functional.cross_entropy, optimizer, batches.epoch(1), step=0, totals=totals, **options
-    ):
-        torch.cuda.set_sync_debug_mode("error" if step < 3 else "default")
-        reading = totals.reading(step, 1.0)
+    epoch = batches.epoch(1)
+    try:
+        for step in engine.train_epoch(
+            model, nn.functional.cross_entropy, optimizer, epoch, step=0, totals=totals, **options
+        ):
+            torch.cuda.set_sync_debug_mode("error")  # from the second step on
+            reading = totals.reading(step, 1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert reading.step == 60
     assert reading.loss > 0
 
 

@@ -43,7 +43,8 @@ def quick(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.O
     """The same optimizer without what torch wraps around its methods, for its compiler and its profiler.
 
     The wrappers for the compiler import it when an optimizer is made, which takes a second; those for the profiler take
-    20 us a step, as much as the update itself. Where a torch has no such wrappers, the methods are as they were.
+    20 us a step, as much as the update itself. Where a torch has no such wrappers, the methods are as they were. Step
+    hooks are not called. It is for torch's own optimizers, whose methods have no other wrappers.
     """
     names = ("__init__", "step", "add_param_group", "state_dict", "load_state_dict")
     methods: dict[str, Any] = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}

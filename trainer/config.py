@@ -322,7 +322,7 @@ def freeze(
             merged = {k: v for k, v in merged.items() if k.split(".")[0] != key}
             old = merged_before if key == "device" else {}  # cpu, cuda: the same precision and layout
             merged |= {k: old.get(k, v) for k, v in flat.items() if k.startswith(f"{key}.")}
-        elif key in flat:
+        elif key in flat and not (key.startswith("device.") and flat[key] == "auto"):  # what it came to stays
             merged[key] = flat[key]
     merged |= {key: flat[key] for key in OF_THE_COMMAND}
     return from_dict(_nested(merged) | {"choices": merged_choices}, typed)

@@ -1,10 +1,12 @@
 """What `auto` stands for among the settings of a device: precision, memory layout, matrix products.
 
 It is a rule by model and machine, and not a trial in each run: the same command on the same machine has to end in the
-same bits, and a stopwatch does not repeat. What it rests on was measured: docs/speed.md. What it chose is stored with
-the run's settings, so that a run keeps it when it is resumed or evaluated, elsewhere too.
+same bits, and a stopwatch does not repeat. For CPUs it rests on measurements, for GPUs on torch's own guide
+(docs/speed.md). What it chose is stored with the run's settings: a run keeps it when it is resumed or evaluated, on
+another machine too.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,10 +32,22 @@ def settle(config: Config) -> tuple[Config, Machine]:
     chosen = rule(config, device)
     options |= {key: chosen[key] for key in chosen if options[key] == "auto"}
     machine = runtime.set_up(config.device.name, **options)
-    if machine.matmul != options["matmul"] and "device.matmul" in config.typed:
-        why = "needs an NVIDIA GPU" if options["matmul"] == "tf32" else "is not to be had in full accuracy here"
-        raise ConfigError(f"device.matmul={options['matmul']} {why}, on {device}. Allowed: auto, torch.")
+    if "device.matmul" in config.typed and options["matmul"] != "torch":
+        refuse_matmul(options, machine)
     return replace(config, device=Choice(config.device.name, options)), machine
+
+
+def refuse_matmul(options: Mapping[str, Any], machine: Machine) -> None:
+    """Refuse a typed way of multiplying that would do nothing."""
+    needs = {"onednn": "is for the CPU", "tf32": "needs an NVIDIA GPU of compute capability 8.0 or more"}
+    reason = ""
+    if options["precision"] != "fp32":
+        reason = f"is for device.precision=fp32, which is {options['precision']} here"
+    elif machine.matmul != options["matmul"]:
+        on_cpu = options["matmul"] == "onednn" and machine.device.type == "cpu"
+        reason = "would round on this CPU" if on_cpu else needs[options["matmul"]]
+    if reason:
+        raise ConfigError(f"device.matmul={options['matmul']} {reason}. Allowed: auto, torch.")
 
 
 def rule(config: Config, device: torch.device) -> dict[str, Any]:
@@ -53,7 +67,9 @@ def rule(config: Config, device: torch.device) -> dict[str, Any]:
         return plain | {"precision": precision, "channels_last": small}
     if model == "lenet":
         return plain | {"channels_last": True}
-    if model in ("softmax", "mlp") and runtime.cpu_can("avx512_f") and runtime.cpu_name().startswith("AMD"):
+    pinned = config.device["precision"] not in ("auto", "fp32")
+    is_amd = runtime.cpu_can("avx512_f") and runtime.cpu_name().startswith("AMD")
+    if model in ("softmax", "mlp") and is_amd and not pinned:
         # the library that torch multiplies with, MKL, uses AVX-512 on Intel's CPUs only
         return plain | {"matmul": "onednn" if runtime.onednn_is_exact() else "torch"}
     return plain

@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 Batch = tuple[Tensor, Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 Autocast = Callable[[], AbstractContextManager[object]]
-COUNTED_AT_ONCE = 32  # batches: counting hits takes as long for these as for one
+COUNTED_AT_ONCE = 32  # batches: counting hits takes as long for these as for one,
+HELD_AT_ONCE = 1_000_000  # but of large outputs fewer are held
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Totals:
         self.loss_sum.add_(loss.detach(), alpha=1 if self.is_sum else len(y))
         if y.dtype == torch.int64:
             self._uncounted.append((y_hat.detach(), y))
-            if len(self._uncounted) == COUNTED_AT_ONCE:
+            if len(self._uncounted) == COUNTED_AT_ONCE or y_hat.numel() * len(self._uncounted) > HELD_AT_ONCE:
                 self._count()
 
     def _count(self) -> None:

@@ -113,7 +113,7 @@ def train_one(s: Session) -> engine.Totals:
                 checked = look(s, readings, checked)
             if s.screen.due():
                 now = totals.reading(step, time.perf_counter() - began)
-                show(s, shown or now)  # the one before, which a GPU is done with
+                show(s, now if now.has_arrived else shown or now)  # the one before: a GPU is done with it
                 shown = now
             every, seconds = config.save.every_steps, config.save.every_seconds
             due = (every and step - saved_step >= every) or (seconds and time.monotonic() - saved_at >= seconds)

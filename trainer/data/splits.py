@@ -100,7 +100,7 @@ def cut(
             f"data.val_fraction={val_fraction} leaves nothing to train on: the training part has {n:,} examples."
         )
     chosen, rest = stratified(strata, n, num_val, split_seed)
-    train = source.train.take(rest)
+    train = source.train.take(rest) if num_val else source.train  # without a second copy
     val = source.val if source.val is not None else source.train.take(chosen)
     if limit is not None:
         if limit > len(train):

@@ -132,12 +132,12 @@ def _side_by_side(num_panels: int, *, width: float, height: float) -> tuple[Figu
     """Panels of so many inches each, with room for labels: a layout engine, or cropping, would draw them twice."""
     figure = Figure(figsize=(width * num_panels, height))
     left, right, bottom, top = (
-        0.95 / (width * num_panels),
+        1.1 / (width * num_panels),
         1 - 0.2 / (width * num_panels),
         0.6 / height,
         1 - 0.4 / height,
     )
-    figure.subplots_adjust(left, bottom, right, top, wspace=0.25)
+    figure.subplots_adjust(left, bottom, right, top, wspace=0.32)
     return figure, list(figure.subplots(1, num_panels, squeeze=False)[0])
 
 

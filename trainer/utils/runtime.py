@@ -101,8 +101,10 @@ def set_up(
 def matmul_is_there(matmul: str, device: torch.device) -> bool:
     """Whether a way to multiply float32 matrices can be had on a device."""
     if matmul == "onednn":
-        return device.type == "cpu" and onednn_is_exact()
-    return matmul == "torch" or device.type == "cuda"
+        return device.type == "cpu" and mkldnn.is_available() and onednn_is_exact()
+    if matmul == "tf32":
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return True
 
 
 def onednn_is_exact() -> bool:
