@@ -101,7 +101,7 @@ TASKS = {
         "cifar10",
         "resnet34",
         128,
-        num_train=1024,
+        num_train=512,
         num_eval=0,
         augment="crop_flip",
         product_epochs=(1, 2),
