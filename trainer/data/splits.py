@@ -31,7 +31,7 @@ class Split:
     def take(self, indices: Tensor) -> "Split":
         """The examples at `indices` (M,) int64, in that order; pictures on disk stay on disk."""
         if isinstance(self.x, Tensor):
-            return Split(self.x[indices], self.y[indices])
+            return Split(self.x.index_select(0, indices), self.y[indices])
         return Split(torch.utils.data.Subset(self.x, indices.tolist()), self.y[indices])
 
 
