@@ -93,7 +93,8 @@ def streaming(name: str, args: argparse.Namespace) -> Section:
         *("data=folder", "recipe=none", f"data.root={root}", "data.size=32", f"data.limit={n}", "data.val_fraction=0"),
         *("model=lenet", "schedule=constant", "batch_size=128", f"device={args.device}"),
     ]
-    train([*words, "data.resident=true"], 1)  # decodes the pictures, if they are not in the cache yet
+    for resident in ("true", "false"):  # decodes the pictures, if they are not in the cache yet; reads every file once
+        train([*words, f"data.resident={resident}"], 1)
     variants: dict[str, Callable[[], Measured]] = {
         "resident": partial(product, [*words, "data.resident=true"], (1, 9)),
         "streaming, workers=0": partial(product, [*words, "data.resident=false", "data.workers=0"], (1, 4)),
