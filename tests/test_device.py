@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Cli, assert_refused
 from torch import nn
 
-from tests.conftest import Cli, assert_refused
 from trainer import build, device, engine, state
 from trainer.config import Config, from_dict
 from trainer.data.batches import Batches, Placement

@@ -71,5 +71,5 @@ def rule(config: Config, device: torch.device) -> dict[str, Any]:
     is_amd = runtime.cpu_can("avx512_f") and runtime.cpu_name().startswith("AMD")
     if model in ("softmax", "mlp") and is_amd and not pinned:
         # the library that torch multiplies with, MKL, uses AVX-512 on Intel's CPUs only
-        return plain | {"matmul": "onednn" if runtime.onednn_is_exact() else "torch"}
+        return plain | {"matmul": "onednn" if runtime.matmul_is_there("onednn", device) else "torch"}
     return plain

@@ -130,14 +130,11 @@ def _short(text: str, width: int) -> str:
 
 def _side_by_side(num_panels: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Panels of so many inches each, with room for labels: a layout engine, or cropping, would draw them twice."""
-    figure = Figure(figsize=(width * num_panels, height))
-    left, right, bottom, top = (
-        1.1 / (width * num_panels),
-        1 - 0.2 / (width * num_panels),
-        0.6 / height,
-        1 - 0.4 / height,
+    total = width * num_panels
+    figure = Figure(figsize=(total, height))
+    figure.subplots_adjust(
+        left=1.1 / total, right=1 - 0.2 / total, bottom=0.6 / height, top=1 - 0.4 / height, wspace=0.32
     )
-    figure.subplots_adjust(left, bottom, right, top, wspace=0.32)
     return figure, list(figure.subplots(1, num_panels, squeeze=False)[0])
 
 
