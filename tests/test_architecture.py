@@ -26,7 +26,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "trainer/ranges.py": ("trainer.utils.errors",),
     "trainer/schedules.py": (),
     "trainer/engine.py": ("torch",),
-    "trainer/build.py": ("torch", "trainer.config", "trainer.models", "trainer.schedules", "trainer.utils.errors"),
+    "trainer/build.py": (
+        *("torch", "trainer.config", "trainer.models", "trainer.schedules", "trainer.scratch."),
+        "trainer.utils.errors",
+    ),
+    "trainer/scratch/": ("torch", "trainer.scratch."),
+    "trainer/scratch/with_numpy.py": ("torch", "numpy", "trainer.scratch."),
     "trainer/state.py": (
         "torch",
         "trainer.build",
@@ -131,6 +136,35 @@ def calls(source: str) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
+# what torch computes in one call, forward or backward, under these names: as functions, and as methods of tensors
+WHOLE = {"relu", "sigmoid", "softmax", "log_softmax", "logsumexp", "dropout", "batch_norm", "native_batch_norm"}
+WHOLE |= {"conv2d", "convolution", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "linear", "mse_loss", "l1_loss"}
+WHOLE |= {
+    "huber_loss",
+    "nll_loss",
+    "cross_entropy_loss",
+    "softplus",
+    "logsigmoid",
+    "var",
+    "std",
+    "var_mean",
+    "backward",
+}
+OWN = ("formulas", "self.operations", "by_hand", "with_numpy")
+
+
+def delegated(source: str, path: str) -> list[str]:
+    """In scratch/: what is torch's own forward or backward instead of a formula."""
+    if not path.startswith("trainer/scratch/"):
+        return []
+    tree = ast.parse(source)
+    names = [*imports(tree), *(ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute))]
+    containers = {f"torch.nn.{name}" for name in ("Module", "Parameter", "Sequential")} | {"torch.autograd.Function"}
+    packages = ("torch.nn", "torch.optim", "torch.autograd", "torch.ops", "torch.func", "torch._C")
+    taken = [name for name in names if within(name, packages) and name not in containers]
+    return taken + [n for n in names if n.split(".")[-1] in WHOLE and n.rpartition(".")[0] not in OWN]
+
+
 def loads_unsafely(source: str, path: str) -> list[str]:
     """torch.load without a literal weights_only=True, and weights_only=False anywhere."""
     found = []
@@ -172,6 +206,9 @@ def without_docstring(source: str, path: str) -> list[str]:
 
     def look(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
         for child in node.body:
+            of_autograd = isinstance(node, ast.ClassDef) and "Function" in map(ast.unparse, node.bases)
+            if of_autograd and isinstance(child, Function) and child.name in ("forward", "backward"):
+                continue  # the formulas stand in the class
             if isinstance(child, (ast.ClassDef, Function)) and not child.name.startswith("_"):
                 if not ast.get_docstring(child):
                     yield prefix + child.name
@@ -188,7 +225,7 @@ def not_ascii(source: str, path: str) -> list[str]:
 
 Check = Callable[[str, str], list[str]]
 CHECKS: list[Check] = [
-    *(forbidden_imports, eager_heavy_imports, layers_taken_from_torch, loads_unsafely, dangerous_calls),
+    *(forbidden_imports, eager_heavy_imports, layers_taken_from_torch, delegated, loads_unsafely, dangerous_calls),
     *(global_seeds, long_functions, without_docstring, not_ascii),
 ]
 
@@ -238,6 +275,14 @@ BREACHES: list[tuple[Check, str, str]] = [
     (layers_taken_from_torch, "trainer/models/lenet.py", "from torch.nn import Linear"),
     (layers_taken_from_torch, "trainer/models/lenet.py", "from torch import nn"),
     (layers_taken_from_torch, "trainer/models/lenet.py", "import torch\nx = torch.nn.functional.relu(y)"),
+    (delegated, "trainer/scratch/nn.py", "from torch.nn import Linear"),
+    (delegated, "trainer/scratch/nn.py", "from torch import nn\ny = nn.functional.relu(x)"),
+    (delegated, "trainer/scratch/optim.py", "import torch\noptimizer = torch.optim.SGD(p)"),
+    (delegated, "trainer/scratch/by_hand.py", "import torch\ng = torch.autograd.grad(y, x)"),
+    (delegated, "trainer/scratch/by_hand.py", "y.backward()"),
+    (delegated, "trainer/scratch/formulas.py", "y = x.relu()"),
+    (delegated, "trainer/scratch/formulas.py", "y = torch.conv2d(x, w)"),
+    (delegated, "trainer/scratch/formulas.py", "from torch import softmax"),
     (loads_unsafely, "trainer/state.py", "torch.load(path, weights_only=False)"),
     (loads_unsafely, "trainer/state.py", "torch.load(path)"),
     (loads_unsafely, "trainer/state.py", "torch.load(path, weights_only=trusted)"),
@@ -272,6 +317,14 @@ def test_a_breach_is_seen(check: Check, path: str, source: str) -> None:
         (forbidden_imports, "trainer/models/__init__.py", "from trainer.models.lenet import LeNet"),
         (eager_heavy_imports, "trainer/report.py", "def f():\n    from trainer.utils import plots"),
         (layers_taken_from_torch, "trainer/models/lenet.py", "from torch.nn import Module\nnn.Linear(1, 2)"),
+        (delegated, "trainer/scratch/nn.py", "from torch.nn import Module, Parameter\nself.operations.relu(x)"),
+        (delegated, "trainer/scratch/by_hand.py", "from torch.autograd import Function\nformulas.conv2d(x, w)"),
+        (delegated, "trainer/build.py", "import torch\ntorch.optim.SGD"),
+        (
+            without_docstring,
+            "trainer/scratch/by_hand.py",
+            '"""A."""\nclass A(Function):\n    """B."""\n    def forward(): ...',
+        ),
         (loads_unsafely, "trainer/state.py", "torch.load(path, weights_only=True)"),
         (dangerous_calls, "trainer/state.py", "model.eval()\nevaluate(x)\nre.compile(x)"),
         (global_seeds, "trainer/state.py", "torch.Generator().manual_seed(0)"),

@@ -223,7 +223,7 @@ def test_the_yaml_keys_of_an_optimizer_are_torchs_arguments(name: str) -> None:
 
 
 def test_a_models_initial_weights_come_from_the_global_generator_alone() -> None:
-    choice = Choice("mlp", {"num_hiddens": [5], "activation": "relu", "dropout": 0.0, "init_std": None})
+    choice = Choice("mlp", {"num_hiddens": [5], "activation": "relu", "dropout": 0.0, "init_std": "torch"})
 
     def weights(seed: int) -> list[Tensor]:
         torch.manual_seed(seed)

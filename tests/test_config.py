@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from trainer import commands
 from trainer.build import LOSSES, OPTIMIZERS
 from trainer.config import (
+    BUILT,
     CONFIGS,
     GROUPS,
     Config,
@@ -34,7 +35,7 @@ from trainer.config import (
 )
 from trainer.data import DATASETS
 from trainer.models import MODELS
-from trainer.ranges import RANGES, TASK_OF_DATA, TASKS_OF
+from trainer.ranges import RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF
 from trainer.schedules import SCHEDULES
 from trainer.utils import runtime
 from trainer.utils.errors import ConfigError
@@ -44,7 +45,7 @@ PICTURE_SETS = ("mnist", "fashion_mnist", "cifar10", "folder")
 PICTURE_MODELS = ("softmax", "lenet", "resnet18", "resnet34", "torchvision")
 # written by hand from the contract: linreg is for regression, mlp for both, the others for classification
 FITTING = (
-    {("synthetic", "linreg"), ("synthetic", "mlp")}
+    {(data, model) for data in ("synthetic", "random") for model in ("linreg", "mlp")}
     | {(data, "mlp") for data in PICTURE_SETS}
     | set(product(PICTURE_SETS, PICTURE_MODELS))
 )
@@ -173,6 +174,7 @@ def test_config_fields_are_the_settings_of_config_yaml() -> None:
         node = hints[field.name]
         inner = [f"{field.name}.{f.name}" for f in fields(node)] if is_dataclass(node) else [field.name]
         names += inner if field.name not in (*GROUPS, "typed", "recipes") else []
+        names += [f"{field.name}.impl"] if field.name in BUILT else []
     assert sorted(names) == sorted(run_settings())
 
 
@@ -260,7 +262,7 @@ def test_models_are_refused_for_the_wrong_task(data: str, model: str) -> None:
 @pytest.mark.parametrize(("data", "loss"), list(product(choices_of("data"), choices_of("loss"))))
 def test_losses_are_refused_for_the_wrong_task(data: str, loss: str) -> None:
     saved = plain(data=data, model="mlp", loss=loss)
-    if (data == "synthetic") != (loss == "cross_entropy"):
+    if (TASK_OF_DATA[data] == REGRESSION) == (loss in ("mse", "l1", "huber")):
         assert from_dict(saved).loss.name == loss
     else:
         with pytest.raises(ConfigError, match=f"loss={loss} does not fit data={data}"):

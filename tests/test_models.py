@@ -124,8 +124,8 @@ def test_mlp_is_its_formula(activation: str, formula: Callable[[Tensor], Tensor]
     torch.testing.assert_close(model(x), hidden @ w3.T + b3, rtol=0, atol=1e-12)
 
 
-def test_mlp_keeps_the_layers_own_weights_without_init_std() -> None:
-    weight = build("mlp", (400,), num_hiddens=(30,), init_std=None).state_dict()["layers.1.weight"]
+def test_mlp_keeps_the_layers_own_weights_where_it_is_told_to() -> None:
+    weight = build("mlp", (400,), num_hiddens=(30,), init_std="torch").state_dict()["layers.1.weight"]
     torch.manual_seed(0)
     assert torch.equal(weight, nn.Linear(400, 30).weight)
 
@@ -135,7 +135,7 @@ def test_mlp_checkpoint_keys_do_not_depend_on_dropout() -> None:
 
 
 def test_mlp_normalises_over_the_batch_before_the_activation() -> None:
-    model, x = build("mlp", (20,), num_hiddens=(6,), batch_norm=True, init_std=None), torch.randn(50, 20)
+    model, x = build("mlp", (20,), num_hiddens=(6,), batch_norm=True, init_std="torch"), torch.randn(50, 20)
     normed = model.layers[:3](x)  # flatten, linear, normalisation
     assert torch.allclose(normed.mean(0), torch.zeros(6), atol=1e-6)
     assert torch.allclose(normed.var(0, correction=0), torch.ones(6), atol=1e-3)

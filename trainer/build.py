@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from torch.nn import functional as F
 from trainer import schedules
 from trainer.config import Choice
 from trainer.models import MODELS
+from trainer.scratch import by_hand, formulas, optim, with_numpy
+from trainer.scratch.nn import layers
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,6 +40,18 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> 
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
+def sigmoid_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of K sigmoids, summed over K, mean over N: (N, K) logits, (N,) int64 labels (Nielsen, eq. 63)."""
+    y = F.one_hot(labels, logits.shape[1]).to(logits)
+    return F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / len(logits)
+
+
+def quadratic(logits: Tensor, labels: Tensor) -> Tensor:
+    """||a - y||^2 / 2 with a = sigmoid(logits) (N, K) and y = onehot(labels), mean over N (Nielsen, eq. 6)."""
+    y = F.one_hot(labels, logits.shape[1]).to(logits)
+    return F.mse_loss(logits.sigmoid(), y, reduction="sum") / (2 * len(logits))
+
+
 def quick(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """The same optimizer without what torch wraps around its methods, for its compiler and its profiler.
 
@@ -61,41 +74,60 @@ def zero_grad(optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = None
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"mse": mse, "l1": l1, "huber": huber, "cross_entropy": cross_entropy}
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mse": mse,
+    "l1": l1,
+    "huber": huber,
+    "cross_entropy": cross_entropy,
+    "sigmoid_cross_entropy": sigmoid_cross_entropy,
+    "quadratic": quadratic,
+}
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {  # fused: one kernel for all tensors, never slower
     "sgd": partial(quick(torch.optim.SGD), fused=True),
     "adam": partial(quick(torch.optim.Adam), fused=True),
     "adamw": partial(quick(torch.optim.AdamW), fused=True),
     "rmsprop": quick(torch.optim.RMSprop),  # has no fused kernel
 }
+BY_HAND = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW}
 
 
 @dataclass(frozen=True)
 class Library:
-    """What `impl=` chooses: the layers, losses and optimizers that everything is built from."""
+    """What `impl=` chooses: the layers (names as in torch.nn), losses and optimizers that everything is built from."""
 
-    layers: ModuleType
+    layers: Any
     losses: Mapping[str, Callable[..., Tensor]]
-    optimizers: Mapping[str, Callable[..., torch.optim.Optimizer]]
+    optimizers: Mapping[str, Callable[..., Any]]
 
 
-LIBRARIES = {"concise": Library(nn, LOSSES, OPTIMIZERS)}
+LIBRARIES = {  # ranges.IMPLS_OF says, without torch, what is in which
+    "concise": Library(nn, LOSSES, OPTIMIZERS),
+    "autograd": Library(layers(formulas), {name: getattr(formulas, name) for name in LOSSES}, BY_HAND),
+    "scratch": Library(layers(by_hand), {name: getattr(by_hand, name) for name in LOSSES}, BY_HAND),
+    "numpy": Library(
+        layers(with_numpy),
+        {name: getattr(with_numpy, name) for name in ("mse", "cross_entropy", "sigmoid_cross_entropy", "quadratic")},
+        {"sgd": with_numpy.SGD},
+    ),
+}
 
 
 def build_model(choice: Choice, impl: str, in_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     """The model of a choice, on the CPU in float32, with initial weights from torch's global generator.
 
     Args:
+        impl: the library, unless the choice names one of its own.
         in_shape: of one example: (C, H, W) or (D,).  num_outputs: classes, or targets of a regression.
     Raises:
         ConfigError: the model cannot take examples of this shape.
     """
-    return MODELS[choice.name](LIBRARIES[impl].layers, in_shape, num_outputs, **choice.options)
+    nn = LIBRARIES[choice.impl or impl].layers
+    return MODELS[choice.name](nn, in_shape, num_outputs, **choice.options)
 
 
 def build_loss(choice: Choice, impl: str) -> LossFn:
     """loss_fn(y_hat, y) -> 0-d tensor: the mean over the batch, or its sum where the loss says so (see is_sum)."""
-    return partial(LIBRARIES[impl].losses[choice.name], **choice.options)
+    return partial(LIBRARIES[choice.impl or impl].losses[choice.name], **choice.options)
 
 
 def is_sum(choice: Choice) -> bool:
@@ -114,7 +146,8 @@ def build_optimizer(choice: Choice, impl: str, model: nn.Module) -> torch.optim.
         matrices = [p for p in model.parameters() if p.ndim > 1]
         vectors = [p for p in model.parameters() if p.ndim <= 1]
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return LIBRARIES[impl].optimizers[choice.name](groups, **options)
+    optimizer: torch.optim.Optimizer = LIBRARIES[choice.impl or impl].optimizers[choice.name](groups, **options)
+    return optimizer
 
 
 def build_schedule(choice: Choice, lr: float, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:

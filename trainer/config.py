@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.ranges import RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF, OneOf, Range, Rule, Text, shown
+from trainer.ranges import IMPLS_OF, RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF, OneOf, Range, Rule, Text, shown
 from trainer.utils.errors import ConfigError, listed, nearest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -25,6 +25,7 @@ OF_THE_COMMAND = (
     *("paths.outputs", "paths.checkpoints", "paths.cache"),
 )
 GROUPS = ("data", "model", "loss", "optimizer", "schedule", "device")
+BUILT = ("model", "loss", "optimizer")  # from a library that impl= chooses
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Choice:
 
     name: str
     options: Mapping[str, Any]
+    impl: str | None = None  # model, loss, optimizer: the library it comes from; None: Config.impl
 
     def __getitem__(self, option: str) -> Any:
         return self.options[option]
@@ -132,7 +134,8 @@ class Config:
         plain = asdict(self)
         del plain["typed"], plain["recipes"]
         choices = {group: plain[group]["name"] for group in GROUPS}
-        return plain | {group: plain[group]["options"] for group in GROUPS} | {"choices": choices}
+        impls = {group: {"impl": plain[group]["impl"]} if group in BUILT else {} for group in GROUPS}
+        return plain | {group: impls[group] | plain[group]["options"] for group in GROUPS} | {"choices": choices}
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -278,7 +281,10 @@ def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = ()) -> Config:
         if key not in defaults:
             raise unknown_key(key, choices)
     flat = {key: check(key, given.get(key, default), default) for key, default in defaults.items()}
-    values: dict[str, Any] = {group: Choice(choices[group], _frozen_options(flat, group)) for group in GROUPS}
+    impls = {group: flat.pop(f"{group}.impl") for group in BUILT}
+    values: dict[str, Any] = {
+        group: Choice(choices[group], _frozen_options(flat, group), impls.get(group)) for group in GROUPS
+    }
     settings = [f for f in fields(Config) if f.name not in (*GROUPS, "typed", "recipes")]
     values |= {f.name: _node(cast(type, f.type), flat, f.name) for f in settings}
     config = Config(**values, typed=tuple(typed))
@@ -355,6 +361,7 @@ def check_fit(config: Config) -> None:
             raise ConfigError(
                 f"{group}={choice.name} does not fit data={config.data.name}, which is {task}. Allowed: {group}={fit}."
             )
+    check_impl(config)
     if config.optimizer.options.get("nesterov") and not config.optimizer["momentum"]:
         raise ConfigError(
             "optimizer.nesterov=true needs optimizer.momentum above 0, for example optimizer.momentum=0.9."
@@ -376,3 +383,41 @@ def check_fit(config: Config) -> None:
         raise ConfigError(
             f"stop_at.*_accuracy does not fit data={config.data.name}: {task} has only losses to stop at."
         )
+
+
+def check_impl(config: Config) -> None:
+    """Refuse what a hand-written library does not have, or a way of computing that it does not know.
+
+    Raises:
+        ConfigError: names the setting, the reason and what is allowed instead.
+    """
+    impls = {group: getattr(config, group).impl or config.impl for group in BUILT}
+    for group, impl in impls.items():
+        name = getattr(config, group).name
+        there = ("concise", *IMPLS_OF[group].get(name, ()))
+        if impl not in there:
+            own = getattr(config, group).impl is not None
+            key = f"{group}.impl" if own else "impl"
+            alone = "" if own or group == "model" else f" {group}.impl=concise takes the {group} alone from torch."
+            raise ConfigError(f"{key}={impl} does not have {group}={name}. Allowed: {key}={listed(there)}.{alone}")
+    by_hand = next((impl for impl in impls.values() if impl != "concise"), None)
+    if by_hand is None:
+        return
+    if "numpy" in impls.values() and config.device.name in ("cuda", "mps"):
+        raise ConfigError(
+            f"device={config.device.name}: impl=numpy computes on the CPU. Allowed: device=cpu, device=auto."
+        )
+    if impls["model"] == "numpy" and config.model.options.get("batch_norm"):
+        raise ConfigError("model.batch_norm=true: impl=numpy has none. Allowed: impl=scratch, autograd or concise.")
+    options = config.device.options
+    if options["precision"] in ("bf16", "fp16"):
+        raise ConfigError(
+            f"device.precision={options['precision']}: impl={by_hand} computes in one type, without autocast. "
+            "Allowed: device.precision=fp32, fp64."
+        )
+    if options["compile"]:
+        raise ConfigError(f"device.compile=true: impl={by_hand} shows each step as it is written. Allowed: false.")
+    if options["channels_last"] is True and "device.channels_last" in config.typed:
+        raise ConfigError(f"device.channels_last=true would do nothing with impl={by_hand}. Allowed: auto, false.")
+    if options["matmul"] == "onednn" and "device.matmul" in config.typed and set(impls.values()) == {"numpy"}:
+        raise ConfigError("device.matmul=onednn would do nothing with impl=numpy. Allowed: auto, torch.")

@@ -21,7 +21,7 @@ from trainer.utils.runtime import Machine
 from trainer.utils.screen import Screen, shown, table
 
 OF_THE_CUT = ("data.val_fraction", "data.split_seed", "data.limit")
-HAS_EFFECT = ("checkpoint", "input", "split", "plots", "data", "device", "paths.", "impl")
+HAS_EFFECT = ("checkpoint", "input", "split", "plots", "data", "device", "paths.", "impl", "model.impl", "loss.impl")
 
 
 @dataclass(frozen=True)

@@ -110,10 +110,29 @@ class Text:
         return value
 
 
+@dataclass(frozen=True)
+class Either:
+    """What one of two rules takes."""
+
+    first: "Rule"
+    second: "Rule"
+
+    def __str__(self) -> str:
+        return f"{self.first}, or {self.second}"
+
+    def __call__(self, value: Any) -> Any:
+        """Return what the first rule that takes the value makes of it."""
+        try:
+            return self.first(value)
+        except ValueError:
+            return self.second(value)
+
+
 Rule = Callable[[Any], Any]
 SEED = Range(0, 2**63 - 1, whole=True)
 SHARE = Range(0, 1, open_high=True)
 POSITIVE = Range(0, 1e6, open_low=True)
+IMPLS = ("concise", "autograd", "scratch", "numpy")
 RANGES: dict[str, Rule] = {
     "seed": SEED,
     "epochs": Range(1, 100_000, whole=True),
@@ -122,7 +141,10 @@ RANGES: dict[str, Rule] = {
     "clip_norm": Range(0, 1e9),
     "ema_decay": SHARE,
     "overfit_batches": Range(0, 1_000_000, whole=True),
-    "impl": OneOf(("concise",)),
+    "impl": OneOf(IMPLS),
+    "model.impl": OneOf((None, *IMPLS)),
+    "loss.impl": OneOf((None, *IMPLS)),
+    "optimizer.impl": OneOf((None, *IMPLS)),
     "split": OneOf(("train", "val", "test")),
     "save.every_steps": Range(0, 10**12, whole=True),
     "save.every_seconds": Range(0, 1e9),
@@ -139,6 +161,8 @@ RANGES: dict[str, Rule] = {
     "data.w": Range(-1e6, 1e6),
     "data.b": Range(-1e6, 1e6),
     "data.noise": Range(0, 1e6),
+    "data.num_inputs": Range(1, 10**6, whole=True),
+    "data.num_targets": Range(1, 10**6, whole=True),
     "data.num_examples": Range(2, 10**8, whole=True),
     "data.data_seed": SEED,
     "data.mirror": Address(),
@@ -153,7 +177,8 @@ RANGES: dict[str, Rule] = {
     "data.on_error": OneOf(("fail", "skip")),
     "data.resident": OneOf(("auto", True, False)),
     "data.workers": Range(0, 64, whole=True),
-    "model.init_std": Range(0, 100),
+    "model.init_std": Either(OneOf(("fan_in", "torch")), Range(0, 100)),
+    "model.bias_std": Range(0, 100),
     "model.num_hiddens": Range(1, 10**6, whole=True),
     "model.activation": OneOf(("relu", "sigmoid", "tanh")),
     "model.pooling": OneOf(("max", "avg")),
@@ -187,6 +212,7 @@ REGRESSION, CLASSIFICATION = "regression", "classification"
 BOTH = (REGRESSION, CLASSIFICATION)
 TASK_OF_DATA = {
     "synthetic": REGRESSION,
+    "random": REGRESSION,
     "mnist": CLASSIFICATION,
     "fashion_mnist": CLASSIFICATION,
     "cifar10": CLASSIFICATION,
@@ -202,5 +228,25 @@ TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # which tasks a model or a 
         "resnet34": (CLASSIFICATION,),
         "torchvision": (CLASSIFICATION,),
     },
-    "loss": {"mse": (REGRESSION,), "l1": (REGRESSION,), "huber": (REGRESSION,), "cross_entropy": (CLASSIFICATION,)},
+    "loss": {
+        "mse": (REGRESSION,),
+        "l1": (REGRESSION,),
+        "huber": (REGRESSION,),
+        "cross_entropy": (CLASSIFICATION,),
+        "sigmoid_cross_entropy": (CLASSIFICATION,),
+        "quadratic": (CLASSIFICATION,),
+    },
+}
+TENSORS, ALL = ("autograd", "scratch"), ("autograd", "scratch", "numpy")
+IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # which libraries have it besides concise, which has everything
+    "model": {"linreg": ALL, "softmax": ALL, "mlp": ALL, "lenet": TENSORS, "resnet18": TENSORS, "resnet34": TENSORS},
+    "loss": {
+        "mse": ALL,
+        "l1": TENSORS,
+        "huber": TENSORS,
+        "cross_entropy": ALL,
+        "sigmoid_cross_entropy": ALL,
+        "quadratic": ALL,
+    },
+    "optimizer": {"sgd": ALL, "adam": TENSORS, "adamw": TENSORS},
 }

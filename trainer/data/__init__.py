@@ -6,11 +6,12 @@ from pathlib import Path
 from trainer.config import Choice, Paths
 from trainer.data.folder import class_folders
 from trainer.data.splits import Source, Splits, cut
-from trainer.data.synthetic import synthetic
+from trainer.data.synthetic import random, synthetic
 from trainer.data.vision import cifar10, fashion_mnist, mnist
 
 DATASETS: dict[str, Callable[..., Source]] = {
     "synthetic": synthetic,
+    "random": random,
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,

@@ -1,4 +1,4 @@
-"""Made-up regression data with a known answer: y = Xw + b + noise (the house prices of D2L 3.2)."""
+"""Made-up regression data: y = Xw + b + noise (the house prices of D2L 3.2), and rows without any law."""
 
 import hashlib
 from pathlib import Path
@@ -25,3 +25,17 @@ def synthetic(
 
     law = hashlib.sha256(repr((w, b, noise, num_examples, data_seed)).encode()).hexdigest()
     return Source(draw(), draw(), in_shape=(len(w),), sha256=law)
+
+
+def random(
+    _root: Path, _cache: Path, *, num_examples: int, num_inputs: int, num_targets: int, data_seed: int
+) -> Source:
+    """Inputs x ~ N(0, 1)^num_inputs and targets y ~ N(0, 1)^num_targets that have nothing to do with each other."""
+    generator = torch.Generator().manual_seed(data_seed)
+
+    def draw() -> Split:
+        x = torch.randn(num_examples, num_inputs, generator=generator)
+        return Split(x, torch.randn(num_examples, num_targets, generator=generator))
+
+    law = hashlib.sha256(repr(("random", num_examples, num_inputs, num_targets, data_seed)).encode()).hexdigest()
+    return Source(draw(), draw(), in_shape=(num_inputs,), sha256=law)

@@ -10,14 +10,22 @@ from torch.nn import Module
 from trainer.utils.errors import ConfigError
 
 
-def init_normal(linear: Module, std: float) -> None:
-    """Draw the weights of `linear` from N(0, std^2), in place and from the global generator; set its bias to 0."""
+def init_linear(linear: Module, init_std: float | str, bias_std: float = 0.0) -> None:
+    """Draw the weights of `linear` from N(0, init_std^2) and its bias from N(0, bias_std^2), from the global generator.
+
+    Args:
+        init_std: or fan_in for 1 / sqrt(inputs), which keeps the spread of the outputs at that of the inputs (Nielsen,
+            ch. 3; LeCun et al. 1998); or torch to leave what the layer drew itself, bias included.
+        bias_std: 0 sets the bias to 0.
+    """
+    if init_std == "torch":
+        return
     with torch.no_grad():
         for name, parameter in linear.named_parameters():
             if name == "bias":
-                parameter.zero_()
+                parameter.normal_(0.0, bias_std) if bias_std else parameter.zero_()
             else:
-                parameter.normal_(0.0, std)
+                parameter.normal_(0.0, 1 / math.sqrt(parameter.shape[1]) if init_std == "fan_in" else float(init_std))
 
 
 class LinearRegression(Module):
@@ -27,18 +35,20 @@ class LinearRegression(Module):
         nn: the layer library.
         in_shape: (D,).
         num_outputs: values predicted per example.
-        init_std: standard deviation of the initial weights; the bias starts at 0.
+        init_std: standard deviation of the initial weights, fan_in or torch (init_linear); the bias starts at 0.
     Raises:
         ConfigError: the examples are not rows of numbers.
     Source: d2l, section 3.1 (linear regression) and 3.5 (its initial values).
     """
 
-    def __init__(self, nn: ModuleType, in_shape: tuple[int, ...], num_outputs: int, *, init_std: float = 0.01) -> None:
+    def __init__(
+        self, nn: ModuleType, in_shape: tuple[int, ...], num_outputs: int, *, init_std: float | str = 0.01
+    ) -> None:
         super().__init__()
         if len(in_shape) != 1:
             raise ConfigError(f"model=linreg needs rows of shape (D,), but the examples have shape {in_shape}.")
         self.linear = nn.Linear(in_shape[0], num_outputs)
-        init_normal(self.linear, init_std)
+        init_linear(self.linear, init_std)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, num_outputs)."""
@@ -52,15 +62,17 @@ class SoftmaxRegression(Module):
         nn: the layer library.
         in_shape: of one example, any number of axes.
         num_outputs: classes K.
-        init_std: standard deviation of the initial weights; the bias starts at 0.
+        init_std: standard deviation of the initial weights, fan_in or torch (init_linear); the bias starts at 0.
     Source: d2l, section 4.1 (softmax regression) and 4.5 (its initial values).
     """
 
-    def __init__(self, nn: ModuleType, in_shape: tuple[int, ...], num_outputs: int, *, init_std: float = 0.01) -> None:
+    def __init__(
+        self, nn: ModuleType, in_shape: tuple[int, ...], num_outputs: int, *, init_std: float | str = 0.01
+    ) -> None:
         super().__init__()
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(math.prod(in_shape), num_outputs)
-        init_normal(self.linear, init_std)
+        init_linear(self.linear, init_std)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, *in_shape) -> logits (N, K)."""

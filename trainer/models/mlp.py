@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from trainer.models.checks import activation_layer
-from trainer.models.linear import init_normal
+from trainer.models.linear import init_linear
 
 
 class MLP(Module):
@@ -22,7 +22,9 @@ class MLP(Module):
         activation: relu, sigmoid or tanh.
         batch_norm: normalise over the batch before each activation (Ioffe & Szegedy 2015).
         dropout: probability in [0, 1) that a hidden unit is dropped in training.
-        init_std: standard deviation of the initial weights, with biases 0; None keeps what the layers drew themselves.
+        bias: false leaves the biases out.
+        init_std: standard deviation of the initial weights, or fan_in, or torch (see init_linear).
+        bias_std: standard deviation of the initial biases; 0 starts them at 0.
     Raises:
         ConfigError: `activation` is unknown.
     Source: d2l, section 5.2 (784-256-10, ReLU, weights N(0, 0.01^2)).
@@ -38,7 +40,9 @@ class MLP(Module):
         activation: str = "relu",
         batch_norm: bool = False,
         dropout: float = 0.0,
-        init_std: float | None = 0.01,
+        bias: bool = True,
+        init_std: float | str = 0.01,
+        bias_std: float = 0.0,
     ) -> None:
         super().__init__()
         activate = activation_layer(nn, activation)
@@ -47,13 +51,12 @@ class MLP(Module):
         for num_units in num_hiddens:
             # Dropout stands here at 0 too: a checkpoint's keys then do not depend on it.
             norm = [nn.BatchNorm1d(num_units)] if batch_norm else []
-            layers += [nn.Linear(num_inputs, num_units), *norm, activate(), nn.Dropout(dropout)]
+            layers += [nn.Linear(num_inputs, num_units, bias=bias), *norm, activate(), nn.Dropout(dropout)]
             num_inputs = num_units
-        self.layers = nn.Sequential(*layers, nn.Linear(num_inputs, num_outputs))
-        if init_std is not None:
-            for layer in self.layers:
-                if isinstance(layer, nn.Linear):
-                    init_normal(layer, init_std)
+        self.layers = nn.Sequential(*layers, nn.Linear(num_inputs, num_outputs, bias=bias))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                init_linear(layer, init_std, bias_std)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, *in_shape) -> (N, num_outputs)."""
