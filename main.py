@@ -29,6 +29,7 @@ python main.py [train] [group=choice ...] [key=value ...]        train a model (
 python main.py eval    checkpoint=RUN|PATH [split=test] [...]    measure a trained model
 python main.py predict checkpoint=RUN|PATH [input=FILE|FOLDER]   label pictures, or the test split
 python main.py check-resume [group=choice ...] [key=value ...]   does a run like this survive interruptions to the bit?
+python main.py compare-impl [group=choice ...] [key=value ...]   the same run in every library: curves, times, distances
 python main.py -m key=value1,value2 ...                          one run for each combination of values
 
 groups
@@ -74,7 +75,7 @@ def saved_config(command: Command) -> Mapping[str, Any] | None:
     """The config of the run that eval, predict or resume go on with; None where nothing is gone on with."""
     defaults = settings.run_settings()
     folders = {key: command.value(f"paths.{key}") or defaults[f"paths.{key}"] for key in ("outputs", "checkpoints")}
-    if command.verb == "check-resume":
+    if command.verb in ("check-resume", "compare-impl"):
         return None
     target = command.value("resume" if command.verb == "train" else "checkpoint")
     if command.verb != "train" and target is None:
@@ -151,12 +152,13 @@ def run_one(command: Command, stop: StopSignal) -> None:
 
 def run_verb(verb: str, config: settings.Config, stop: StopSignal) -> float | None:
     """Run a command on frozen settings, and return train's objective; errors of torch and the system in our words."""
-    from trainer import check_resume, commands, measure  # import torch
+    from trainer import check_resume, commands, compare_impl, measure  # import torch
 
     try:
         if verb == "train":
             return commands.train(config, stop)
-        {"eval": measure.evaluate, "predict": measure.predict, "check-resume": check_resume.check}[verb](config)
+        others = {"eval": measure.evaluate, "predict": measure.predict, "check-resume": check_resume.check}
+        (others | {"compare-impl": compare_impl.compare})[verb](config)
         return None
     except Exception as error:
         raise commands.in_our_words(error, config) from error.__cause__

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from trainer import config as settings
 from trainer.utils.errors import ConfigError, listed, nearest
 
-VERBS = ("train", "eval", "predict", "check-resume")
+VERBS = ("train", "eval", "predict", "check-resume", "compare-impl")
 GROUPS = (*settings.GROUPS, "experiment")
 RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 # values that are text whatever they look like; quoted so that Hydra's grammar leaves them alone

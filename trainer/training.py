@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -93,21 +93,7 @@ def train_one(s: Session) -> engine.Totals:
     readings: list[engine.Reading] = []  # for TensorBoard
     shown: engine.Reading | None = None  # on the bar
     with closing(parts.train.epoch(progress.epoch, start=progress.samples)) as batches:
-        steps = engine.train_epoch(
-            parts.model,
-            parts.loss_fn,
-            parts.optimizer,
-            batches,
-            lr_at=parts.lr_at,
-            step=step,
-            totals=totals,
-            autocast=parts.machine.autocast,
-            accumulate_steps=config.accumulate_steps,
-            clip_norm=config.clip_norm,
-            scaler=parts.scaler,
-            ema=parts.ema,
-        )
-        for step in steps:
+        for step in steps_of(config, parts, batches, progress.step, totals):
             if step % config.record.every_steps == 0:
                 readings.append(totals.reading(step, time.perf_counter() - began))
                 checked = look(s, readings, checked)
@@ -129,6 +115,26 @@ def train_one(s: Session) -> engine.Totals:
     check_finite(s, totals.loss, checked, step)
     progress.take(totals, step, time.perf_counter() - began)
     return totals
+
+
+def steps_of(
+    config: Config, parts: Parts, batches: Iterable[engine.Batch], step: int, totals: engine.Totals
+) -> Iterator[int]:
+    """engine.train_epoch on a run's parts, as its config says; `step` counts the updates done before."""
+    return engine.train_epoch(
+        parts.model,
+        parts.loss_fn,
+        parts.optimizer,
+        batches,
+        lr_at=parts.lr_at,
+        step=step,
+        totals=totals,
+        autocast=parts.machine.autocast,
+        accumulate_steps=config.accumulate_steps,
+        clip_norm=config.clip_norm,
+        scaler=parts.scaler,
+        ema=parts.ema,
+    )
 
 
 def look(s: Session, readings: list[engine.Reading], checked: int, *, wait: bool = False) -> int:

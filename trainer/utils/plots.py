@@ -110,6 +110,20 @@ def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) 
         _save(_fit_figure(x, y, weight, bias), path)
 
 
+def comparison(
+    curves: Mapping[str, Sequence[tuple[int, float]]], milliseconds: Mapping[str, float], path: Path
+) -> None:
+    """The loss curves of one run in several libraries: over each other, their distance from the first, and their cost.
+
+    Args:
+        curves: (step, loss) pairs by library, at the same steps, at least one.
+        milliseconds: per step, by library.
+        path: the PNG; missing parent folders are made.
+    """
+    with rc_context(STYLE):
+        _save(_comparison_figure(curves, milliseconds), path)
+
+
 def _save(figure: Figure, path: Path, *, cropped: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
@@ -172,6 +186,44 @@ def _draw_curves(axes: Axes, rows: Sequence[Row], metric: str) -> list[float]:
             axes.plot(epochs, values, color=color, marker=marker, markersize=4, label=split)
         drawn += finite
     return drawn
+
+
+def _comparison_figure(curves: Mapping[str, Sequence[tuple[int, float]]], milliseconds: Mapping[str, float]) -> Figure:
+    figure, (losses, distances, costs) = _side_by_side(3, width=5.0, height=4.0)
+    (first, reference), *_ = curves.items()
+    any_differs = False
+    pens = list(
+        zip(curves, (BLUE, ORANGE, GREEN, RED), (9, 6, 3.5, 1.2), strict=False)
+    )  # thin over thick: all are seen
+    for name, color, width in pens:
+        steps, values = zip(*curves[name], strict=True)
+        marker = "o" if len(steps) == 1 else ""
+        losses.plot(steps, values, color=color, linewidth=width, label=name, solid_capstyle="round", marker=marker)
+        apart = [abs(a - b) / abs(b) if a != b else nan for a, (_, b) in zip(values, reference, strict=True)]
+        if name != first:
+            differs = any(isfinite(value) for value in apart)
+            any_differs |= differs
+            label = name if differs else f"{name}: equal to the last bit"
+            distances.plot(steps, apart, color=color, linewidth=1.2, marker=marker, label=label)
+    drawn = [value for curve in curves.values() for _, value in curve]
+    if min(drawn) > 0 and max(drawn) > 20 * min(drawn):
+        losses.set_yscale("log")
+        losses.yaxis.set_major_formatter(PLAIN)
+        losses.yaxis.set_minor_formatter(NullFormatter())
+    losses.set(title="Loss, one curve over the other", xlabel="step", ylabel="training loss")
+    distances.set(title=f"Distance from {first}", xlabel="step", ylabel="relative to the loss")
+    if any_differs:
+        distances.set_yscale("log")
+        distances.yaxis.set_major_formatter(PLAIN)
+        distances.yaxis.set_minor_formatter(NullFormatter())
+    for axes in (losses, distances):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.legend()
+    bars = costs.bar(list(milliseconds), list(milliseconds.values()), color=[color for _, color, _ in pens])
+    costs.bar_label(bars, [f"{ms:.3g}" for ms in milliseconds.values()])
+    costs.grid(False)
+    costs.set(title="Cost", ylabel="ms per step")
+    return figure
 
 
 def _learning_rate_figure(points: Sequence[tuple[int, float]]) -> Figure:
