@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "trainer/schedules.py": (),
     "trainer/engine.py": ("torch",),
     "trainer/build.py": (
-        *("torch", "trainer.config", "trainer.models", "trainer.schedules", "trainer.scratch."),
+        *("torch", "trainer.config", "trainer.models", "trainer.ranges", "trainer.schedules", "trainer.scratch."),
         "trainer.utils.errors",
     ),
     "trainer/scratch/": ("torch", "trainer.scratch."),
@@ -164,6 +164,7 @@ def delegated(source: str, path: str) -> list[str]:
     tree = ast.parse(source)
     names = [*imports(tree), *(ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute))]
     containers = {f"torch.nn.{name}" for name in ("Module", "Parameter", "Sequential")} | {"torch.autograd.Function"}
+    containers |= {"torch.autograd.function.once_differentiable"}  # only refuses second derivatives
     packages = ("torch.nn", "torch.optim", "torch.autograd", "torch.ops", "torch.func", "torch._C")
     taken = [name for name in names if within(name, packages) and name not in containers]
     return taken + [n for n in names if n.split(".")[-1] in WHOLE and n.rpartition(".")[0] not in OWN]

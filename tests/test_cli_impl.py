@@ -1,5 +1,6 @@
 """impl= from the command line: the same run in another library, what it refuses, and compare-impl."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,14 @@ def test_compare_impl_stops_where_a_loss_is_not_finite(cli: Cli) -> None:
     assert outcome.code == 3
     assert "impl=concise" in outcome.err
     assert "smaller optimizer.lr" in outcome.err
+
+
+def test_the_probability_of_a_network_of_sigmoids_is_its_sigmoid(cli: Cli, tiny_mnist: Path) -> None:
+    words = [f"paths.data={tiny_mnist}", "plots=false"]
+    assert cli("data=mnist", "model=mlp", "loss=quadratic", "epochs=1", "name=a", *words).code == 0
+    outcome = cli("predict", "checkpoint=a", *words)
+    assert outcome.code == 0, outcome.err
+    with Path("outputs/a/predictions.csv").open() as file:
+        found = [float(row["probability"]) for row in csv.DictReader(file)]
+    # weights near 0: the sigmoids are near 1/2, where a softmax over ten classes would say 1/10
+    assert min(found) > 0.3

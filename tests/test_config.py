@@ -271,7 +271,8 @@ def test_losses_are_refused_for_the_wrong_task(data: str, loss: str) -> None:
 
 @pytest.mark.parametrize(("data", "model"), sorted(FITTING))
 def test_a_config_survives_json(data: str, model: str) -> None:
-    nodes = {"seed": 2**63 - 1, "optimizer": {"lr": 0.1 + 0.2}, "stop_at": {"val_loss": 1e-17}}
+    nodes: dict[str, Any] = {"seed": 2**63 - 1, "optimizer": {"lr": 0.1 + 0.2}, "stop_at": {"val_loss": 1e-17}}
+    nodes |= {"data": {"val_fraction": 0.1}} if data == "random" else {}
     names = zip(choices_of("optimizer"), choices_of("schedule"), strict=True)
     for optimizer, schedule in names if data in ("synthetic", "mnist") else [("adamw", "onecycle")]:
         config = from_dict(plain(nodes, data=data, model=model, optimizer=optimizer, schedule=schedule))

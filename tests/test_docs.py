@@ -1,13 +1,21 @@
-"""The documentation does what it says: the blocks of adding.md are put into a copy of the project and trained with."""
+"""The documentation does what it says.
+
+The blocks of adding.md are put into a copy of the project and trained with; those of scratch-vs-concise.md are run, and
+what it quotes is looked up.
+"""
 
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
+
+from trainer.scratch import formulas, with_numpy
 
 BLOCK = re.compile(r"```\w+\n# (file|in) (?P<path>[^\n]*?)(?:, after: (?P<after>[^\n]*))?\n(?P<text>.*?)```", re.DOTALL)
 
@@ -52,3 +60,76 @@ def test_every_link_in_the_documentation_leads_somewhere() -> None:
     links = [(page, target) for page in pages for target in re.findall(r"\]\(([^)#]+)\)", page.read_text())]
     assert len(links) > 10
     assert [(page.name, target) for page, target in links if not (page.parent / target).exists()] == []
+
+
+BY_HAND = (ROOT / "docs" / "scratch-vs-concise.md").read_text()
+FAMILIES = (
+    "Linear layer",
+    "Activations",
+    "Softmax and cross-entropy",
+    "Other losses",
+    "Convolution",
+    "Pooling",
+    "Batch normalisation",
+    "Dropout",
+    "Optimizers",
+    "Initial values",
+    "Mini-batches",
+)
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+QUOTED = re.compile(r"^# from (\S+)\n", re.MULTILINE)
+
+
+def quotations(text: str) -> list[tuple[str, str]]:
+    """(file, code) of every quotation; a block may hold several, each under its own line `# from`."""
+    found = []
+    for block in PYTHON.findall(text):
+        if block.startswith("# from "):
+            _, *parts = QUOTED.split(block)
+            found += list(zip(parts[::2], parts[1::2], strict=True))
+    return found
+
+
+def examples(text: str) -> list[tuple[int, str]]:
+    """(line of the page before its first, code) of every block that is run."""
+    blocks = [(text[: m.start(1)].count("\n"), m[1]) for m in PYTHON.finditer(text)]
+    return [(line, code) for line, code in blocks if not code.startswith("# from ")]
+
+
+def sections(text: str) -> dict[str, str]:
+    """Text under each heading of the second level."""
+    _, *parts = re.split(r"^## (.*)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_what_is_quoted_as_written_by_hand_stands_in_the_source_word_for_word() -> None:
+    quoted = quotations(BY_HAND)
+    assert len(quoted) > 20
+    assert len(quoted) == BY_HAND.count("# from trainer/")  # no quotation outside of a block of its own
+    wrong = [(path, code) for path, code in quoted if f"\n{code}" not in f"\n{(ROOT / path).read_text()}"]
+    assert wrong == []
+
+
+def test_the_examples_of_the_page_on_the_hand_written_library_run() -> None:
+    with torch.random.fork_rng():
+        session: dict[str, Any] = {}
+        for line, code in examples(BY_HAND):
+            exec(compile("\n" * line + code, "docs/scratch-vs-concise.md", "exec"), session)
+
+
+def test_every_family_has_its_code_by_hand_and_an_example_beside_the_library() -> None:
+    there = sections(BY_HAND)
+    assert [name for name in there if name in FAMILIES] == list(FAMILIES)
+    for name in FAMILIES:
+        tried = "".join(code for _, code in examples(there[name]))
+        assert quotations(there[name]), f"{name}: nothing is quoted"
+        assert re.search(r"^ *(same|equal|assert)\b", tried, re.MULTILINE), f"{name}: nothing is compared"
+        assert name == "Mini-batches" or re.search(r"\bF\.|\btorch\.(nn|optim)\b", tried), f"{name}: no call of torch's"
+
+
+def test_every_operation_and_optimizer_of_the_hand_written_libraries_is_tried_on_the_page() -> None:
+    tried = "".join(code for _, code in examples(BY_HAND))  # library: first by_hand, then with_numpy
+    wanted = [rf"\b(by_hand|library)\.{name}\b" for name in formulas.__all__]
+    wanted += [rf"\b(with_numpy|library)\.{name}\b" for name in with_numpy.__all__]
+    wanted += [rf"\boptim\.{name}\b" for name in ("SGD", "Adam", "AdamW")]
+    assert [name for name in wanted if not re.search(name, tried)] == []

@@ -110,3 +110,11 @@ def test_half_precision_logits_are_measured_in_float64() -> None:
 def test_disagreeing_arguments_are_refused(logits: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         classification_report(logits, labels)
+
+
+def test_the_confidence_of_sigmoids_is_the_largest_of_them() -> None:
+    logits, labels = torch.tensor([[0.0, math.log(3)], [math.log(4), -1.0]]), torch.tensor([1, 1])
+    # confidences 3/4, right, and 4/5, wrong: the softmax of the first would be 3/4 too, of the second 0.915
+    assert calibration_error(logits, labels, sigmoids=True) == pytest.approx(0.5 * 0.25 + 0.5 * 0.8)
+    report = classification_report(logits, labels, sigmoids=True)
+    assert report.calibration_error == calibration_error(logits.double(), labels, sigmoids=True)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from trainer import schedules
 from trainer.config import Choice
 from trainer.models import MODELS
+from trainer.ranges import IMPLS_OF
 from trainer.scratch import by_hand, formulas, optim, with_numpy
 from trainer.scratch.nn import layers
 
@@ -100,15 +101,16 @@ class Library:
     optimizers: Mapping[str, Callable[..., Any]]
 
 
-LIBRARIES = {  # ranges.IMPLS_OF says, without torch, what is in which
+def by_name(impl: str, operations: Any) -> dict[str, Callable[..., Tensor]]:
+    """The losses that a library has, by ranges.IMPLS_OF, from its operations."""
+    return {name: getattr(operations, name) for name, impls in IMPLS_OF["loss"].items() if impl in impls}
+
+
+LIBRARIES = {
     "concise": Library(nn, LOSSES, OPTIMIZERS),
-    "autograd": Library(layers(formulas), {name: getattr(formulas, name) for name in LOSSES}, BY_HAND),
-    "scratch": Library(layers(by_hand), {name: getattr(by_hand, name) for name in LOSSES}, BY_HAND),
-    "numpy": Library(
-        layers(with_numpy),
-        {name: getattr(with_numpy, name) for name in ("mse", "cross_entropy", "sigmoid_cross_entropy", "quadratic")},
-        {"sgd": with_numpy.SGD},
-    ),
+    "autograd": Library(layers(formulas), by_name("autograd", formulas), BY_HAND),
+    "scratch": Library(layers(by_hand), by_name("scratch", by_hand), BY_HAND),
+    "numpy": Library(layers(with_numpy), by_name("numpy", with_numpy), {"sgd": with_numpy.SGD}),
 }
 
 
@@ -128,6 +130,16 @@ def build_model(choice: Choice, impl: str, in_shape: tuple[int, ...], num_output
 def build_loss(choice: Choice, impl: str) -> LossFn:
     """loss_fn(y_hat, y) -> 0-d tensor: the mean over the batch, or its sum where the loss says so (see is_sum)."""
     return partial(LIBRARIES[choice.impl or impl].losses[choice.name], **choice.options)
+
+
+def probabilities(choice: Choice, outputs: Tensor) -> Tensor:
+    """What a classifier trained with this loss says of each class: (N, K) outputs -> (N, K), float64."""
+    return outputs.double().sigmoid() if has_sigmoids(choice) else outputs.double().softmax(1)
+
+
+def has_sigmoids(choice: Choice) -> bool:
+    """Whether this loss takes a sigmoid for each class, instead of a softmax over all of them."""
+    return choice.name in ("sigmoid_cross_entropy", "quadratic")
 
 
 def is_sum(choice: Choice) -> bool:

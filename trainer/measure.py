@@ -115,7 +115,7 @@ def evaluate(config: Config) -> None:
     accuracy = f"accuracy {evaluation.accuracy:.4f}, " if evaluation.accuracy is not None else ""
     screen.say(f"{config.split}: {accuracy}loss {shown(evaluation.loss)} on {len(evaluation.labels):,} examples")
     if splits.task == "classification":
-        figures |= classify(splits, evaluation, screen)
+        figures |= classify(splits, evaluation, build.has_sigmoids(config.loss), screen)
         if config.plots:
             from trainer.utils import plots  # matplotlib takes 0.4 s
 
@@ -126,11 +126,11 @@ def evaluate(config: Config) -> None:
     screen.say(f"written  {trained.folder / f'{stem}.json'}")
 
 
-def classify(splits: Splits, evaluation: engine.Evaluation, screen: Screen) -> dict[str, Any]:
+def classify(splits: Splits, evaluation: engine.Evaluation, sigmoids: bool, screen: Screen) -> dict[str, Any]:
     """Per-class precision, recall and F1, confusion matrix, top-5 and calibration error, printed and as plain data."""
     from trainer.utils import metrics
 
-    found = metrics.classification_report(evaluation.outputs, evaluation.labels)
+    found = metrics.classification_report(evaluation.outputs, evaluation.labels, sigmoids=sigmoids)
     columns = zip(splits.classes, found.precision, found.recall, found.f1, found.confusion.sum(1).tolist(), strict=True)
     rows = [dict(zip(("class", "precision", "recall", "f1", "n"), values, strict=True)) for values in columns]
     screen.say(table(rows))
@@ -158,7 +158,7 @@ def predict(config: Config) -> None:
     if config.input is None:
         splits, evaluation = measure(config, trained, "test")
         names = [str(i) for i in range(len(evaluation.labels))]
-        write_predictions(trained, names, evaluation.outputs, evaluation.labels)
+        write_predictions(trained, names, build.probabilities(config.loss, evaluation.outputs), evaluation.labels)
         if config.plots:
             report.grid(splits, splits.test, evaluation.outputs, trained.folder / "predictions.png")
         unreadable: list[str] = []
@@ -187,8 +187,9 @@ def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]
     if not read:
         raise ConfigError(f"input={target}: no picture could be read.\n  " + "\n  ".join(unreadable))
     names = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in read]  # a name may be any bytes
-    write_predictions(trained, names, outputs, None)
-    best = outputs[: report.NUM_PICTURES].softmax(1).max(1)
+    probabilities = build.probabilities(config.loss, outputs)
+    write_predictions(trained, names, probabilities, None)
+    best = probabilities[: report.NUM_PICTURES].max(1)
     texts = [f"{trained.classes[k]}  {p:.0%}" for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
     for name, text in zip(names, texts, strict=False):
         screen.say(f"{name}  {text}")
@@ -220,10 +221,10 @@ def inputs(trained: Trained, pictures: Iterator[Tensor], shown: list[Tensor]) ->
         yield normalize(torch.stack(batch).to(trained.machine.device))
 
 
-def write_predictions(trained: Trained, names: list[str], outputs: Tensor, labels: Tensor | None) -> None:
+def write_predictions(trained: Trained, names: list[str], probabilities: Tensor, labels: Tensor | None) -> None:
     """predictions.csv: input, label, class, probability, and the true label where it is known."""
     trained.folder.mkdir(parents=True, exist_ok=True)
-    best = outputs.double().softmax(1).max(1)
+    best = probabilities.max(1)
     true = labels.tolist() if labels is not None else [""] * len(names)
     rows = [
         {"input": name, "label": k, "class": trained.classes[k], "probability": f"{p:.6f}", "true_label": t}

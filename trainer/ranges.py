@@ -239,7 +239,14 @@ TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # which tasks a model or a 
 }
 TENSORS, ALL = ("autograd", "scratch"), ("autograd", "scratch", "numpy")
 IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # which libraries have it besides concise, which has everything
-    "model": {"linreg": ALL, "softmax": ALL, "mlp": ALL, "lenet": TENSORS, "resnet18": TENSORS, "resnet34": TENSORS},
+    "model": {
+        "linreg": ALL,
+        "softmax": ALL,
+        "mlp": ALL,
+        "lenet": TENSORS,
+        "resnet18": TENSORS,
+        "resnet34": TENSORS,
+    },
     "loss": {
         "mse": ALL,
         "l1": TENSORS,

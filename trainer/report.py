@@ -40,7 +40,8 @@ def result_of(
     if config.model.name == "linreg":
         weights = parts.measured.state_dict()
         result["weight"] = weights["linear.weight"].flatten().tolist()
-        result["bias"] = weights["linear.bias"].tolist()[0]
+        bias = weights["linear.bias"].tolist()
+        result["bias"] = bias[0] if len(bias) == 1 else bias
     return result
 
 
@@ -75,7 +76,8 @@ def say_result(screen: Screen, config: Config, run: runs.Run, result: Mapping[st
             screen.say(f"{name}: yours {yours:.4f}, the book's {config.reference.value:g} ({config.reference.source})")
     screen.say(f"checkpoint   {run.checkpoints / 'best.pt'}")
     screen.say(f"eval         {again(config, 'eval checkpoint')}")
-    screen.say(f"predict      {again(config, 'predict checkpoint')}")
+    if "accuracy" in test:
+        screen.say(f"predict      {again(config, 'predict checkpoint')}")
     screen.say(f"tensorboard  tensorboard --logdir {shlex.quote(str(run.outputs))}")
 
 
@@ -112,7 +114,7 @@ def draw(
             names.append("wrong")
         first_batch(splits, parts.train, folder / "batch.png")
         names.append("batch")
-    elif config.model.name == "linreg" and isinstance(splits.test.x, Tensor):
+    elif config.model.name == "linreg" and isinstance(splits.test.x, Tensor) and splits.num_outputs == 1:
         weights = parts.measured.state_dict()
         weight, bias = weights["linear.weight"].flatten().tolist(), weights["linear.bias"].tolist()[0]
         plots.fit(splits.test.x, splits.test.y, weight, bias, folder / "fit.png")

@@ -4,6 +4,9 @@ A Function is a node of the graph that loss.backward() walks from the loss to th
 g = dL/dy, the derivative of the loss by the output, in the shape of the output, and returns dL/dx for each input, by
 the chain rule; None for what no derivative is needed of. What it needs from the forward is kept in ctx.
 
+A backward may use what the forward kept as if it were constant, so that it cannot be differentiated once more:
+once_differentiable makes an attempt at that an error.
+
 The functions at the end are what layers and losses call: the same names and arguments as in formulas.py.
 """
 
@@ -13,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from trainer.scratch import formulas
 from trainer.scratch.formulas import per_channel
@@ -29,6 +33,7 @@ class Linear(Function):
         return formulas.linear(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         needs_x, _, needs_bias = ctx.needs_input_grad
@@ -45,6 +50,7 @@ class ReLU(Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (y,) = ctx.saved_tensors
         return g * y.sign()  # 0 or 1; a comparison takes longer
@@ -60,6 +66,7 @@ class Sigmoid(Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (y,) = ctx.saved_tensors
         return g * y * (1 - y)
@@ -75,6 +82,7 @@ class Tanh(Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (y,) = ctx.saved_tensors
         return g * (1 - y * y)
@@ -90,6 +98,7 @@ class Dropout(Function):
         return x * mask
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (mask,) = ctx.saved_tensors
         return g * mask, None
@@ -111,6 +120,7 @@ class BatchNorm(Function):
         return formulas.scale_and_shift(x_hat, weight, bias), mean, var
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Any) -> Any:
         x_hat, weight, inverse = ctx.saved_tensors
         axes, m = formulas.channels_apart(g), g.numel() // len(weight)
@@ -129,6 +139,7 @@ class Normalize(Function):
         return formulas.normalize(x, weight, bias, mean, var, eps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight, mean, var = ctx.saved_tensors
         axes, inverse = formulas.channels_apart(g), 1 / (var + ctx.eps).sqrt()
@@ -150,6 +161,7 @@ class Conv2d(Function):
         return formulas.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         needs_x, _, needs_bias = ctx.needs_input_grad[:3]
@@ -192,6 +204,7 @@ class MaxPool2d(Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         x, place = ctx.saved_tensors
         size, stride, padding = ctx.window
@@ -211,6 +224,7 @@ class AvgPool2d(Function):
         return formulas.avg_pool2d(x, size, stride, padding)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         size, stride, padding = ctx.window
@@ -229,6 +243,7 @@ class GlobalAvgPool2d(Function):
         return formulas.global_avg_pool2d(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         return (g / (ctx.shape[2] * ctx.shape[3])).expand(ctx.shape)
 
@@ -243,6 +258,7 @@ class MSE(Function):
         return formulas.mse(y_hat, y, form=form)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (error,) = ctx.saved_tensors
         by_y_hat = 2 * ctx.scale * error * g
@@ -258,6 +274,7 @@ class L1(Function):
         return formulas.l1(y_hat, y)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (error,) = ctx.saved_tensors
         by_y_hat = error.sign() * (g / error.numel())
@@ -274,6 +291,7 @@ class Huber(Function):
         return formulas.huber(y_hat, y, delta=delta)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (error,) = ctx.saved_tensors
         by_y_hat = error.clamp(-ctx.delta, ctx.delta) * (g / error.numel())
@@ -295,6 +313,7 @@ class CrossEntropy(Function):
         return formulas.mean_surprise(log_p, labels, label_smoothing)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         log_p, labels = ctx.saved_tensors
         s, (n, num_classes) = ctx.label_smoothing, log_p.shape
@@ -316,6 +335,7 @@ class SigmoidCrossEntropy(Function):
         return formulas.sigmoid_cross_entropy(logits, labels)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         logits, labels = ctx.saved_tensors
         difference = formulas.sigmoid(logits) - formulas.one_hot(labels, logits)
@@ -331,6 +351,7 @@ class Quadratic(Function):
         return formulas.quadratic(logits, labels)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         logits, labels = ctx.saved_tensors
         a = formulas.sigmoid(logits)

@@ -25,8 +25,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0), as x [x > 0], so that its derivative at 0 is 0; that of clamp depends on the version of torch."""
-    return x * (x > 0)
+    """max(x, 0). The factor makes its derivative at 0 be 0; that of clamp alone depends on the version of torch."""
+    return x.clamp(min=0) * (x > 0)
 
 
 def sigmoid(x: Tensor) -> Tensor:

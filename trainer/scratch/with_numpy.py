@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from trainer.scratch import formulas, optim
 
@@ -51,6 +52,7 @@ class Linear(Function):
         return tensor(y if bias is None else y + array(bias))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, g = *map(array, ctx.saved_tensors), array(grad)
         needs_x, _, needs_bias = ctx.needs_input_grad
@@ -66,6 +68,7 @@ class ReLU(Function):
         return tensor(np.maximum(array(x), 0))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = map(array, ctx.saved_tensors)
         return tensor(np.where(x > 0, array(grad), 0))
@@ -81,6 +84,7 @@ class Sigmoid(Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (y,) = map(array, ctx.saved_tensors)
         return tensor(array(grad) * y * (1 - y))
@@ -102,6 +106,7 @@ class Tanh(Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (y,) = map(array, ctx.saved_tensors)
         return tensor(array(grad) * (1 - y * y))
@@ -117,6 +122,7 @@ class Dropout(Function):
         return tensor(array(x) * array(mask))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (mask,) = map(array, ctx.saved_tensors)
         return tensor(array(grad) * mask), None
@@ -133,6 +139,7 @@ class MSE(Function):
         return tensor(scale * np.square(error).sum())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (by_y_hat,) = map(array, ctx.saved_tensors)
         return tensor(by_y_hat * array(grad)), None, None
@@ -151,6 +158,7 @@ class CrossEntropy(Function):
         return tensor(-(q * log_p).sum() / n)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (by_logits,) = map(array, ctx.saved_tensors)
         return tensor(by_logits * array(grad)), None, None
@@ -167,6 +175,7 @@ class SigmoidCrossEntropy(Function):
         return tensor((np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z)))).sum() / n)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (by_logits,) = map(array, ctx.saved_tensors)
         return tensor(by_logits * array(grad)), None
@@ -184,6 +193,7 @@ class Quadratic(Function):
         return tensor(np.square(error).sum() / (2 * n))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (by_logits,) = map(array, ctx.saved_tensors)
         return tensor(by_logits * array(grad)), None

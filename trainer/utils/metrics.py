@@ -39,12 +39,13 @@ class Report:
     calibration_error: float
 
 
-def classification_report(logits: Tensor, labels: Tensor) -> Report:
+def classification_report(logits: Tensor, labels: Tensor, *, sigmoids: bool = False) -> Report:
     """Measure raw scores against labels; the prediction is the largest logit, the first one on ties.
 
     Args:
         logits: (N, K) float, N >= 1; any device.
         labels: (N,) int64 in [0, K).
+        sigmoids: see calibration_error.
     Returns:
         A report on the CPU.
     Raises:
@@ -74,11 +75,11 @@ def classification_report(logits: Tensor, labels: Tensor) -> Report:
         macro_recall=recall.mean().item(),
         macro_f1=f1.mean().item(),
         top5_accuracy=top5,
-        calibration_error=calibration_error(logits, labels),
+        calibration_error=calibration_error(logits, labels, sigmoids=sigmoids),
     )
 
 
-def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> float:
+def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS, *, sigmoids: bool = False) -> float:
     """Expected calibration error: ECE = sum_b (n_b / N) |accuracy_b - confidence_b|.
 
     The confidence of an example is its largest softmax probability. Bin b of B holds the examples with a confidence in
@@ -88,12 +89,14 @@ def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) 
         logits: (N, K) float, N >= 1.
         labels: (N,) int64 in [0, K), on the same device.
         num_bins: B >= 1, bins of equal width.
+        sigmoids: the network was trained with a sigmoid for each class; the confidence is the largest of them.
     Returns:
         A fraction in [0, 1]; 0 means that of the predictions made with confidence p a share p is right.
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, eq. 3.
     """
     top, predictions = logits.double().max(1)
-    confidence = (top - logits.double().logsumexp(1)).exp()  # without the (N, K) matrix of probabilities
+    softmax = (top - logits.double().logsumexp(1)).exp()  # without the (N, K) matrix of probabilities
+    confidence = top.sigmoid() if sigmoids else softmax
     gap = (predictions == labels).double() - confidence
     edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64, device=logits.device)[1:-1]
     bins = torch.bucketize(confidence, edges)  # inner edges only, so that rounding above 1 stays in the last bin
