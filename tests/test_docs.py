@@ -50,6 +50,10 @@ def test_the_model_the_data_set_and_the_optimizer_of_adding_md_train_together(ex
     assert run.returncode == 0, run.stderr
     assert (extended / "outputs" / "a" / "result.json").is_file()
     assert "data=stripes model=vgg loss=cross_entropy optimizer=adagrad" in run.stdout
+    words = ["compare-impl", "data=stripes", "model=vgg", "model.width=4", "epochs=1", "plots=false"]
+    run = subprocess.run([sys.executable, "main.py", *words], cwd=extended, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "vgg on stripes: concise, autograd, scratch" in run.stdout
     words = ["resume=a", "epochs=4"]  # its buffers come back, as those of any optimizer do
     run = subprocess.run([sys.executable, "main.py", *words], cwd=extended, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
