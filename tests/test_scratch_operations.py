@@ -20,7 +20,7 @@ BY_HAND = [(by_hand, name) for name in formulas.__all__] + [(with_numpy, name) f
 EVERYWHERE = [(formulas, name) for name in formulas.__all__] + BY_HAND
 TENSORS, LIBRARIES = (formulas, by_hand), (formulas, by_hand, with_numpy)
 DOUBLE = torch.float64
-quiet = settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+quiet = settings(max_examples=10, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 
 
 def short(value: Any) -> str | None:
@@ -69,7 +69,7 @@ class Draw:
         return spread(*shape, seed=self.size(0, 10**6))
 
     def any_shape(self) -> tuple[int, ...]:
-        return tuple(self.size() for _ in range(self.size(1, 4)))
+        return tuple(self.size(1, 3) for _ in range(self.size(1, 4)))
 
     def labels(self, n: int, num_classes: int) -> Tensor:
         return torch.tensor([self.size(0, num_classes - 1) for _ in range(n)])
@@ -82,9 +82,9 @@ def linear_case(draw: Draw) -> Case:
 
 def batch_shape(draw: Draw, at_least: int) -> tuple[int, ...]:
     """(N, C) or (N, C, H, W) with so many numbers in each channel."""
-    pixels = draw.one_of((), (draw.size(), draw.size()))
+    pixels = draw.one_of((), (draw.size(1, 3), draw.size(1, 3)))
     enough = -(-at_least // math.prod(pixels))
-    return draw.size(enough, enough + 3), draw.size(), *pixels
+    return draw.size(enough, enough + 2), draw.size(1, 3), *pixels
 
 
 def batch_norm_case(draw: Draw) -> Case:
@@ -145,7 +145,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "conv2d": conv2d_case,
     "max_pool2d": pool_case,
     "avg_pool2d": pool_case,
-    "global_avg_pool2d": lambda draw: Case((draw.numbers(draw.size(), draw.size(), draw.size(), draw.size()),)),
+    "global_avg_pool2d": lambda draw: Case((draw.numbers(*(draw.size(1, 3) for _ in range(4))),)),
     "mse": lambda draw: regression_case(draw, mse=True),
     "l1": regression_case,
     "huber": lambda draw: regression_case(draw, huber=True),
@@ -242,7 +242,7 @@ def assert_same(got: list[Tensor], expected: list[Tensor], atol: float = 1e-12) 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced"])
 @each(("library", "name"), EVERYWHERE)
-@quiet
+@settings(quiet, max_examples=6)
 @given(st.data())
 def test_an_operation_is_torchs_forward_and_backward(
     library: ModuleType, name: str, layout: str, data: st.DataObject
@@ -356,7 +356,7 @@ def test_batch_norm_keeps_its_digits_far_from_0(library: Any, std: float, shape:
     y, mean, var, dx, *_ = results(library.batch_norm, Case((x, weight, bias), (1e-5,)))
     exact_y, exact_mean, exact_var, exact_dx, *_ = results(torch_batch_norm, exact)
     one_pass = x.square().mean(axes) - x.mean(axes).square()
-    assert ((one_pass - exact_var).abs() > exact_var).all()  # what the formula E[x^2] - E[x]^2 would have given
+    assert ((one_pass - exact_var).abs() > 0.9 * exact_var).all()  # what the formula E[x^2] - E[x]^2 would have given
     torch.testing.assert_close(mean.double(), exact_mean, rtol=0, atol=2e-3)
     torch.testing.assert_close(var.double(), exact_var, rtol=1e-3, atol=0)
     torch.testing.assert_close(y.double(), exact_y, rtol=1e-3, atol=3 * 2e-3 / std)  # |weight| is 3 at most

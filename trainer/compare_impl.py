@@ -26,7 +26,6 @@ from trainer.utils.screen import Screen, table
 TURN = 20  # steps of one library before the next one takes over
 POINTS = 500  # of a curve, about
 ADVICE = "Try a smaller optimizer.lr."
-REST = 0.03  # seconds: so long NumPy's threads keep the cores busy after their last product
 OTHERS = ("name", "resume", "resume_allow", "checkpoint", "input", "split", "impl", *(f"{part}.impl" for part in BUILT))
 
 
@@ -149,8 +148,6 @@ def take_turn(c: Contender, steps: Iterator[int]) -> None:
     float(c.totals.loss_sum)  # waits for a GPU
     c.turns.append((time.perf_counter() - began) / (c.step - before))
     c.rng = runtime.rng_state(machine)
-    if c.impl == "numpy":
-        time.sleep(REST)
 
 
 def row_of(c: Contender, first: Contender) -> dict[str, Any]:
