@@ -193,8 +193,9 @@ def test_compare_impl_trains_what_train_trains(cli: Cli, tiny_mnist: Path) -> No
 
 
 def test_compare_impl_says_which_library_is_left_out_and_why(cli: Cli) -> None:
-    outcome = cli("compare-impl", "optimizer=adam", "epochs=1", "plots=false")
+    outcome = cli("compare-impl", "optimizer=adam", "epochs=1", "plots=false", "stop_at.train_loss=1")
     assert outcome.code == 0, outcome.err
+    assert "warning: stop_at.train_loss has no effect on compare-impl" in outcome.out
     assert "without numpy: impl=numpy does not have optimizer=adam" in outcome.out
     found = json.loads(Path("outputs/compare-impl-synthetic-linreg/comparison.json").read_text())
     assert [row["impl"] for row in found["libraries"]] == ["concise", "autograd", "scratch"]
@@ -202,7 +203,7 @@ def test_compare_impl_says_which_library_is_left_out_and_why(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["impl=numpy", "name=a", "resume=a", "checkpoint=a", "model.impl=scratch", "split=val"]
+    "word", ["impl=numpy", "name=a", "resume=a", "checkpoint=a", "model.impl=scratch", "split=val", "init_from=a"]
 )
 def test_compare_impl_refuses_what_it_decides_itself(cli: Cli, word: str) -> None:
     assert_refused(cli("compare-impl", word), word.split("=")[0], "compare-impl")

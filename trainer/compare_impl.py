@@ -26,7 +26,9 @@ from trainer.utils.screen import Screen, table
 TURN = 20  # steps of one library before the next one takes over
 POINTS = 500  # of a curve, about
 ADVICE = "Try a smaller optimizer.lr."
-OTHERS = ("name", "resume", "resume_allow", "checkpoint", "input", "split", "impl", *(f"{part}.impl" for part in BUILT))
+OTHERS = ("name", "resume", "resume_allow", "checkpoint", "init_from", "input", "split", "impl")
+OTHERS += tuple(f"{part}.impl" for part in BUILT)
+WITHOUT_EFFECT = ("early_stopping.", "paths.checkpoints", "record.", "reference.", "save.", "stop_at.")
 
 
 @dataclass
@@ -72,6 +74,9 @@ def compare(config: Config) -> None:
         if key in OTHERS:
             raise ConfigError(f"{key}= is not for compare-impl: it trains runs of its own, one in each library.")
     screen = Screen()
+    for key in config.typed:
+        if key.startswith(WITHOUT_EFFECT):
+            screen.say(f"warning: {key} has no effect on compare-impl")
     folder = Path(config.paths.outputs) / f"compare-impl-{config.data.name}-{config.model.name}"
     runs.check_writable(folder.parent)
     chosen = having_the_parts(config, screen)
