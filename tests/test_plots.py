@@ -23,6 +23,8 @@ REGRESSION: list[plots.Row] = [{"epoch": e, "train_loss": 10.0**-e, "val_loss": 
 NAMES = ["T-shirt/top", "a name much longer than its cell", "$5_bill^$"]
 CJK = ["\u732b", "\u72d7", "\u9e1f"]
 COUNTS = torch.tensor([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
+LIBRARIES = {"concise": [(1, 2.0), (2, 1e-3)], "scratch": [(1, 2.0), (2, 1e-3)], "numpy": [(1, 2.0), (2, 1.1e-3)]}
+ONE_STEP = {"concise": [(1, 0.0)], "scratch": [(1, 1e-30)]}  # a loss of 0 has no relative distance of its own
 GREY = torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -50,6 +52,8 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "grid": lambda path: plots.prediction_grid(GREY, ["Ankle boot / Sneaker"] * 40, [True, False] * 20, path),
     "grid with foreign names": lambda path: plots.prediction_grid(GREY[:3], CJK, None, path),
     "grid in colour": lambda path: plots.prediction_grid(GREY[:2].expand(2, 3, 28, 28), NAMES[1:], None, path),
+    "comparison": lambda path: plots.comparison(LIBRARIES, dict.fromkeys(LIBRARIES, 1.0), path),
+    "comparison of one step": lambda path: plots.comparison(ONE_STEP, dict.fromkeys(ONE_STEP, 1.0), path),
     "fit": lambda path: plots.fit(*linear_data(1), path),
     "fit of two features": lambda path: plots.fit(*linear_data(2), path),
     "fit of four features": lambda path: plots.fit(*linear_data(4), path),
@@ -188,3 +192,15 @@ def test_more_than_two_features_show_predicted_against_true() -> None:
 def test_a_scatter_is_thinned_to_5000_examples(num_examples: int, num_shown: int) -> None:
     figure = plots._fit_figure(*linear_data(1, num_examples=num_examples))
     assert len(figure.axes[0].collections[0].get_offsets()) == num_shown
+
+
+def test_a_comparison_says_what_is_equal_and_shows_what_is_not() -> None:
+    figure = plots._comparison_figure(LIBRARIES, {"concise": 1.0, "scratch": 1.5, "numpy": 12.34})
+    losses, distances, costs = figure.axes
+    assert [line.get_label() for line in losses.lines] == ["concise", "scratch", "numpy"]
+    assert [line.get_label() for line in distances.lines] == ["scratch: equal to the last bit", "numpy"]
+    assert distances.lines[1].get_ydata()[1] == pytest.approx(0.1 / 1.1)  # type: ignore[index]
+    assert [bar.get_height() for bar in costs.patches] == [1.0, 1.5, 12.34]  # type: ignore[attr-defined]
+    assert texts(costs) == ["1", "1.5", "12.3"]
+    widths = [line.get_linewidth() for line in losses.lines]
+    assert widths == sorted(widths, reverse=True)

@@ -26,8 +26,10 @@ from trainer.utils.screen import Screen, table
 TURN = 20  # steps of one library before the next one takes over
 POINTS = 500  # of a curve, about
 ADVICE = "Try a smaller optimizer.lr."
-OTHERS = ("name", "resume", "resume_allow", "checkpoint", "init_from", "input", "split", "impl")
-OTHERS += tuple(f"{part}.impl" for part in BUILT)
+OTHERS = (
+    *("name", "resume", "resume_allow", "checkpoint", "init_from", "input", "split", "impl"),
+    *(f"{part}.impl" for part in BUILT),
+)
 WITHOUT_EFFECT = ("early_stopping.", "paths.checkpoints", "record.", "reference.", "save.", "stop_at.")
 
 

@@ -162,15 +162,20 @@ def _curves_figure(rows: Sequence[Row], best_epoch: int | None) -> Figure:
         if metric == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
         elif values and min(values) > 0 and max(values) > 20 * min(values):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(PLAIN)
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            _in_powers(axes)
         ylabel = "mean loss per example" if metric == "loss" else "share of examples right"
         axes.set(title=metric.capitalize(), xlabel="epoch", ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if values:
             axes.legend()
     return figure
+
+
+def _in_powers(axes: Axes) -> None:
+    """Make the y axis logarithmic."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_curves(axes: Axes, rows: Sequence[Row], metric: str) -> list[float]:
@@ -192,14 +197,14 @@ def _comparison_figure(curves: Mapping[str, Sequence[tuple[int, float]]], millis
     figure, (losses, distances, costs) = _side_by_side(3, width=5.0, height=4.0)
     (first, reference), *_ = curves.items()
     any_differs = False
-    pens = list(
-        zip(curves, (BLUE, ORANGE, GREEN, RED), (9, 6, 3.5, 1.2), strict=False)
-    )  # thin over thick: all are seen
+    widths = (9, 6, 3.5, 1.2)  # thin over thick, so that all are seen
+    pens = list(zip(curves, (BLUE, ORANGE, GREEN, RED), widths, strict=False))
     for name, color, width in pens:
         steps, values = zip(*curves[name], strict=True)
         marker = "o" if len(steps) == 1 else ""
         losses.plot(steps, values, color=color, linewidth=width, label=name, solid_capstyle="round", marker=marker)
-        apart = [abs(a - b) / abs(b) if a != b else nan for a, (_, b) in zip(values, reference, strict=True)]
+        pairs = zip(values, [value for _, value in reference], strict=True)
+        apart = [abs(a - b) / max(abs(a), abs(b)) if a != b else nan for a, b in pairs]
         if name != first:
             differs = any(isfinite(value) for value in apart)
             any_differs |= differs
@@ -207,15 +212,11 @@ def _comparison_figure(curves: Mapping[str, Sequence[tuple[int, float]]], millis
             distances.plot(steps, apart, color=color, linewidth=1.2, marker=marker, label=label)
     drawn = [value for curve in curves.values() for _, value in curve]
     if min(drawn) > 0 and max(drawn) > 20 * min(drawn):
-        losses.set_yscale("log")
-        losses.yaxis.set_major_formatter(PLAIN)
-        losses.yaxis.set_minor_formatter(NullFormatter())
+        _in_powers(losses)
     losses.set(title="Loss, one curve over the other", xlabel="step", ylabel="training loss")
     distances.set(title=f"Distance from {first}", xlabel="step", ylabel="relative to the loss")
     if any_differs:
-        distances.set_yscale("log")
-        distances.yaxis.set_major_formatter(PLAIN)
-        distances.yaxis.set_minor_formatter(NullFormatter())
+        _in_powers(distances)
     for axes in (losses, distances):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.legend()
