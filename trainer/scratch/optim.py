@@ -1,7 +1,7 @@
 """The optimizers, written out: what a step does to each weight w with its gradient g.
 
-Names, arguments, order of the operations and the names of what is kept between steps are torch.optim's, so a checkpoint
-of the one goes on with the other.
+Names, arguments, order of the operations and the names of what is kept between steps are torch.optim's, so that a run
+can go on with the other one's. Of torch's options there are those that the configs have.
 """
 
 from collections.abc import Iterable, Mapping
@@ -50,7 +50,8 @@ class Optimizer:
         """State and options, with a number for each parameter, counted through the groups."""
         numbers = {w: i for i, w in enumerate(w for group in self.param_groups for w in group["params"])}
         groups = [group | {"params": [numbers[w] for w in group["params"]]} for group in self.param_groups]
-        return {"state": {numbers[w]: dict(state) for w, state in self.state.items()}, "param_groups": groups}
+        states = {numbers[w]: dict(state) for w, state in self.state.items() if state}
+        return {"state": states, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over the state of a state_dict (as copies, on the parameters' device and in their type) and its options.

@@ -129,7 +129,7 @@ class Dropout(Function):
 
 
 class MSE(Function):
-    """L = scale sum e^2 with e = y_hat - y. dL/dy_hat = 2 scale e g."""
+    """L = scale sum e^2 with e = y_hat - y. dL/dy_hat = 2 scale e g, dL/dy = -dL/dy_hat."""
 
     @staticmethod
     def forward(ctx: Any, y_hat: Tensor, y: Tensor, form: str) -> Tensor:
@@ -141,8 +141,8 @@ class MSE(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (by_y_hat,) = map(array, ctx.saved_tensors)
-        return tensor(by_y_hat * array(grad)), None, None
+        by_y_hat = array(ctx.saved_tensors[0]) * array(grad)
+        return tensor(by_y_hat), tensor(-by_y_hat) if ctx.needs_input_grad[1] else None, None
 
 
 class CrossEntropy(Function):
