@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "trainer/device.py": ("torch", "trainer.config", "trainer.utils."),
     "trainer/training.py": ("torch", "trainer.config", "trainer.engine", "trainer.state", "trainer.utils."),
-    "trainer/resume.py": ("trainer.config", "trainer.state", "trainer.utils."),
+    "trainer/resume.py": ("trainer.config", "trainer.ranges", "trainer.state", "trainer.utils."),
     "trainer/report.py": (
         *("torch", "trainer.build", "trainer.config", "trainer.data.", "trainer.engine", "trainer.state"),
         "trainer.utils.",
@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "trainer/utils/metrics.py": ("torch", "trainer.utils."),
     "trainer/utils/plots.py": ("torch", "matplotlib", "trainer.utils."),
     "trainer/utils/recorder.py": ("torch", "tensorboard", "numpy", "PIL", "trainer.utils."),
-    "trainer/utils/runtime.py": ("torch", "numpy", "trainer.utils."),
+    "trainer/utils/runtime.py": ("torch", "numpy", "threadpoolctl", "trainer.utils."),
     "trainer/utils/screen.py": ("rich", "trainer.utils."),
 }
 # these take long to import, so they are imported where they are used

@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import Cli, assert_refused
 from PIL import Image
+from threadpoolctl import threadpool_info
 
-from trainer import device
+from trainer import compare_impl, device
 from trainer.config import from_dict
 from trainer.ranges import IMPLS
 from trainer.utils import checkpoint
@@ -99,6 +100,53 @@ def test_a_bf16_run_is_evaluated_by_hand_in_fp32_when_that_is_said(cli: Cli, tin
     assert cli("data=mnist", "epochs=1", "name=a", "device.precision=bf16", *words).code == 0
     assert_refused(cli("eval", "checkpoint=a", "impl=scratch", *words), "device.precision=bf16", "fp32")
     assert cli("eval", "checkpoint=a", "impl=scratch", "device.precision=fp32", *words).code == 0
+
+
+def test_eval_needs_no_optimizer_in_the_library(cli: Cli, tiny_mnist: Path) -> None:
+    words = [f"paths.data={tiny_mnist}", "plots=false"]
+    assert cli("data=mnist", "epochs=1", "optimizer=adam", "impl=scratch", "name=a", *words).code == 0
+    for verb in ("eval", "predict"):
+        outcome = cli(verb, "checkpoint=a", "impl=numpy", *words)
+        assert outcome.code == 0, outcome.err
+        assert "impl=numpy" in outcome.out
+        assert "warning" not in outcome.out
+
+
+def test_a_run_says_where_its_parts_come_from_unless_it_is_torch(cli: Cli) -> None:
+    assert "impl" not in cli("name=a", "epochs=1", "plots=false").out
+    assert "seed=0 impl=autograd\n" in cli("impl=autograd", "name=b", "epochs=1", "plots=false").out
+    outcome = cli("model.impl=scratch", "name=c", "epochs=1", "plots=false")
+    assert "seed=0 model.impl=scratch loss.impl=concise optimizer.impl=concise\n" in outcome.out
+    # what is typed for all holds for the part that the run had from elsewhere
+    assert "impl=numpy" in cli("eval", "checkpoint=c", "impl=numpy").out
+    assert "impl=scratch" in cli("eval", "checkpoint=c").out
+
+
+def test_numpy_computes_with_as_many_threads_as_torch(cli: Cli) -> None:
+    for threads in (1, 2):
+        outcome = cli("impl=numpy", f"device.num_threads={threads}", f"name=t{threads}", "epochs=1", "plots=false")
+        assert outcome.code == 0, outcome.err
+        of_numpy = [pool for pool in threadpool_info() if "numpy" in pool["filepath"]]
+        assert [pool["num_threads"] for pool in of_numpy] == [threads]
+
+
+def test_numpy_says_nothing_of_its_own_where_numbers_overflow(cli: Cli) -> None:
+    outcome = cli("impl=numpy", "optimizer.lr=100", "plots=false")
+    assert outcome.code == 3
+    assert outcome.err.startswith("error: diverged")
+
+
+def test_the_layout_is_that_of_the_models_library(cli: Cli, tiny_mnist: Path) -> None:
+    words = ["model=lenet", "data=mnist", "epochs=1", "plots=false", f"paths.data={tiny_mnist}"]
+    words += ["optimizer.impl=scratch", "device.channels_last=true"]
+    outcome = cli(*words)
+    assert outcome.code == 0, outcome.err
+    assert "channels_last=true" in outcome.out
+
+
+@pytest.mark.parametrize("word", ["model.bias=false", "model.init_std=torch"])
+def test_a_spread_of_biases_that_are_not_drawn_is_refused(cli: Cli, word: str) -> None:
+    assert_refused(cli("model=mlp", "model.bias_std=1", word), "model.bias_std=1", word.split("=")[0])
 
 
 def test_each_part_can_come_from_another_library(cli: Cli) -> None:
@@ -196,7 +244,7 @@ def test_compare_impl_says_which_library_is_left_out_and_why(cli: Cli) -> None:
     outcome = cli("compare-impl", "optimizer=adam", "epochs=1", "plots=false", "stop_at.train_loss=1")
     assert outcome.code == 0, outcome.err
     assert "warning: stop_at.train_loss has no effect on compare-impl" in outcome.out
-    assert "without numpy: impl=numpy does not have optimizer=adam" in outcome.out
+    assert "without numpy: impl=numpy does not have optimizer=adam.\n" in outcome.out
     found = json.loads(Path("outputs/compare-impl-synthetic-linreg/comparison.json").read_text())
     assert [row["impl"] for row in found["libraries"]] == ["concise", "autograd", "scratch"]
     assert_refused(cli("compare-impl", "optimizer=rmsprop"), "nothing to compare", "optimizer=rmsprop")
@@ -207,6 +255,33 @@ def test_compare_impl_says_which_library_is_left_out_and_why(cli: Cli) -> None:
 )
 def test_compare_impl_refuses_what_it_decides_itself(cli: Cli, word: str) -> None:
     assert_refused(cli("compare-impl", word), word.split("=")[0], "compare-impl")
+
+
+def test_compare_impl_refuses_a_folder_that_is_not_for_it(cli: Cli) -> None:
+    folder = "compare-impl-synthetic-linreg"
+    assert cli(f"name={folder}", "epochs=1", "plots=false").code == 0
+    assert_refused(cli("compare-impl", "epochs=1"), f"outputs/{folder}", "paths.outputs")
+    assert not Path("outputs", folder, "comparison.json").exists()
+    Path("other").mkdir()
+    Path("other", folder).write_text("")
+    assert_refused(cli("compare-impl", "paths.outputs=other", "epochs=1"), f"other/{folder}", "paths.outputs")
+
+
+@pytest.mark.parametrize("words", [[], ["data.limit=10", "epochs=90"]])
+def test_the_points_of_a_comparison_leave_no_example_out(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """However many points there are, and however many epochs there are between two of them."""
+    means = []
+    for points in (500, 7):
+        monkeypatch.setattr(compare_impl, "POINTS", points)
+        assert cli("compare-impl", "device.precision=fp64", "plots=false", *words).code == 0
+        found = json.loads(Path("outputs/compare-impl-synthetic-linreg/comparison.json").read_text())
+        curve = found["curves"]["concise"]
+        steps = [0, *(step for step, _ in curve)]
+        assert steps[-1] == (90 if words else 270)
+        means.append(sum((b - a) * loss for a, b, (_, loss) in zip(steps, steps[1:], curve, strict=False)))
+    assert means[1] == pytest.approx(means[0], rel=1e-12)
 
 
 def test_compare_impl_stops_where_a_loss_is_not_finite(cli: Cli) -> None:

@@ -145,7 +145,7 @@ def test_the_choice_is_said_stored_and_kept(cli: Cli, tiny_mnist: Path, monkeypa
     assert second.code == 0
     assert "precision=fp32 channels_last=true matmul=torch\n" in second.out
     refused = cli("resume=a", "epochs=3", "device.channels_last=false")
-    assert_refused(refused, "device.channels_last: the run has True, now it says False")
+    assert_refused(refused, "device.channels_last: the run has true, now it says false")
     third = cli("resume=a", "epochs=3", "device.channels_last=auto")
     assert "precision=fp32 channels_last=true matmul=torch\n" in third.out
 

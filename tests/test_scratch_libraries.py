@@ -376,11 +376,11 @@ SUM_OF_SQUARES = choice("loss", "mse", form="sum")
 
 
 @cache
-def two_layer_loss(impl: str, optimizer: str, dtype: torch.dtype) -> float:
-    """What the notes' network of two layers loses on its 64 random rows after 500 steps."""
+def two_layer_loss(impl: str, optimizer: str, dtype: torch.dtype, steps: int = 500) -> float:
+    """What the notes' network of two layers loses on its 64 random rows after so many steps."""
     x, y = draw(64, 1000).to(dtype), draw(64, 10, seed=1).to(dtype)
     chosen = {"sgd": TWO_LAYER_SGD, "adam": TWO_LAYER_ADAM}[optimizer]
-    model = train(impl, (TWO_LAYER, SUM_OF_SQUARES, chosen), [(x, y)] * 500, dtype)
+    model = train(impl, (TWO_LAYER, SUM_OF_SQUARES, chosen), [(x, y)] * steps, dtype)
     return float((model(x) - y).detach().square().sum())
 
 
@@ -389,7 +389,7 @@ def two_layer_loss(impl: str, optimizer: str, dtype: torch.dtype) -> float:
 )
 def test_the_two_layer_network_ends_where_torchs_does(impl: str, optimizer: str) -> None:
     expected = two_layer_loss("concise", optimizer, DOUBLE)
-    assert expected < 1e7  # from 3e7
+    assert expected < {"sgd": 1e-3, "adam": 1e7}[optimizer]  # from 3e7
     assert two_layer_loss(impl, optimizer, DOUBLE) == pytest.approx(expected, rel=1e-10, abs=0)
 
 
@@ -397,6 +397,16 @@ def test_the_two_layer_network_ends_where_torchs_does(impl: str, optimizer: str)
 def test_the_two_layer_network_ends_where_torchs_does_in_float32(impl: str, optimizer: str) -> None:
     expected = two_layer_loss("concise", optimizer, torch.float32)
     assert two_layer_loss(impl, optimizer, torch.float32) == pytest.approx(expected, rel=1e-4, abs=0)
+
+
+def test_the_two_layer_network_in_float32_is_near_in_numpy_while_the_loss_is_not_rounding() -> None:
+    """NumPy's products are of another library. At step 500 the loss is 1e-11 of its start, and float32 itself off."""
+    expected = two_layer_loss("concise", "sgd", torch.float32, steps=200)
+    assert expected < 1e2
+    assert two_layer_loss("numpy", "sgd", torch.float32, steps=200) == pytest.approx(expected, rel=1e-4, abs=0)
+    assert two_layer_loss("concise", "sgd", torch.float32) != pytest.approx(
+        two_layer_loss("concise", "sgd", DOUBLE), rel=1
+    )
 
 
 # What there is, and how it mixes

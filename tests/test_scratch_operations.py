@@ -426,3 +426,31 @@ def test_the_first_convolution_puts_no_windows_back(monkeypatch: pytest.MonkeyPa
     assert not calls
     by_hand.conv2d(x.requires_grad_(), weight, None, 1, 1).sum().backward()
     assert len(calls) == 1
+
+
+@each("library", TENSORS)
+def test_no_pictures_give_no_pictures(library: Any) -> None:
+    assert library.conv2d(torch.zeros(0, 3, 8, 8), torch.zeros(4, 3, 3, 3), None, 1, 1).shape == (0, 4, 8, 8)
+    assert library.max_pool2d(torch.zeros(0, 3, 8, 8), 2, 2, 0).shape == (0, 3, 4, 4)
+
+
+@each("library", TENSORS)
+@pytest.mark.parametrize("window", [(3, 3, 0), (2, 1, 2)])
+def test_a_window_that_does_not_fit_is_refused(library: Any, window: tuple[int, int, int]) -> None:
+    for pool in (library.max_pool2d, library.avg_pool2d):
+        with pytest.raises(ValueError, match="do not fit"):
+            pool(torch.zeros(1, 3, 2, 2), *window)
+
+
+@each("library", (by_hand, with_numpy))
+def test_a_second_derivative_is_refused(library: Any) -> None:
+    z = torch.ones(2, 2, dtype=DOUBLE, requires_grad=True)
+    [dz] = torch.autograd.grad(library.mse(z, torch.zeros(2, 2, dtype=DOUBLE), form="sum"), z, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        dz.sum().backward()
+
+
+@each("library", LIBRARIES)
+def test_a_certain_answer_costs_nothing(library: Any) -> None:
+    logits = torch.tensor([[3e38, -3e38, 0.0]])
+    assert library.cross_entropy(logits, torch.tensor([0]), label_smoothing=0.0) == 0

@@ -86,7 +86,7 @@ def prepare(args: Sequence[str]) -> Command:
         else:
             overrides += expand(word, multirun or "-m" in words or "--multirun" in words)
     if multirun and verb != "train":
-        raise ConfigError(f"-m trains; run {verb} for one checkpoint at a time.")
+        raise ConfigError(f"-m is for training; run {verb} without it, as often as it is wanted.")
     return Command(verb, tuple(overrides), multirun, tuple(flags))
 
 

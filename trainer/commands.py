@@ -146,12 +146,20 @@ def get_ready(
 def announce(config: Config, machine: runtime.Machine, chosen: Sequence[str], screen: Screen) -> None:
     """What was chosen, before anything is read; `chosen` names the settings of the device that were `auto`."""
     choices = " ".join(f"{group}={name}" for group, name in config.to_dict()["choices"].items() if group != "device")
-    screen.say(f"{choices} device={machine.device} seed={config.seed}")
+    screen.say(f"{choices} device={machine.device} seed={config.seed}{library(config)}")
     how = {key: str(config.device[key]).lower() for key in ("precision", "channels_last")} | {"matmul": machine.matmul}
     auto = f" (auto: {', '.join(chosen)})" if chosen else ""
     screen.say(f"device: {' '.join(f'{key}={value}' for key, value in how.items())}{auto}")
     if config.recipes:
         screen.say(f"recipe: {', '.join(config.recipes)} (what you type wins; recipe=none leaves them out)")
+
+
+def library(config: Config) -> str:
+    """Where model, loss and optimizer come from, where that is not torch."""
+    parts = [f" {part}.impl={impl}" for part, impl in config.impls().items()]
+    if len(set(config.impls().values())) == 1:
+        parts = [f" impl={config.impls()['model']}"]
+    return "" if parts == [" impl=concise"] else "".join(parts)
 
 
 def make(run: runs.Run) -> IO[str]:

@@ -49,13 +49,15 @@ class Contender:
     def steps(self) -> Generator[int, None, None]:
         """Train from the first step to the last, and hand control back after each."""
         config, train = self.config, self.parts.train
-        every = max(1, len(train) * config.epochs // POINTS)
+        total = len(train) * config.epochs
+        every = max(1, total // POINTS)
+        left, left_examples = 0.0, 0  # of the epoch before, after its last point
         for epoch in range(1, config.epochs + 1):
-            self.totals, loss_sum, examples = self.parts.totals(), 0.0, 0
+            self.totals, loss_sum, examples = self.parts.totals(), -left, -left_examples
             with closing(train.epoch(epoch)) as batches:
                 for step in training.steps_of(config, self.parts, batches, self.step, self.totals):
                     self.step = step
-                    if step % every == 0:
+                    if step % every == 0 or step == total:
                         now = float(self.totals.loss_sum)
                         loss = (now - loss_sum) / (self.totals.num_examples - examples)
                         self.points.append((step, loss))
@@ -63,6 +65,7 @@ class Contender:
                         if not math.isfinite(loss):
                             raise DivergedError(f"impl={self.impl}, step {step}: the loss is not finite. {ADVICE}")
                     yield step
+            left, left_examples = float(self.totals.loss_sum) - loss_sum, self.totals.num_examples - examples
 
 
 def compare(config: Config) -> None:
@@ -79,8 +82,11 @@ def compare(config: Config) -> None:
     for key in config.typed:
         if key.startswith(WITHOUT_EFFECT):
             screen.say(f"warning: {key} has no effect on compare-impl")
-    folder = Path(config.paths.outputs) / f"compare-impl-{config.data.name}-{config.model.name}"
-    runs.check_writable(folder.parent)
+    name = f"compare-impl-{config.data.name}-{config.model.name}"
+    folder = Path(config.paths.outputs) / name
+    runs.check_writable(folder)
+    if runs.exists(name, config.paths.outputs):
+        raise ConfigError(f"{folder} is a run. The comparison goes there: choose another folder with paths.outputs.")
     chosen = having_the_parts(config, screen)
     splits = data.load(config.data, config.paths)
     contenders = [get_ready(impl, each, splits) for impl, each in reversed(chosen.items())]
@@ -112,7 +118,7 @@ def having_the_parts(config: Config, screen: Screen) -> dict[str, Config]:
         try:
             check_impl(one)
         except ConfigError as error:
-            reasons.append(f"without {impl}: {error}")
+            reasons.append(f"without {impl}: {str(error).partition(' Allowed:')[0]}")
         else:
             chosen[impl] = one
     if len(chosen) < 2:

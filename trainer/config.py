@@ -129,6 +129,10 @@ class Config:
     typed: Sequence[str] = field(default=(), compare=False)  # dotted keys named on the command line, groups by name
     recipes: Sequence[str] = field(default=(), compare=False)  # the files of tuned values that were found
 
+    def impls(self) -> dict[str, str]:
+        """The library that model, loss and optimizer come from."""
+        return {part: getattr(self, part).impl or self.impl for part in BUILT}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and checkpoints: settings nested as in YAML, and the group choices under `choices`."""
         plain = asdict(self)
@@ -330,6 +334,10 @@ def freeze(
             merged |= {k: old.get(k, v) for k, v in flat.items() if k.startswith(f"{key}.")}
         elif key in flat and not (key.startswith("device.") and flat[key] == "auto"):  # what it came to stays
             merged[key] = flat[key]
+    if "impl" in typed:  # for all parts that were not typed one by one
+        merged |= {f"{part}.impl": flat[f"{part}.impl"] for part in BUILT}
+    if "checkpoint" in typed:  # eval and predict build no optimizer: the file's need not be in the library
+        merged["optimizer.impl"] = "concise"
     merged |= {key: flat[key] for key in OF_THE_COMMAND}
     return from_dict(_nested(merged) | {"choices": merged_choices}, typed)
 
@@ -366,6 +374,10 @@ def check_fit(config: Config) -> None:
         raise ConfigError(
             "optimizer.nesterov=true needs optimizer.momentum above 0, for example optimizer.momentum=0.9."
         )
+    model = config.model.options
+    if model.get("bias_std") and (model["init_std"] == "torch" or not model["bias"]):
+        reason = "model.bias=false leaves them out" if not model["bias"] else "model.init_std=torch draws them itself"
+        raise ConfigError(f"model.bias_std={model['bias_std']:g} is for the initial biases, but {reason}. Allowed: 0.")
     if config.data.name == "folder" and not config.data["root"]:
         raise ConfigError("data=folder needs data.root=<folder of class folders>.")
     val_fraction = config.data["val_fraction"]
@@ -391,33 +403,29 @@ def check_impl(config: Config) -> None:
     Raises:
         ConfigError: names the setting, the reason and what is allowed instead.
     """
-    impls = {group: getattr(config, group).impl or config.impl for group in BUILT}
-    for group, impl in impls.items():
-        name = getattr(config, group).name
-        there = ("concise", *IMPLS_OF[group].get(name, ()))
+    impls = config.impls()
+    named = {part: f"{part}.impl" if getattr(config, part).impl else "impl" for part in BUILT}
+    for part, impl in impls.items():
+        key, name = named[part], getattr(config, part).name
+        there = ("concise", *IMPLS_OF[part].get(name, ()))
         if impl not in there:
-            own = getattr(config, group).impl is not None
-            key = f"{group}.impl" if own else "impl"
-            alone = "" if own or group == "model" else f" {group}.impl=concise takes the {group} alone from torch."
-            raise ConfigError(f"{key}={impl} does not have {group}={name}. Allowed: {key}={listed(there)}.{alone}")
-    by_hand = next((impl for impl in impls.values() if impl != "concise"), None)
-    if by_hand is None:
-        return
-    if "numpy" in impls.values() and config.device.name in ("cuda", "mps"):
-        raise ConfigError(
-            f"device={config.device.name}: impl=numpy computes on the CPU. Allowed: device=cpu, device=auto."
-        )
+            alone = f" {part}.impl=concise takes the {part} alone from torch."
+            alone = "" if part == "model" or key != "impl" else alone
+            raise ConfigError(f"{key}={impl} does not have {part}={name}. Allowed: {key}={listed(there)}.{alone}")
     if impls["model"] == "numpy" and config.model.options.get("batch_norm"):
         raise ConfigError("model.batch_norm=true: impl=numpy has none. Allowed: impl=scratch, autograd or concise.")
-    options = config.device.options
-    if options["precision"] in ("bf16", "fp16"):
-        raise ConfigError(
-            f"device.precision={options['precision']}: impl={by_hand} computes in one type, without autocast. "
-            "Allowed: device.precision=fp32, fp64."
-        )
-    if options["compile"]:
-        raise ConfigError(f"device.compile=true: impl={by_hand} shows each step as it is written. Allowed: false.")
-    if options["channels_last"] is True and "device.channels_last" in config.typed:
-        raise ConfigError(f"device.channels_last=true would do nothing with impl={by_hand}. Allowed: auto, false.")
-    if options["matmul"] == "onednn" and "device.matmul" in config.typed and set(impls.values()) == {"numpy"}:
-        raise ConfigError("device.matmul=onednn would do nothing with impl=numpy. Allowed: auto, torch.")
+    options, device = config.device.options, config.device.name
+    for part, impl in impls.items():
+        said = f"{named[part]}={impl}"
+        if impl == "numpy" and device in ("cuda", "mps"):
+            raise ConfigError(f"device={device}: {said} computes on the CPU. Allowed: device=cpu, device=auto.")
+        if impl != "concise" and options["precision"] in ("bf16", "fp16"):
+            what = f"device.precision={options['precision']}: {said} computes in one type, without autocast."
+            raise ConfigError(f"{what} Allowed: device.precision=fp32, fp64.")
+        if impl != "concise" and options["compile"]:
+            raise ConfigError(f"device.compile=true: {said} shows each step as it is written. Allowed: false.")
+    said = f"{named['model']}={impls['model']}"
+    if impls["model"] != "concise" and options["channels_last"] is True and "device.channels_last" in config.typed:
+        raise ConfigError(f"device.channels_last=true would do nothing with {said}. Allowed: auto, false.")
+    if impls["model"] == "numpy" and options["matmul"] == "onednn" and "device.matmul" in config.typed:
+        raise ConfigError(f"device.matmul=onednn would do nothing with {said}. Allowed: auto, torch.")

@@ -28,17 +28,21 @@ def settle(config: Config) -> tuple[Config, Machine]:
         ConfigError: the device is not there, or cannot do what was typed.
     """
     options = dict(config.device.options)
-    impls = {choice.impl or config.impl for choice in (config.model, config.loss, config.optimizer)}
-    name = "cpu" if config.device.name == "auto" and "numpy" in impls else config.device.name
+    impls = config.impls()
+    has_numpy = "numpy" in impls.values()
+    name = "cpu" if config.device.name == "auto" and has_numpy else config.device.name
     device = runtime.find_device(name, options.get("index", 0))
     chosen = rule(config, device)
-    if impls != {"concise"}:  # fp32, and in a layout of their own, also where the run that is evaluated had another
-        chosen |= {"precision": "fp32", "channels_last": False}
-        options["channels_last"] = False
-    if impls == {"numpy"}:
+    if set(impls.values()) != {"concise"}:
+        chosen["precision"] = "fp32"
+    if impls["model"] != "concise":  # also where the run that is evaluated had another layout
+        chosen["channels_last"] = options["channels_last"] = False
+    if impls["model"] == "numpy":
         options["matmul"] = "torch"
     options |= {key: chosen[key] for key in chosen if options[key] == "auto"}
     machine = runtime.set_up(name, **options)
+    if has_numpy:
+        runtime.set_up_numpy()
     if "device.matmul" in config.typed and options["matmul"] != "torch":
         refuse_matmul(options, machine)
     return replace(config, device=Choice(config.device.name, options)), machine

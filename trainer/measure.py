@@ -65,7 +65,8 @@ def load(config: Config, command: str, screen: Screen) -> Trained:
     model = build.build_model(config.model, config.impl, in_shape, arch["num_outputs"])
     model = state.place(model, machine)  # first, so that fp64 weights are not rounded on the way
     checkpoint.load_model(model, checkpoint.weights_to_use(content), path)
-    screen.say(f"{config.model.name} from {path} on {machine.device}")
+    by = config.impls()["model"]
+    screen.say(f"{config.model.name} from {path} on {machine.device}{f', impl={by}' if by != 'concise' else ''}")
     name = content["config"]["name"]
     runs.check_writable(Path(config.paths.outputs))
     own = path.parent.resolve() == (Path(config.paths.checkpoints) / name).resolve()

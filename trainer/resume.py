@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer import state
 from trainer.config import Config, flatten
+from trainer.ranges import shown as as_yaml
 from trainer.state import Parts, Progress
 from trainer.utils import checkpoint, runs
 from trainer.utils.errors import ConfigError, DamagedError
@@ -103,7 +104,7 @@ def check_changes(
     for key in changed:
         shown = key.removeprefix("choices.")
         if shown not in config.resume_allow and not key.startswith(state.FREE_ON_RESUME):
-            was = f"the run has {before[key]}, now it says {now[key]}"
+            was = f"the run has {as_yaml(before[key])}, now it says {as_yaml(now[key])}"
             raise ConfigError(
                 f"{shown}: {was}. That would be another run; resume_allow=[{shown}] does it all the same."
             )

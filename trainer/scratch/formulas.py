@@ -5,7 +5,7 @@ by_hand.py, which has the derivatives; a function in `__all__` has a twin of the
 functions that are not in it are the steps that several of them share, or that a derivative needs the result of.
 
 Shapes: N examples, C channels, (H, W) pixels, K classes, M outputs of a regression. Pictures (N, C, H, W) may lie in
-memory in any order; what comes out of a convolution lies as (N, H, W, C).
+memory in any order.
 """
 
 import torch
@@ -105,7 +105,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
     parts = []
     for part in in_parts(framed(x, padding, 0.0), weight, stride):
         y = weight.flatten(1) @ columns(part)  # (O, n I J)
-        parts.append(y.view(-1, *part.shape[3:]).transpose(0, 1))
+        parts.append(y.view(len(weight), *part.shape[3:]).transpose(0, 1))
     y = torch.cat(parts)
     return y if bias is None else y.add_(bias[:, None, None])
 
@@ -114,7 +114,8 @@ def in_parts(x: Tensor, weight: Tensor, stride: int) -> list[Tensor]:
     """The windows of x (N, C, H, W) under the filters, a few pictures at a time: views (C, U, V, n, I, J)."""
     height, width = weight.shape[2:]
     windows = x.unfold(2, height, stride).unfold(3, width, stride).permute(1, 4, 5, 0, 2, 3)
-    return list(windows.split(max(1, COLUMNS_AT_ONCE // windows[:, :, :, 0].numel()), 3))
+    of_a_picture = max(1, windows[:, :, :, :1].numel())
+    return list(windows.split(max(1, COLUMNS_AT_ONCE // of_a_picture), 3))
 
 
 def columns(windows: Tensor) -> Tensor:
@@ -123,8 +124,15 @@ def columns(windows: Tensor) -> Tensor:
 
 
 def output_size(x: Tensor, size: int, stride: int, padding: int) -> tuple[int, int]:
-    """How many windows fit from top to bottom and from left to right."""
-    return (x.shape[2] + 2 * padding - size) // stride + 1, (x.shape[3] + 2 * padding - size) // stride + 1
+    """How many windows fit from top to bottom and from left to right.
+
+    Raises:
+        ValueError: none, or some would lie outside the picture.
+    """
+    down, across = ((side + 2 * padding - size) // stride + 1 for side in x.shape[2:])
+    if min(down, across) < 1 or padding > size // 2:
+        raise ValueError(f"windows of {size} with padding {padding} do not fit pictures of {tuple(x.shape[2:])}")
+    return down, across
 
 
 def max_pool2d(x: Tensor, size: int, stride: int, padding: int) -> Tensor:

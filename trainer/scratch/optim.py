@@ -25,8 +25,12 @@ class Optimizer:
         self.defaults = defaults
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         given = list(params)
+        if not given:
+            raise ValueError("an optimizer needs parameters")
         groups = [{"params": given}] if isinstance(given[0], Tensor) else given
-        self.param_groups: list[dict[str, Any]] = [{**defaults, **group} for group in groups]
+        self.param_groups: list[dict[str, Any]] = [
+            {**defaults, **group, "params": list(group["params"])} for group in groups
+        ]
 
     def zero_grad(self) -> None:
         """Forget the gradients: backward() adds to what is there."""

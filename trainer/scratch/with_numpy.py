@@ -155,7 +155,8 @@ class CrossEntropy(Function):
         log_p = below - np.log(np.exp(below).sum(1, keepdims=True))
         q = (1 - label_smoothing) * one_hot(labels, z) + label_smoothing / z.shape[1]
         ctx.save_for_backward(tensor((np.exp(log_p) - q) / n))
-        return tensor(-(q * log_p).sum() / n)
+        surprise = -np.where(q > 0, q * log_p, 0)  # 0 times an infinite log_p is 0
+        return tensor(surprise.sum() / n)
 
     @staticmethod
     @once_differentiable

@@ -98,6 +98,14 @@ def set_up(
     return Machine(device, dtype, autocast_to, channels_last, matmul, compile)
 
 
+def set_up_numpy() -> None:
+    """NumPy computes with as many threads as torch, and is silent where numbers overflow: the loop looks for that."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    threadpool_limits(torch.get_num_threads(), user_api="blas")
+    np.seterr(all="ignore")
+
+
 def matmul_is_there(matmul: str, device: torch.device) -> bool:
     """Whether a way to multiply float32 matrices can be had on a device."""
     if matmul == "onednn":
