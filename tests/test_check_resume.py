@@ -35,7 +35,7 @@ def test_a_run_that_can_be_resumed_is_called_bit_identical(cli: Cli, tmp_path: P
 @pytest.mark.parametrize(
     ("sabotage", "why"),
     [
-        (FORGET, "Two straight runs are equal"),
+        pytest.param(FORGET, "Two straight runs are equal", marks=pytest.mark.slow),
         pytest.param(UNSTEADY, "Two straight runs differ as well", marks=pytest.mark.slow),
     ],
     ids=["a state is forgotten", "nothing repeats"],

@@ -183,9 +183,19 @@ def test_choices_train_a_step_or_two(loss: str, optimizer: str, schedule: str, c
 
 
 def test_the_choices_above_are_all_there_are() -> None:
-    assert set(LOSSES) == {"mse", "l1", "huber", "cross_entropy"}  # cross_entropy: with every picture below
+    with_pictures = {"cross_entropy", "sigmoid_cross_entropy", "quadratic"}  # below
+    assert set(LOSSES) == {"mse", "l1", "huber"} | with_pictures
     assert set(OPTIMIZERS) == {"sgd", "adam", "adamw", "rmsprop"}
     assert set(SCHEDULES) == {"constant", "step", "cosine", "onecycle"}
+
+
+@pytest.mark.parametrize("loss", ["sigmoid_cross_entropy", "quadratic"])
+def test_losses_on_sigmoids_train(loss: str, cli: Cli, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "pictures", {"train": 60, "test": 30})
+    words = ("data=folder", "data.root=pictures", "data.size=16", "batch_size=8", "model=mlp", f"loss={loss}")
+    outcome = cli(*words, "optimizer.lr=1", "model.init_std=fan_in", "epochs=10", "name=a", "plots=false")
+    assert outcome.code == 0, outcome.err
+    assert read(Path("outputs/a/result.json"))["test"]["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize("model", sorted(set(MODELS) - {"linreg"}))

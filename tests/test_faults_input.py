@@ -36,7 +36,7 @@ import main
 from trainer import data
 from trainer.config import CONFIGS, GROUPS, flatten, load_yaml, settle
 from trainer.data import files
-from trainer.ranges import RANGES, Normalize, OneOf, Range
+from trainer.ranges import RANGES, Either, Normalize, OneOf, Range
 from trainer.utils import runtime
 
 pytestmark = pytest.mark.timeout(120)
@@ -163,6 +163,8 @@ def is_item(rule: Any, value: Any) -> bool:
         return low and high and (isinstance(value, int) or not rule.whole)
     if isinstance(rule, OneOf):
         return any(value == word and type(value) is type(word) for word in rule.words)
+    if isinstance(rule, Either):
+        return is_item(rule.first, value) or is_item(rule.second, value)
     if isinstance(rule, Normalize):
         return value in ("own", "none") or (isinstance(value, list) and len(value) == 2)
     return isinstance(value, str) and bool(value)
@@ -388,6 +390,7 @@ def silence() -> Iterator[tuple[str, list[float]]]:
         connection.close()
 
 
+@pytest.mark.slow
 def test_row_24_an_address_that_never_answers_is_left_within_ten_seconds(
     silence: tuple[str, list[float]], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

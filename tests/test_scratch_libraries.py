@@ -329,7 +329,8 @@ def test_100_steps_of_the_notes_networks_end_where_torchs_do(model: Choice, loss
 RESNET = choice("model", "resnet34", stem="cifar")
 
 
-@pytest.mark.parametrize("side", [16, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [16, 32])
 def test_5_steps_of_resnet34_end_where_torchs_do(side: int) -> None:
     sgd = choice("optimizer", "sgd", lr=0.01, momentum=0.9)
     assert_learnt_alike(TENSORS, (RESNET, CROSS_ENTROPY, sgd), pictures(5, 4, (3, side, side)))
