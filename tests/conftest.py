@@ -58,6 +58,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         except SystemExit as stop:
             code = int(stop.code or 0)
         runtime.set_up("cpu")  # threads and matrix products as before
+        np.seterr(all="warn")
         captured = capfd.readouterr()
         return Outcome(code, captured.out, captured.err)
 

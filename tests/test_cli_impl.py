@@ -161,7 +161,7 @@ def test_each_part_can_come_from_another_library(cli: Cli) -> None:
     assert from_dict(saved).loss.impl == "numpy"
 
 
-@pytest.mark.parametrize("impl", OTHERS)
+@pytest.mark.parametrize("impl", ["scratch", "numpy"])
 def test_an_interrupted_run_goes_on_to_the_same_bits(cli: Cli, impl: str, tiny_mnist: Path) -> None:
     words = [f"impl={impl}", "data=mnist", "model=mlp", "model.dropout=0.5", "optimizer.momentum=0.9", "plots=false"]
     words += [f"paths.data={tiny_mnist}", "batch_size=50"]

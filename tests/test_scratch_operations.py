@@ -1,11 +1,12 @@
 """The hand-written operations: against finite differences, against torch.nn.functional, and with extreme numbers."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -21,6 +22,13 @@ EVERYWHERE = [(formulas, name) for name in formulas.__all__] + BY_HAND
 TENSORS, LIBRARIES = (formulas, by_hand), (formulas, by_hand, with_numpy)
 DOUBLE = torch.float64
 quiet = settings(max_examples=10, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def silent() -> Iterator[None]:
+    """NumPy is silent about extreme numbers, as in a run (runtime.set_up_numpy)."""
+    with np.errstate(all="ignore"):
+        yield
 
 
 def short(value: Any) -> str | None:
