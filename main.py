@@ -161,8 +161,12 @@ def run_verb(verb: str, config: settings.Config, stop: StopSignal) -> float | No
     try:
         if verb == "train":
             return commands.train(config, stop)
-        others = {"eval": measure.evaluate, "predict": measure.predict, "check-resume": check_resume.check}
-        (others | {"compare-impl": compare_impl.compare})[verb](config)
+        {
+            "eval": measure.evaluate,
+            "predict": measure.predict,
+            "check-resume": check_resume.check,
+            "compare-impl": compare_impl.compare,
+        }[verb](config)
         return None
     except Exception as error:
         raise commands.in_our_words(error, config) from error.__cause__

@@ -95,8 +95,8 @@ def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS, 
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, eq. 3.
     """
     top, predictions = logits.double().max(1)
-    softmax = (top - logits.double().logsumexp(1)).exp()  # without the (N, K) matrix of probabilities
-    confidence = top.sigmoid() if sigmoids else softmax
+    # without the (N, K) matrix of probabilities
+    confidence = top.sigmoid() if sigmoids else (top - logits.double().logsumexp(1)).exp()
     gap = (predictions == labels).double() - confidence
     edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64, device=logits.device)[1:-1]
     bins = torch.bucketize(confidence, edges)  # inner edges only, so that rounding above 1 stays in the last bin
