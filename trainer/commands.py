@@ -5,7 +5,7 @@ The epochs themselves are in training.py, what resume= needs in resume.py; eval 
 
 import contextlib
 import errno
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from trainer import build, data, device, report, resume, state, training
 from trainer.config import Config
+from trainer.data.splits import Source
 from trainer.state import Parts, Progress
-from trainer.training import Session
+from trainer.training import Report, Session
 from trainer.utils import checkpoint, runs, runtime
 from trainer.utils.errors import BusyError, ConfigError, DivergedError, Interrupted, ResourceError, WorkerError
 from trainer.utils.recorder import Recorder, read_metrics
@@ -26,18 +27,29 @@ from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 
 
-def train(config: Config, stop: StopSignal, *, batches: int = 0) -> float:
+def train(
+    config: Config,
+    stop: StopSignal,
+    *,
+    batches: int = 0,
+    report: Report | None = None,
+    screen: Screen | None = None,
+    sources: MutableMapping[str, Source] | None = None,
+) -> float:
     """Train a model, from its initial weights or from where an interrupted run stopped.
 
     Args:
         batches: of each split that are used; 0: all.
+        report: is told the validation metric after each epoch, and says why training ends there, or nothing.
+        screen: where the run is to be seen; None: on a screen of its own.
+        sources: see data.load.
     Returns:
         The best validation metric: accuracy, for regression loss; of training where there is no validation.
     Raises:
         ConfigError, DivergedError, ResourceError, BusyError, Interrupted: see trainer.utils.errors.
     """
     refuse_strangers(config)
-    screen = Screen()
+    screen = screen or Screen()
     chosen = [key for key, value in config.device.options.items() if value == "auto"]
     config, machine = device.settle(config)
     runs.check_writable(Path(config.paths.outputs), Path(config.paths.checkpoints))
@@ -55,7 +67,7 @@ def train(config: Config, stop: StopSignal, *, batches: int = 0) -> float:
         if start is not None:
             resume.check_owner(run, start, config.resume_allow, screen)
         announce(config, machine, chosen, screen)
-        parts, progress = get_ready(config, run, start, machine, screen, batches)
+        parts, progress = get_ready(config, run, start, machine, screen, batches, sources)
         if any(key.startswith(state.HOW_FAR) for key in changed):
             progress.stopped = ""
         if found is None or not run.outputs.is_dir():
@@ -63,15 +75,9 @@ def train(config: Config, stop: StopSignal, *, batches: int = 0) -> float:
         started = open_files(config, run, machine, screen)
         try:
             describe(parts, progress, screen, start)
-            recorder = Recorder(
-                run.outputs,
-                epochs_done=progress.epoch - 1,
-                steps_done=progress.step,
-                waiting=progress.waiting,
-                warn=screen.say,
-            )
+            recorder = open_recorder(run, progress, screen)
             held.callback(recorder.close)
-            session = Session(config, parts, progress, run, recorder, screen, stop, started)
+            session = Session(config, parts, progress, run, recorder, screen, stop, started, report)
             with screen:
                 training.train_epochs(session)
                 finish(session)
@@ -120,14 +126,20 @@ def find_run(config: Config) -> tuple[runs.Run, runs.Found | None, dict[str, Any
 
 
 def get_ready(
-    config: Config, run: runs.Run, start: resume.Start | None, machine: runtime.Machine, screen: Screen, batches: int
+    config: Config,
+    run: runs.Run,
+    start: resume.Start | None,
+    machine: runtime.Machine,
+    screen: Screen,
+    batches: int,
+    sources: MutableMapping[str, Source] | None,
 ) -> tuple[Parts, Progress]:
     """Read files and data, build the parts and put a checkpoint or initial weights into them."""
     path = file_of(config, config.init_from) if config.init_from is not None and start is None else None
     weights = checkpoint.read_weights(path) if path is not None else {}
     if start is not None:
         state.check_architecture(config, start.content, start.path)
-    splits = data.load(config.data, config.paths)
+    splits = data.load(config.data, config.paths, sources)
     if start is not None:  # the same numbers, also where they come from a sample of a streamed set
         moments = start.content["preprocess"]
         splits = replace(splits, mean=tuple(moments["mean"]), std=tuple(moments["std"]))
@@ -181,6 +193,17 @@ def open_files(config: Config, run: runs.Run, machine: runtime.Machine, screen: 
     runs.write_json(run.outputs / "config.json", {"config": saved.to_dict()} | runtime.describe(machine))
     runs.write_status(run, "running", started)
     return str(started)
+
+
+def open_recorder(run: runs.Run, progress: Progress, screen: Screen) -> Recorder:
+    """The files of numbers over time, without what was written past `progress`."""
+    return Recorder(
+        run.outputs,
+        epochs_done=progress.epoch - 1,
+        steps_done=progress.step,
+        waiting=progress.waiting,
+        warn=screen.say,
+    )
 
 
 def describe(parts: Parts, progress: Progress, screen: Screen, start: resume.Start | None) -> None:

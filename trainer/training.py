@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 
 MAX_FAILED_SAVES = 3  # in a row; the disk may be full for a while
+Report = Callable[[int, float], str]  # (epoch, value of the metric that decides) -> why training ends there, or ""
 LONG_VALIDATION = 10.0  # seconds: from here on the epoch is saved before it is validated
 
 
@@ -35,6 +36,7 @@ class Session:
     screen: Screen
     stop: StopSignal
     started: str  # when, for status.json
+    report: Report | None = None  # of the sweep that this run is a trial of
     failed_saves: int = 0  # since the last one that worked
     has_saved: bool = False
 
@@ -78,6 +80,8 @@ def end_epoch(s: Session, totals: engine.Totals, val: engine.Evaluation | None) 
     if every and s.progress.epoch % every == 0:
         s.recorder.histograms(s.parts.model, s.progress.step)
     advance(s.config, s.progress, row)
+    if s.report is not None and not s.progress.stopped:
+        s.progress.stopped = s.report(row["epoch"], row[s.progress.best["metric"]])
     s.progress.waiting = s.recorder.waiting
     save_or_warn(s)
     s.screen.row(row, s.config.epochs)

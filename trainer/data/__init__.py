@@ -1,6 +1,6 @@
 """DATASETS is the index of data sets: each entry reads one and returns a Source; `load` makes it ready for a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
 from trainer.config import Choice, Paths
@@ -21,9 +21,11 @@ CUT = ("val_fraction", "split_seed", "limit", "normalize")  # settled for every 
 BATCHES = ("augment", "workers", "resident")  # settled in batches.py
 
 
-def load(choice: Choice, paths: Paths) -> Splits:
+def load(choice: Choice, paths: Paths, sources: MutableMapping[str, Source] | None = None) -> Splits:
     """Read a data set and cut it into train, validation and test.
 
+    Args:
+        sources: keeps the last set that was read, for the jobs of a sweep: they share one copy.
     Raises:
         ConfigError: the data is missing, damaged, or too small for what is asked.
     """
@@ -31,4 +33,12 @@ def load(choice: Choice, paths: Paths) -> Splits:
     if choice.name == "folder":  # it decides itself whether the pictures stay on disk
         own["resident"] = choice["resident"]
     cuts = {key: choice[key] for key in CUT if key in choice.options}
-    return cut(DATASETS[choice.name](Path(paths.data), Path(paths.cache), **own), **cuts)
+    key = repr((choice.name, sorted(own.items()), paths.data, paths.cache))
+    if sources is None or key not in sources:
+        source = DATASETS[choice.name](Path(paths.data), Path(paths.cache), **own)
+        if sources is not None:
+            sources.clear()
+            sources[key] = source
+    else:
+        source = sources[key]
+    return cut(source, **cuts)
