@@ -52,7 +52,7 @@ def curves(rows: Sequence[Row], path: Path, *, best_epoch: int | None = None) ->
         best_epoch: marked with a dashed line; None marks nothing.
     """
     with rc_context(STYLE):
-        _save(_curves_figure(rows, best_epoch), path)
+        save(_curves_figure(rows, best_epoch), path)
 
 
 def learning_rate(points: Sequence[tuple[int, float]], path: Path) -> None:
@@ -63,7 +63,7 @@ def learning_rate(points: Sequence[tuple[int, float]], path: Path) -> None:
         path: the PNG; missing parent folders are made.
     """
     with rc_context(STYLE):
-        _save(_learning_rate_figure(points), path)
+        save(_learning_rate_figure(points), path)
 
 
 def confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
@@ -75,7 +75,7 @@ def confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
         path: the PNG; missing parent folders are made.
     """
     with rc_context(_style_with_cjk()):
-        _save(_confusion_figure(matrix, classes), path, cropped=True)  # a square leaves empty margins
+        save(_confusion_figure(matrix, classes), path, cropped=True)  # a square leaves empty margins
 
 
 def prediction_grid(pictures: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None, path: Path) -> None:
@@ -88,7 +88,7 @@ def prediction_grid(pictures: Tensor, titles: Sequence[str], wrong: Sequence[boo
         path: the PNG; missing parent folders are made.
     """
     with rc_context(_style_with_cjk()):
-        _save(_prediction_figure(pictures, titles, wrong), path, cropped=True)
+        save(_prediction_figure(pictures, titles, wrong), path, cropped=True)
 
 
 def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) -> None:
@@ -107,7 +107,7 @@ def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) 
         path: the PNG; missing parent folders are made.
     """
     with rc_context(STYLE):
-        _save(_fit_figure(x, y, weight, bias), path)
+        save(_fit_figure(x, y, weight, bias), path)
 
 
 def comparison(
@@ -121,10 +121,11 @@ def comparison(
         path: the PNG; missing parent folders are made.
     """
     with rc_context(STYLE):
-        _save(_comparison_figure(curves, milliseconds), path)
+        save(_comparison_figure(curves, milliseconds), path)
 
 
-def _save(figure: Figure, path: Path, *, cropped: bool = False) -> None:
+def save(figure: Figure, path: Path, *, cropped: bool = False) -> None:
+    """Write a PNG; missing parent folders are made.  cropped: without empty margins, which takes drawing it twice."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # A class name in a script without an installed font shows as boxes; a warning per glyph would flood the screen.
@@ -142,7 +143,7 @@ def _short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3].rstrip() + "..."
 
 
-def _side_by_side(num_panels: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def side_by_side(num_panels: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Panels of so many inches each, with room for labels: a layout engine, or cropping, would draw them twice."""
     total = width * num_panels
     figure = Figure(figsize=(total, height))
@@ -154,7 +155,7 @@ def _side_by_side(num_panels: int, *, width: float, height: float) -> tuple[Figu
 
 def _curves_figure(rows: Sequence[Row], best_epoch: int | None) -> Figure:
     metrics = [m for m in ("loss", "accuracy") if m == "loss" or any(row.get(f"train_{m}") is not None for row in rows)]
-    figure, panels = _side_by_side(len(metrics), width=5.4, height=4.0)
+    figure, panels = side_by_side(len(metrics), width=5.4, height=4.0)
     for axes, metric in zip(panels, metrics, strict=True):
         values = _draw_curves(axes, rows, metric)
         if best_epoch is not None:
@@ -194,7 +195,7 @@ def _draw_curves(axes: Axes, rows: Sequence[Row], metric: str) -> list[float]:
 
 
 def _comparison_figure(curves: Mapping[str, Sequence[tuple[int, float]]], milliseconds: Mapping[str, float]) -> Figure:
-    figure, (losses, distances, costs) = _side_by_side(3, width=5.0, height=4.0)
+    figure, (losses, distances, costs) = side_by_side(3, width=5.0, height=4.0)
     (first, reference), *_ = curves.items()
     any_differs = False
     widths = (9, 6, 3.5, 1.2)  # thin over thick, so that all are seen
@@ -228,7 +229,7 @@ def _comparison_figure(curves: Mapping[str, Sequence[tuple[int, float]]], millis
 
 
 def _learning_rate_figure(points: Sequence[tuple[int, float]]) -> Figure:
-    figure, (axes,) = _side_by_side(1, width=6.4, height=3.6)
+    figure, (axes,) = side_by_side(1, width=6.4, height=3.6)
     steps, rates = zip(*points, strict=True)
     axes.plot(steps, rates, color=BLUE, marker="o" if len(points) == 1 else "")
     axes.set(title="Learning rate", xlabel="step (parameter updates)", ylabel="learning rate")
@@ -289,7 +290,7 @@ def _fit_figure(x: Tensor, y: Tensor, weight: Sequence[float], bias: float) -> F
     x, y = x[::stride].detach().cpu().double(), y[::stride].detach().cpu().double().flatten()
     w = torch.tensor(weight, dtype=torch.float64)
     num_panels = len(w) if len(w) <= 2 else 1
-    figure, panels = _side_by_side(num_panels, width=5.4, height=4.4)
+    figure, panels = side_by_side(num_panels, width=5.4, height=4.4)
     y_hat = x @ w + bias  # (N,)
     if len(w) > 2:
         _scatter_with_line(panels[0], y, y_hat, slope=1.0, intercept=0.0, label="perfect fit")
