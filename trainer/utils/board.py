@@ -71,7 +71,7 @@ class Board:
         return line
 
 
-COLUMNS = ("job", "overrides", "state", "epoch", "best", "time")
+COLUMNS = ("job", "overrides", "state", "epoch", "best metric", "time")
 STYLES = {"running": "bold", "failed": "red", "waiting": "dim"}
 ORDER = ("running", "failed", "waiting", "done")  # who gets a line where there are not enough
 
@@ -83,7 +83,7 @@ def line_of(folder: Path, number: int) -> dict[str, str]:
     error = runs.read_json(told)["error"] if told.is_file() else ""
     status = runs.status_in(own)
     if error:
-        return line | {"state": "failed", "best": error}
+        return line | {"state": "failed", "best metric": error}
     if status:
         line["state"] = status["state"] if status["state"] in ("running", "done") else "waiting"
         began = datetime.fromisoformat(status["started"])
@@ -93,7 +93,7 @@ def line_of(folder: Path, number: int) -> dict[str, str]:
         line["epoch"] = str(rows[-1]["epoch"])
         metric = next((m for m in ("val_accuracy", "val_loss", "train_accuracy", "train_loss") if m in rows[-1]), "")
         best = (max if metric.endswith("accuracy") else min)(row[metric] for row in rows)
-        line["best"] = f"{metric} {shown(best)}"
+        line["best metric"] = f"{metric} {shown(best)}"
     if line["state"] == "done":
         line["time"] = f"{sum(row['seconds'] for row in rows):.1f} s"
     return line

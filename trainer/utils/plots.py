@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
@@ -88,7 +89,7 @@ def prediction_grid(pictures: Tensor, titles: Sequence[str], wrong: Sequence[boo
         path: the PNG; missing parent folders are made.
     """
     with rc_context(_style_with_cjk()):
-        save(_prediction_figure(pictures, titles, wrong), path, cropped=True)
+        save(_prediction_figure(pictures, titles, wrong), path)
 
 
 def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) -> None:
@@ -243,7 +244,7 @@ def _confusion_figure(matrix: Tensor, classes: Sequence[str]) -> Figure:
     num_classes, counts = len(matrix), matrix.cpu().double()
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     side = min(max(4.0, 2.6 + 0.56 * num_classes), 15.0)
-    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
+    figure = Figure(figsize=(side + 1.0, side))
     axes = figure.subplots()
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.02, format=PercentFormatter(xmax=1))
@@ -266,22 +267,30 @@ def _confusion_figure(matrix: Tensor, classes: Sequence[str]) -> Figure:
 
 
 def _prediction_figure(pictures: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None) -> Figure:
+    # One pair of axes, in inches, for all pictures: axes for each would take a second, most of it for layout and ticks.
     shown = pictures[:32].cpu().permute(0, 2, 3, 1)  # (N, H, W, C)
     num_rows, num_columns = ceil(len(shown) / 8), min(len(shown), 8)
-    height = 1.45 * min(max(shown.shape[1] / shown.shape[2], 0.4), 2.5) + 0.45
-    figure = Figure(figsize=(1.45 * num_columns + 0.1, height * num_rows + 0.1), layout="constrained")
-    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
+    room, gap = 1.3, 0.15  # of a picture, and between two
+    ratio = shown.shape[1] / shown.shape[2]
+    width, height = min(room, room / ratio * 2.5), room * min(max(ratio, 0.4), 2.5)
+    height = min(height, width * ratio)
+    step = height + 0.42  # a title has up to two lines
+    figure = Figure(figsize=((room + gap) * num_columns + gap, step * num_rows + gap))
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     for index, picture in enumerate(shown):
-        axes, is_wrong = panels[index], wrong is not None and wrong[index]
-        axes.imshow(picture.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set(visible=is_wrong, color=RED, linewidth=2.5)
+        row, column = divmod(index, 8)
+        left, top = gap + (room + gap) * column + (room - width) / 2, step * (row + 1) - height
+        extent = (left, left + width, top + height, top)
+        axes.imshow(picture.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+        is_wrong = wrong is not None and wrong[index]
+        if is_wrong:
+            axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=RED, linewidth=2.5))
         text = "\n".join(_short(line, 18) for line in titles[index].replace(" / ", " /\n").split("\n"))
-        weight = "bold" if is_wrong else "normal"
-        axes.set_title(text, fontsize=8, color=RED if is_wrong else INK, weight=weight, parse_math=False)
+        color, weight = (RED, "bold") if is_wrong else (INK, "normal")
+        place: dict[str, Any] = {"ha": "center", "va": "bottom", "linespacing": 1.0, "parse_math": False}
+        axes.text(left + width / 2, top - 0.05, text, fontsize=8, color=color, weight=weight, **place)
+    axes.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0))
+    axes.set_axis_off()
     return figure
 
 
