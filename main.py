@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ python main.py predict checkpoint=RUN|PATH [input=FILE|FOLDER]   label pictures,
 python main.py check-resume [group=choice ...] [key=value ...]   does a run like this survive interruptions to the bit?
 python main.py compare-impl [group=choice ...] [key=value ...]   the same run in every library: curves, times, distances
 python main.py -m key=value1,value2 ...                          one run for each combination of values
+torchrun --nproc_per_node=N main.py ...                          one run on N processes
 
 groups
 {groups}
@@ -52,6 +54,8 @@ examples
   python main.py eval checkpoint=first
   python main.py predict checkpoint=last input=photos/
   python main.py -m data=mnist model=softmax,mlp optimizer.lr=0.1,0.5
+  python main.py -m hydra/launcher=processes hydra.launcher.n_jobs=2 model=mlp data=mnist seed=0,1,2,3
+  python main.py -m hydra/sweeper=optuna model=mlp data=mnist optimizer.lr='tag(log, interval(1e-3,1))'
   tensorboard --logdir outputs
 """
 
@@ -189,30 +193,29 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     """
     folder = Path(command.value("paths.outputs") or settings.run_settings()["paths.outputs"]) / name_sweep(command)
     words = [word for word in command.overrides if split_word(word)[0] != "name"]
-    elsewhere = [word for word in words if word.startswith(("hydra/sweeper=", "hydra/launcher="))]
-    jobs = [] if elsewhere else compose_jobs(command, words)
+    engines = settings.engines(dict(map(split_word, words)))
+    jobs = compose_jobs(command, words) if set(engines.values()) == {"basic"} else []
+    is_new = not folder.exists()
     with contextlib.ExitStack() as held:
         folder.mkdir(parents=True, exist_ok=True)
-        if "hydra/sweeper=optuna" not in elsewhere:  # a study is made for many processes, a list of jobs is not
+        if engines["hydra/sweeper"] == "basic":  # a study is made for many processes, a list of jobs is not
             held.enter_context(runs.hold(runs.Run(folder.name, folder, Path())))
         try:
             with Board(folder, {job.number: job.text for job in jobs}):
-                if elsewhere:
-                    pairs = zip(words, parse(words), strict=True)
-                    fixed = {split_word(word)[0] for word, override in pairs if not override.is_sweep_override()}
-                    words.append(f"hydra.sweep.dir={quote(str(folder))}")
-                    launch(command, words, RunJob(folder, fixed, command), stop)
-                sources: dict[str, Any] = {}
-                for job in jobs:
-                    sweep.run(job, folder, stop, sources=sources)
+                if jobs:
+                    sweep.run_all(jobs, folder, stop)
+                else:
+                    launch(command, words, folder, stop)
         finally:
             paths = [f"{key}={unquote(value)}" for key, value in map(split_word, words) if key.startswith("paths.")]
             rows = sweep.finish(folder, jobs, plots=command.value("plots") != "false", paths=paths)
+            if is_new and not rows:  # refused
+                shutil.rmtree(folder)
     if failed := [row for row in rows if row["error"]]:
         raise SweepError(f"{len(failed)} of {len(rows)} jobs failed; each log is in {folder}/<job>/train.log.")
 
 
-def launch(command: Command, words: Sequence[str], job: Callable[[Any], float], stop: StopSignal) -> None:
+def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSignal) -> None:
     """Let Hydra's sweeper and launcher run the jobs.
 
     Raises:
@@ -221,7 +224,10 @@ def launch(command: Command, words: Sequence[str], job: Callable[[Any], float], 
     root = str(Path(__file__).resolve().parent)  # other processes import our modules from there
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     try:
-        run_hydra(command, words, job, stop)
+        pairs = zip(words, parse(words), strict=True)
+        fixed = {split_word(word)[0] for word, override in pairs if not override.is_sweep_override()}
+        job = RunJob(folder, fixed, command)
+        run_hydra(command, [*words, f"hydra.sweep.dir={quote(str(folder))}"], job, stop)
     except TrainerError:
         raise
     except Exception as error:
@@ -303,12 +309,20 @@ class RunJob:
         own = HydraConfig.get()
         overrides = dict(split_word(word) for word in own.overrides.task)
         overrides = {key: value for key, value in overrides.items() if key not in self.fixed}
-        job = make_job(own.job.num, overrides, composed, own.runtime.choices, self.command)
+        searches = own.runtime.choices["hydra/sweeper"] == "optuna"
+        number = int(own.job.name) if searches else own.job.num
+        job = make_job(number, overrides, composed, own.runtime.choices, self.command)
         with contextlib.ExitStack() as held:
             stop = held.enter_context(StopSignal())
             if own.runtime.choices["hydra/launcher"] == "gpus":
                 job = held.enter_context(sweep.on_a_gpu(job, self.folder))
-            return sweep.run(job, self.folder, stop)
+            trial = None
+            if searches:
+                from trainer import search
+
+                epochs = job.config.epochs if job.config is not None else 0
+                trial = held.enter_context(search.trial_of(own.sweeper, self.folder, number, epochs))
+            return sweep.run(job, self.folder, stop, trial=trial)
 
 
 def explain(message: str, command: Command) -> str:

@@ -18,7 +18,7 @@ MAX_LINES = 60  # of a function
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "main.py": (
         *("hydra", "trainer.check_resume", "trainer.command_line", "trainer.commands", "trainer.compare_impl"),
-        *("trainer.config", "trainer.measure", "trainer.sweep", "trainer.utils."),
+        *("trainer.config", "trainer.measure", "trainer.search", "trainer.sweep", "trainer.utils."),
     ),
     "trainer/__init__.py": (),
     "trainer/command_line.py": ("trainer.config", "trainer.utils.errors"),
@@ -60,7 +60,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("torch", "trainer.config", "trainer.data.", "trainer.device", "trainer.engine", "trainer.ranges"),
         *("trainer.state", "trainer.training", "trainer.utils."),
     ),
-    "trainer/sweep.py": ("trainer.commands", "trainer.config", "trainer.utils."),
+    "trainer/sweep.py": (
+        *("torch", "trainer.commands", "trainer.config", "trainer.groups", "trainer.search", "trainer.stack"),
+        "trainer.utils.",
+    ),
     "trainer/models/": ("torch", "trainer.models.", "trainer.utils.errors"),
     "trainer/models/torchvision.py": ("torch", "torchvision", "trainer.models.", "trainer.utils.errors"),
     "trainer/data/": ("torch", "torchvision", "numpy", "PIL", "trainer.config", "trainer.data.", "trainer.utils."),

@@ -197,6 +197,18 @@ def settle(typed: Mapping[str, str]) -> dict[str, str]:
     return {group: choices[group] for group in GROUPS}
 
 
+def engines(typed: Mapping[str, str]) -> dict[str, str]:
+    """What chooses the jobs of a multirun (hydra/sweeper) and what runs them (hydra/launcher); basic: nothing special.
+
+    Args:
+        typed: {group: choice}; an experiment may bring its own.
+    """
+    path = CONFIGS / "experiment" / f"{typed.get('experiment')}.yaml"
+    brought = load_yaml(path).get("defaults", []) if path.is_file() else []
+    named = {key.split()[-1].lstrip("/"): value for entry in brought for key, value in entry.items()}
+    return {key: typed.get(key, named.get(key, "basic")) for key in ("hydra/sweeper", "hydra/launcher")}
+
+
 def defaults_of(choices: Mapping[str, str]) -> dict[str, Any]:
     """Every dotted key that exists under these group choices, with its default."""
     flat = dict(run_settings())

@@ -11,17 +11,20 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.config import OF_THE_COMMAND, Config, flatten
 from trainer.utils import runs
-from trainer.utils.errors import ConfigError, Interrupted
+from trainer.utils.errors import BusyError, ConfigError, Interrupted
 from trainer.utils.screen import Screen, is_terminal, shown, table
 from trainer.utils.signals import StopSignal
+
+if TYPE_CHECKING:
+    from trainer.search import Trial
 
 FIGURES = ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds")  # what is averaged over seeds
 
@@ -41,52 +44,84 @@ class Job:
         return " ".join(f"{key}={value}" for key, value in self.overrides.items())
 
 
+def run_all(jobs: Sequence[Job], folder: Path, stop: StopSignal) -> None:
+    """Run the jobs of a sweep in this process: those that can be stacked together, the others one after the other.
+
+    Args:
+        folder: outputs/<sweep>.
+    """
+    sources: dict[str, Any] = {}
+    for job in jobs:
+        run(job, folder, stop, sources=sources)
+
+
 def run(
     job: Job,
     folder: Path,
     stop: StopSignal,
     *,
-    report: Callable[[int, float], str] | None = None,
+    trial: "Trial | None" = None,
     sources: MutableMapping[str, Any] | None = None,
 ) -> float:
     """Train a job, go on with it, or leave it where it is done; a failure is noted, said and does not stop the others.
 
     Args:
-        folder: outputs/<sweep>.  report, sources: see commands.train.
+        folder: outputs/<sweep>.  sources: see commands.train.
+        trial: what a search is told of it.
     Returns:
         The objective; nan where the job failed.
     Raises:
         Interrupted: the job can be gone on with.
     """
     name, own = f"{folder.name}/{job.number}", folder / str(job.number)
-    if (objective := objective_of(job, own)) is not None:
-        say(f"[{name}] {job.text}: done before")
-        note(job, folder)
-        return objective
     note(job, folder)
-    say(f"[{name}] {job.text}")
-    began = time.monotonic()
-    try:
-        if job.config is None:
-            assert job.error is not None
-            raise job.error
-        from trainer import commands  # imports torch
-
-        config = replace(job.config, name=name, resume="auto")
+    objective = objective_of(job, own)
+    if objective is not None:
+        say(f"[{name}] {job.text}: done before")
+    else:
+        say(f"[{name}] {job.text}")
+        began = time.monotonic()
         try:
-            objective = commands.train(config, stop, report=report, screen=Screen(job=name), sources=sources)
+            objective = train(job, name, stop, trial, sources)
+        except Interrupted as error:
+            raise Interrupted(error.signum, "interrupted; the same command goes on with the sweep.") from None
+        except BusyError as error:  # somebody goes on with it alone, or another process of the search
+            return fail(job, folder, error)
         except Exception as error:
-            raise commands.in_our_words(error, config) from error.__cause__
+            if trial is not None:
+                trial.failed(f"{type(error).__name__}: {error}")
+            return fail(job, folder, error)
         say(f"[{name}] done in {time.monotonic() - began:.1f} s")
-        return objective
-    except Interrupted as error:
-        raise Interrupted(error.signum, "interrupted; the same command goes on with the sweep.") from None
+    if trial is not None:
+        trial.done(objective)
+    return objective
+
+
+def train(
+    job: Job, name: str, stop: StopSignal, trial: "Trial | None", sources: MutableMapping[str, Any] | None
+) -> float:
+    """Train a job under its name, or raise what is in its way."""
+    if job.config is None:
+        assert job.error is not None
+        raise job.error
+    from trainer import commands  # imports torch
+
+    config = replace(job.config, name=name, resume="auto")
+    report = trial.report if trial is not None else None
+    try:
+        return commands.train(config, stop, report=report, screen=Screen(job=name), sources=sources)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        note(job, folder, reason)
-        print(f"[{name}] failed: {reason} See {own / 'train.log'}.", file=sys.stderr, flush=True)
-        runs.log_failure(own, traceback.format_exc())
-        return math.nan
+        raise commands.in_our_words(error, config) from error.__cause__
+
+
+def fail(job: Job, folder: Path, error: BaseException) -> float:
+    """Note and say why a job failed."""
+    reason = f"{type(error).__name__}: {error}"
+    note(job, folder, reason)
+    log = folder / str(job.number) / "train.log"
+    print(f"[{folder.name}/{job.number}] failed: {reason} See {log}.", file=sys.stderr, flush=True)
+    runs.log_failure(log.parent, "".join(traceback.format_exception(error)))
+    return math.nan
 
 
 @contextmanager
