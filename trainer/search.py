@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import space as spaces
 from trainer.ranges import OneOf, Range, Rule, Text, shown
 from trainer.space import Space
+from trainer.utils import screen
 from trainer.utils.errors import ConfigError, listed, nearest
 
 if TYPE_CHECKING:
@@ -401,9 +402,9 @@ class Summary:
     def __str__(self) -> str:
         counts = listed([f"{count} {state}" for state, count in self.counts.items()])
         lines = [f"search: {sum(self.counts.values())} trials: {counts}"]
-        if self.number is not None:
+        if self.value is not None:
             values = " ".join(f"{key}={spaces.word(value)}" for key, value in self.params.items())
-            lines.append(f"best: trial {self.number} with {self.value:.4f}: {values}")
+            lines.append(f"best: trial {self.number} with {screen.shown(self.value)}: {values}")
         if self.importance:
             shares = listed([f"{key} {share:.2f}" for key, share in self.importance.items()])
             lines.append(f"importance for the best tenth (PED-ANOVA): {shares}")

@@ -46,7 +46,7 @@ def interval(key: str, low: float, high: float, *, log: bool, defaults: Mapping[
     return FloatDistribution(low, high, log=log)
 
 
-def steps(key: str, values: Sequence[float], step: float, *, defaults: Mapping[str, Any]) -> "BaseDistribution":
+def steps(key: str, start: float, stop: float, step: float, *, defaults: Mapping[str, Any]) -> "BaseDistribution":
     """The numbers of range(start,stop,step=...), without stop as everywhere in Python.
 
     Raises:
@@ -54,12 +54,17 @@ def steps(key: str, values: Sequence[float], step: float, *, defaults: Mapping[s
     """
     from optuna.distributions import FloatDistribution, IntDistribution
 
-    if not values or step <= 0:
-        raise ConfigError(f"{key}=range(...) holds no number. Allowed: range(start,stop,step=...), start below stop.")
-    check_values(key, [values[0], values[-1]], defaults)
-    if all(isinstance(value, int) for value in values):
-        return IntDistribution(int(values[0]), int(values[-1]), step=int(step))
-    return FloatDistribution(values[0], values[-1], step=step)
+    count = math.ceil((stop - start) / step - 1e-9) if step > 0 else 0  # 0.9 / 0.3 is a little above 3
+    if count < 1:
+        raise ConfigError(
+            f"{key}=range({start:g},{stop:g},step={step:g}) holds no number. Allowed: start below stop, step above 0."
+        )
+    last = start + (count - 1) * step
+    last = last if isinstance(last, int) else float(f"{last:.12g}")  # 0.6, not 0.6000000000000001
+    check_values(key, [start, last], defaults)
+    if isinstance(start, int) and isinstance(step, int):
+        return IntDistribution(start, int(last), step=step)
+    return FloatDistribution(start, last, step=step)
 
 
 def choices(
@@ -109,7 +114,7 @@ def points(space: Space) -> dict[str, list[Any]]:
             grid[key] = list(range(one.low, one.high + 1, one.step))
         elif isinstance(one, FloatDistribution) and one.step is not None:
             count = round((one.high - one.low) / one.step) + 1
-            grid[key] = [min(one.low + i * one.step, one.high) for i in range(count)]
+            grid[key] = [float(f"{one.low + i * one.step:.12g}") for i in range(count)]
         else:
             raise ConfigError(
                 f"hydra.sweeper.sampler=grid tries every combination, and {key} is an interval of real numbers. "

@@ -138,11 +138,11 @@ def distribution(override: Override, defaults: Mapping[str, Any]) -> Any:
         assert sweep.start is not None
         assert sweep.end is not None
         return space.interval(key, sweep.start, sweep.end, log=log, defaults=defaults)
-    values: list[Any] = list(override.sweep_iterator(Transformer.identity))
     if isinstance(sweep, RangeSweep):
-        return space.steps(
-            key, [float(v) if isinstance(v, float) else v for v in values], sweep.step, defaults=defaults
-        )
+        assert sweep.start is not None
+        assert sweep.stop is not None
+        return space.steps(key, sweep.start, sweep.stop, sweep.step, defaults=defaults)
+    values: list[Any] = list(override.sweep_iterator(Transformer.identity))
     plain = [value.text if isinstance(value, QuotedString) else value for value in values]
     return space.choices(key, plain, [Transformer.encode(value) for value in values], defaults=defaults)
 
