@@ -102,8 +102,8 @@ def storage_of(settings: Settings, folder: Path, *, checked: bool = False) -> It
     """
     optuna = load_optuna()
     url = settings.storage or f"sqlite:///{folder / 'study.db'}"
-    # other processes write too: wait for them instead of giving up after five seconds
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    # SQLite: wait for other processes that write, not only for five seconds; servers: they drop whom they do not hear
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
         storage = optuna.storages.RDBStorage(url, engine_kwargs=options, skip_compatibility_check=checked)
     except Exception as error:  # SQLAlchemy's, its drivers' and Optuna's have no common base
@@ -250,7 +250,7 @@ class Search:
             return
         changed = spaces.differences(old["space"], space) + spaces.differences(old["fixed"], words)
         if changed or old["maximize"] != maximize:
-            what = listed(changed) or "the metric"
+            what = listed(changed) or "metric"
             raise ConfigError(f"{self.where()} was begun with another {what}. Give the same, or choose another name=.")
 
     def where(self) -> str:
@@ -276,7 +276,7 @@ class Search:
             self.mine.add(number)
             (self.folder / str(number)).mkdir(exist_ok=True)
             self.study.sampler = sampler_of(self.settings, self.space, number)
-            trial = optuna_trial(self.study, number)  # a process may have been killed while it asked for the values
+            trial = to_write(self.study, number)  # a process may have been killed while it asked for the values
             return number, {key: suggest(trial, key, one) for key, one in self.space.items()}
 
     def take_over(self, trial: "optuna.trial.FrozenTrial") -> bool:
@@ -292,10 +292,11 @@ class Search:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + trial.number)
         except OSError:
             return False
-        if is_locked(folder / "run.lock"):  # by a launcher's process that has survived ours
+        # in use: by a launcher's process that has survived the one that asked; finished: since the trials were read
+        in_use = is_locked(folder / "run.lock") or trial_in(self.study, trial.number).state.is_finished()
+        if in_use:
             self.release(trial.number)
-            return False
-        return True
+        return not in_use
 
     def release(self, number: int) -> None:
         """The trial is over, or was given up."""
@@ -314,69 +315,83 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def optuna_trial(study: "optuna.Study", number: int) -> "optuna.trial.Trial":
-    """The trial of this number to report to; Optuna hands out only new ones."""
+def trial_in(study: "optuna.Study", number: int) -> "optuna.trial.FrozenTrial":
+    """What the study holds of the trial with this number."""
+    return next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
+
+
+def to_write(study: "optuna.Study", number: int) -> "optuna.trial.Trial":
+    """The trial with this number, to suggest and to report; Optuna itself hands out only new ones."""
     import optuna
 
-    frozen = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
-    return optuna.trial.Trial(study, frozen._trial_id)
+    return optuna.trial.Trial(study, trial_in(study, number)._trial_id)
 
 
 class Trial:
-    """One trial, in the process that trains it: needs the study's storage, its name and a number, nothing else."""
+    """One trial, in the process that trains it: needs the study's storage, its name and a number, nothing else.
+
+    A context manager: holds the data base.
+    """
 
     def __init__(self, settings: Settings, folder: Path, number: int, epochs: int = 0) -> None:
         """As trial_of."""
         self.settings, self.folder, self.number, self.epochs = settings, folder, number, epochs
+        self.held = contextlib.ExitStack()
+        self.opened: optuna.Study | None = None
 
-    @contextlib.contextmanager
-    def study(self) -> Iterator["optuna.Study"]:
-        """The study, open for a moment: a run may last for days, and a data base drops whom it does not hear."""
-        optuna = load_optuna()
-        with storage_of(self.settings, self.folder, checked=True) as storage:
+    def __enter__(self) -> "Trial":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.held.close()
+
+    def study(self) -> "optuna.Study":
+        """The study, opened at the first call."""
+        if self.opened is None:
+            optuna = load_optuna()
+            storage = self.held.enter_context(storage_of(self.settings, self.folder, checked=True))
             sampler = optuna.samplers.RandomSampler()  # suggests nothing here
-            yield optuna.load_study(
+            self.opened = optuna.load_study(
                 storage=storage, study_name=self.folder.name, sampler=sampler, pruner=pruner_of(self.settings)
             )
+        return self.opened
 
     def report(self, epoch: int, value: float) -> str:
         """Tell the metric after an epoch, from 1 on; returns why training ends here, or nothing.
 
         An epoch that a resumed run repeats was told and decided before, and stays so. The last epoch ends by itself.
         """
-        with self.study() as study:
-            trial = optuna_trial(study, self.number)
-            frozen = study.trials[self.number]
-            if epoch in frozen.intermediate_values:
-                return str(frozen.user_attrs.get("pruned", ""))
-            trial.report(value, epoch)
-            if epoch == self.epochs or not trial.should_prune():
-                return ""
-            reason = f"pruned by {self.settings.pruner} at epoch {epoch}"
-            trial.set_user_attr("pruned", reason)
-            return reason
+        frozen = trial_in(self.study(), self.number)
+        if epoch in frozen.intermediate_values:
+            return str(frozen.user_attrs.get("pruned", ""))
+        trial = to_write(self.study(), self.number)
+        trial.report(value, epoch)
+        if epoch == self.epochs or not trial.should_prune():
+            return ""
+        reason = f"pruned by {self.settings.pruner} at epoch {epoch}"
+        trial.set_user_attr("pruned", reason)
+        return reason
 
     def done(self, value: float) -> None:
         """Training ended with this objective, at its end or where the trial was pruned."""
         from optuna.trial import TrialState
 
         if not math.isfinite(value):
-            return self.failed(f"the objective is {value}")
-        with self.study() as study:
-            if "pruned" in study.trials[self.number].user_attrs:
-                study.tell(self.number, state=TrialState.PRUNED, skip_if_finished=True)
-            else:
-                study.tell(self.number, value, skip_if_finished=True)
+            self.failed(f"the objective is {value}")
+        elif "pruned" in trial_in(self.study(), self.number).user_attrs:
+            self.study().tell(self.number, state=TrialState.PRUNED, skip_if_finished=True)
+        else:
+            self.study().tell(self.number, value, skip_if_finished=True)
 
     def failed(self, reason: str) -> None:
         """Training ended without an objective; the trial counts, and is not begun again."""
         from optuna.trial import TrialState
 
-        with self.study() as study:
-            trial = optuna_trial(study, self.number)
-            if not study.trials[self.number].state.is_finished():
-                trial.set_user_attr("reason", reason)
-                study.tell(self.number, state=TrialState.FAIL)
+        if not trial_in(self.study(), self.number).state.is_finished():
+            to_write(self.study(), self.number).set_user_attr("reason", reason)
+            self.study().tell(self.number, state=TrialState.FAIL)
 
 
 def trial_of(sweeper: Mapping[str, Any], folder: Path, number: int, epochs: int = 0) -> Trial:

@@ -87,7 +87,8 @@ class OptunaSweeper(Sweeper):
             try:
                 self.validate_batch_is_legal([words])
             except HydraException as error:  # an option of a choice that was not taken: it would stop every restart
-                Trial(study.settings, study.folder, number).failed(str(error))
+                with Trial(study.settings, study.folder, number) as trial:
+                    trial.failed(str(error))
                 raise
             batch[number] = words
         return batch
