@@ -9,24 +9,27 @@ import hashlib
 import itertools
 import os
 import re
-import shlex
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trainer import config as settings
+from trainer import sweep
 from trainer.command_line import GROUPS, RECIPES, Command, prepare, quote, split_word, unquote
 from trainer.utils import runs
+from trainer.utils.board import Board
 from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed
 from trainer.utils.signals import StopSignal
 
 # NumPy's threads would keep the cores busy for a tenth of a second after each product, while torch's wait for them:
 # with impl=numpy a step takes four times as long. Read when NumPy is imported.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+
+# another value of these goes on with the same sweep
+NOT_IN_THE_NAME = ("name", "hydra/launcher", "hydra.launcher.", "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials")
 
 HELP = """\
 python main.py [train] [group=choice ...] [key=value ...]        train a model (train is the default)
@@ -56,6 +59,8 @@ examples
 def name_sweep(command: Command) -> str:
     """The name of a multirun: what name= says, else a digest of its settings, so that the same command finds it again.
 
+    Where its jobs run, and how many a search has, is not part of it.
+
     Raises:
         ConfigError: name= is swept over or malformed, or resume= is given.
     """
@@ -65,7 +70,7 @@ def name_sweep(command: Command) -> str:
             "resume= goes on with one run; a sweep goes on by itself when the same command is given again."
         )
     if name is None:
-        words = [word for word in command.overrides if split_word(word)[0] != "name"]
+        words = [word for word in command.overrides if not split_word(word)[0].startswith(NOT_IN_THE_NAME)]
         name = "sweep-" + hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
     elif "," in name:
         raise ConfigError(f"name={name}: name names the whole sweep; its runs are numbered.")
@@ -121,11 +126,10 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any],
         raise ConfigError(explain(str(error), command)) from None
 
 
-def frozen(composed: Any, command: Command, saved: Mapping[str, Any] | None = None) -> settings.Config:
-    """The Config of a job that Hydra composed, with the names of the recipes it took."""
-    from hydra.core.hydra_config import HydraConfig
-
-    choices = HydraConfig.get().runtime.choices
+def frozen(
+    composed: Any, choices: Mapping[str, str], command: Command, saved: Mapping[str, Any] | None = None
+) -> settings.Config:
+    """The Config of what Hydra composed from these group choices, with the names of the recipes it took."""
     config = settings.freeze(composed, choices, command.typed, saved)
     found = [settings.CONFIGS / group / f"{choices[group]}.yaml" for group in RECIPES] if saved is None else []
     return replace(config, recipes=[str(path.relative_to(settings.CONFIGS.parent)) for path in found if path.is_file()])
@@ -144,8 +148,11 @@ def run_one(command: Command, stop: StopSignal) -> None:
     errors: list[Exception] = []  # kept from Hydra, which would print them in its own words
 
     def job(composed: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
         try:
-            run_verb(command.verb, frozen(composed, command, saved), stop)
+            choices = HydraConfig.get().runtime.choices
+            run_verb(command.verb, frozen(composed, choices, command, saved), stop)
         except Exception as error:
             errors.append(error)
 
@@ -175,51 +182,133 @@ def run_verb(verb: str, config: settings.Config, stop: StopSignal) -> float | No
 def run_sweep(command: Command, stop: StopSignal) -> None:
     """Run every job of a multirun in directories of its own; a job that fails does not stop the others.
 
+    Without another sweeper or launcher, the jobs run in this process, one after the other, and share one data set.
+
     Raises:
         SweepError: at least one job failed.
     """
-    from hydra.core.hydra_config import HydraConfig
-
-    sweep = name_sweep(command)
-    typed = [f"{key}={unquote(value)}" for key, value in map(split_word, command.overrides)]
-    folder = command.value("paths.outputs") or settings.run_settings()["paths.outputs"]
+    folder = Path(command.value("paths.outputs") or settings.run_settings()["paths.outputs"]) / name_sweep(command)
     words = [word for word in command.overrides if split_word(word)[0] != "name"]
-    words.append(f"hydra.sweep.dir={quote(f'{folder}/{sweep}')}")
-    swept = {split_word(word)[0] for word in words if re.search(r"[,(]", word)}
-    jobs: list[dict[str, Any]] = []
-
-    def job(composed: Any) -> float | None:
-        hydra_config = HydraConfig.get()
-        if not jobs:  # two processes would take each other's jobs for failed ones
-            (Path(folder) / sweep).mkdir(parents=True, exist_ok=True)
-            held.enter_context(runs.hold(runs.Run(sweep, Path(folder) / sweep, Path())))
-        overrides = [word for word in hydra_config.overrides.task if split_word(word)[0] in swept]
-        jobs.append({"job": hydra_config.job.num, "overrides": " ".join(overrides), "error": ""})
-        print(f"\n[{sweep}/{hydra_config.job.num}] {jobs[-1]['overrides']}", flush=True)
-        try:
-            config = replace(frozen(composed, command), name=f"{sweep}/{hydra_config.job.num}", resume="auto")
-            return run_verb("train", config, stop)
-        except Interrupted as error:
-            raise Interrupted(error.signum, "interrupted; the same command goes on with the sweep.") from None
-        except Exception as error:
-            jobs[-1]["error"] = f"{type(error).__name__}: {error}"
-            print(f"[{sweep}/{hydra_config.job.num}] failed: {jobs[-1]['error']}", file=sys.stderr, flush=True)
-            runs.log_failure(Path(folder) / sweep / str(hydra_config.job.num), traceback.format_exc())
-            return float("nan")
-
+    elsewhere = [word for word in words if word.startswith(("hydra/sweeper=", "hydra/launcher="))]
+    jobs = [] if elsewhere else compose_jobs(command, words)
     with contextlib.ExitStack() as held:
+        folder.mkdir(parents=True, exist_ok=True)
+        if "hydra/sweeper=optuna" not in elsewhere:  # a study is made for many processes, a list of jobs is not
+            held.enter_context(runs.hold(runs.Run(folder.name, folder, Path())))
         try:
-            run_hydra(command, words, job, stop)
+            with Board(folder, {job.number: job.text for job in jobs}):
+                if elsewhere:
+                    pairs = zip(words, parse(words), strict=True)
+                    fixed = {split_word(word)[0] for word, override in pairs if not override.is_sweep_override()}
+                    words.append(f"hydra.sweep.dir={quote(str(folder))}")
+                    launch(command, words, RunJob(folder, fixed, command), stop)
+                sources: dict[str, Any] = {}
+                for job in jobs:
+                    sweep.run(job, folder, stop, sources=sources)
         finally:
-            if jobs:
-                from trainer.sweep import finish
+            paths = [f"{key}={unquote(value)}" for key, value in map(split_word, words) if key.startswith("paths.")]
+            rows = sweep.finish(folder, jobs, plots=command.value("plots") != "false", paths=paths)
+    if failed := [row for row in rows if row["error"]]:
+        raise SweepError(f"{len(failed)} of {len(rows)} jobs failed; each log is in {folder}/<job>/train.log.")
 
-                paths = "".join(f" {shlex.quote(w)}" for w in typed if w.startswith("paths."))
-                finish(jobs, Path(folder) / sweep, paths)
-    if not jobs:
-        raise ConfigError("the sweep has no jobs: a list of values is written key=value1,value2.")
-    if failed := [row for row in jobs if row["error"]]:
-        raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed; each log is in {folder}/{sweep}/<job>/train.log.")
+
+def launch(command: Command, words: Sequence[str], job: Callable[[Any], float], stop: StopSignal) -> None:
+    """Let Hydra's sweeper and launcher run the jobs.
+
+    Raises:
+        SweepError: the launcher gave up, as where a process of it was ended from outside.
+    """
+    root = str(Path(__file__).resolve().parent)  # other processes import our modules from there
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    try:
+        run_hydra(command, words, job, stop)
+    except TrainerError:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        raise SweepError(f"the launcher gave up ({told}); the same command goes on with the sweep.") from error
+
+
+def compose_jobs(command: Command, words: Sequence[str]) -> list[sweep.Job]:
+    """All jobs of a multirun, each with its settings, or with the reason why they are refused.
+
+    Hydra composes once for each combination of group choices, which takes a tenth of a second; the values that are
+    swept over are put in after that, as Hydra does it.
+
+    Raises:
+        ConfigError: a word cannot be read, a choice lacks an option that was typed, or nothing is swept over.
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    composed: dict[tuple[str, ...], Any] = {}
+    jobs = []
+    try:
+        swept = [word for word, override in zip(words, parse(words), strict=True) if override.is_sweep_override()]
+        fixed = [word for word in words if word not in swept]
+        if not swept:
+            raise ConfigError("the sweep has no jobs: a list of values is written key=value1,value2.")
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(settings.CONFIGS)):
+            for number, chosen in enumerate(itertools.product(*(each(word) for word in swept))):
+                groups = tuple(word for word in chosen if split_word(word)[0] in GROUPS)
+                if groups not in composed:
+                    typed = [*fixed, *groups]
+                    composed[groups] = hydra.compose("config", overrides=typed, return_hydra_config=True)
+                choices = composed[groups].hydra.runtime.choices
+                parsed = parse([word for word in chosen if word not in groups])
+                values = {override.key_or_group: override.value() for override in parsed}
+                own = settings.with_values(composed[groups], values, choices)
+                overrides = dict(split_word(word) for word in chosen)
+                jobs.append(make_job(number, overrides, own, choices, command))
+    except HydraException as error:
+        raise ConfigError(explain(str(error), command)) from None
+    return jobs
+
+
+def make_job(number: int, overrides: Mapping[str, str], composed: Any, choices: Any, command: Command) -> sweep.Job:
+    """A job with its frozen settings, or with the reason why they are refused."""
+    try:
+        return sweep.Job(number, overrides, frozen(composed, choices, command))
+    except ConfigError as error:
+        return sweep.Job(number, overrides, None, error)
+
+
+def parse(words: Sequence[str]) -> list[Any]:
+    """Words as Hydra reads them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides(list(words))
+
+
+def each(word: str) -> list[str]:
+    """`key=a,b` -> [`key=a`, `key=b`]; ranges, globs and choices too."""
+    (override,) = parse([word])
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{word}: an interval has no end of values. It is for a search: hydra/sweeper=optuna.")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """What a launcher runs for each job of a sweep, in a process of its choice."""
+
+    folder: Path
+    fixed: set[str]  # the keys that have the same value in every job
+    command: Command
+
+    def __call__(self, composed: Any) -> float:
+        """Train the job that Hydra composed and return its objective."""
+        from hydra.core.hydra_config import HydraConfig
+
+        own = HydraConfig.get()
+        overrides = dict(split_word(word) for word in own.overrides.task)
+        overrides = {key: value for key, value in overrides.items() if key not in self.fixed}
+        job = make_job(own.job.num, overrides, composed, own.runtime.choices, self.command)
+        with contextlib.ExitStack() as held:
+            stop = held.enter_context(StopSignal())
+            if own.runtime.choices["hydra/launcher"] == "gpus":
+                job = held.enter_context(sweep.on_a_gpu(job, self.folder))
+            return sweep.run(job, self.folder, stop)
 
 
 def explain(message: str, command: Command) -> str:
@@ -267,7 +356,8 @@ def end_workers() -> None:
     if processes := "multiprocessing" in sys.modules and sys.modules["multiprocessing"].active_children():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report their end as an error
         for process in processes:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)  # not every kind of process has kill()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,26 @@
 """Multirun: jobs of their own, one line each in sweep.csv, and nothing that one job leaves to the next."""
 
 import csv
+import importlib.util
 import json
+import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Cli
+from conftest import ROOT, Cli, assert_refused, start
+from PIL import Image
 
+from trainer import data, sweep
+from trainer.config import from_dict, settle
+from trainer.utils.board import Board, chosen
 from trainer.utils.recorder import Recorder
+from trainer.utils.screen import shown
 
 QUICK = ("plots=false", "epochs=2")
 TIMES = ("seconds", "samples_per_second")
@@ -60,8 +69,136 @@ def test_each_job_has_its_directories_and_its_line(cli: Cli) -> None:
         assert float(line["val_loss"]) == result["best"]["val_loss"]
         assert float(line["test_loss"]) == result["test"]["loss"]
     table = outcome.out[outcome.out.index("\njob ") :]
-    assert [line.split()[0] for line in table.strip().splitlines()] == ["job", "1", "0", "best:"]  # the best first
+    assert [line.split()[0] for line in table.strip().splitlines()][:4] == ["job", "1", "0", "best"]  # the best first
     assert "eval checkpoint=s/1" in table
+
+
+def test_seeds_are_averaged_to_one_row_for_each_setting(cli: Cli) -> None:
+    outcome = cli("-m", "optimizer.lr=0.01,0.03", "seed=0,1,2", "name=s", *QUICK)
+    assert outcome.code == 0, outcome.err
+    lines = lines_of("s")
+    assert [(line["optimizer.lr"], line["seed"]) for line in lines] == [
+        (lr, seed) for lr in ("0.01", "0.03") for seed in "012"
+    ]
+    with open("outputs/s/summary.csv", newline="") as file:
+        settings = list(csv.DictReader(file))
+    assert [(row["optimizer.lr"], row["of"]) for row in settings] == [("0.03", "3"), ("0.01", "3")]  # the best first
+    for row in settings:
+        losses = [float(line["test_loss"]) for line in lines if line["optimizer.lr"] == row["optimizer.lr"]]
+        assert float(row["test_loss_mean"]) == pytest.approx(sum(losses) / 3, rel=1e-12)
+        spread = math.sqrt(sum((loss - sum(losses) / 3) ** 2 for loss in losses) / 2)
+        assert float(row["test_loss_std"]) == pytest.approx(spread, rel=1e-9)
+    assert " +- " in outcome.out
+    best = min(lines, key=lambda line: float(line["val_loss"]))
+    assert f"checkpoint   {Path('checkpoints/s', best['job'], 'best.pt')}" in outcome.out
+    assert cli("eval", f"checkpoint=s/{best['job']}").code == 0
+
+
+def test_a_sweep_leaves_pictures_and_a_page_of_hyperparameters(cli: Cli) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    assert cli("-m", "optimizer.lr=0.01,0.03", "optimizer=sgd,adam", "epochs=1", "name=s").code == 0
+    for name in ("options", "parallel"):
+        with Image.open(f"outputs/s/plots/{name}.png") as picture:
+            assert picture.size > (400, 300)
+    for job, lr in (("0", 0.01), ("2", 0.03)):
+        events = EventAccumulator(f"outputs/s/{job}/tb").Reload()
+        data = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
+        assert data.session_start_info.hparams["optimizer.lr"].number_value == lr
+
+
+def test_one_copy_of_the_data_serves_every_job(cli: Cli, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, reads = data.DATASETS["mnist"], []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        reads.append(options)
+        return original(*args, **options)
+
+    monkeypatch.setitem(data.DATASETS, "mnist", counted)
+    words = ("data=mnist", f"paths.data={tiny_mnist}", "batch_size=50", "plots=false", "epochs=1")
+    assert cli("-m", *words, "data.val_fraction=0.1,0.2", "seed=0,1", "name=s").code == 0
+    assert len(reads) == 1
+    assert cli(*words, "data.val_fraction=0.2", "seed=1", "name=alone").code == 0
+    assert metrics_of("s/3") == metrics_of("alone")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("optimizer.lr=0.1",), "the sweep has no jobs"),
+        (("optimizer.lr=interval(0.1,1)",), "hydra/sweeper=optuna"),
+        (
+            ("optimizer.lr=0.1,0.2", "hydra/launcher=joblib"),
+            "Choices: gpus, processes, ray_cluster, slurm, slurm_local",
+        ),
+        (("optimizer.lr=0.1,0.2", "hydra/launcher=processes", "hydra.launcher.njobs=2"), "Did you mean n_jobs?"),
+        (("optimizer.lr=0.1,0.2", "hydra/launcher=processes", "hydra.launcher.n_jobs=0"), "from 1 to"),
+        (("optimizer.lr=0.1,0.2", "hydra.launcher.n_jobs=2"), "choose one with hydra/launcher="),
+        (("optimizer.lr=0.1,0.2", "hydra/launcher=processes", "hydra.launcher._target_=os.system"), "is no option of"),
+        (("optimizer.lr=0.1,0.2", "hydra.job.num=3"), "not for the command line"),
+    ],
+)
+def test_what_no_sweep_can_be_made_of_is_refused(
+    words: tuple[str, ...], said: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())  # as if all launchers were there
+    assert_refused(cli("-m", *words, *QUICK), said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_launcher_that_is_not_installed_says_how(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    outcome = cli("-m", "optimizer.lr=0.1,0.2", "hydra/launcher=slurm", *QUICK)
+    assert_refused(outcome, "hydra-submitit-launcher", "pip install -r requirements-launchers.txt")
+    assert_refused(cli("hydra/launcher=slurm"), "put -m in front")
+
+
+def test_processes_run_the_jobs_of_a_sweep_and_leave_the_finished_ones(tmp_path: Path, cli: Cli) -> None:
+    words = ("-m", "hydra/launcher=processes", "hydra.launcher.n_jobs=2", "optimizer.lr=0.01,-1,0.02", *QUICK)
+    process = start(*words, "name=s", cwd=tmp_path)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert [line["status"] for line in lines_of("s")] == ["done", "failed", "done"]
+    assert "[s/1] failed: ConfigError: optimizer.lr=-1 is not allowed" in errors
+    assert cli("optimizer.lr=0.02", "device.num_threads=1", *QUICK, "name=alone").code == 0
+    assert metrics_of("s/2") == metrics_of("alone")
+    assert read(Path("outputs/s/2/config.json"))["threads"] == max(1, (os.cpu_count() or 1) // 2)
+    before = snapshot(Path("outputs/s/0"))
+    again = start(*words, "name=s", cwd=tmp_path)
+    said, errors = again.communicate(timeout=120)
+    assert "[s/0] optimizer.lr=0.01: done before" in said
+    assert snapshot(Path("outputs/s/0")) == before
+
+
+@pytest.mark.slow
+def test_the_local_executor_of_submitit_runs_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("-m", "hydra/launcher=slurm_local", "optimizer.lr=0.01,-1,0.02", "name=s", *QUICK)
+    process = start(*words, cwd=tmp_path)
+    _, errors = process.communicate(timeout=280)
+    assert process.returncode == 1, errors
+    assert [line["status"] for line in lines_of("s")] == ["done", "failed", "done"]
+
+
+def test_jobs_on_gpus_never_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = from_dict({"choices": settle({})})
+    job = sweep.Job(0, {}, config)
+    with sweep.on_a_gpu(job, tmp_path) as first:
+        assert first.config is not None
+        assert (first.config.device.name, first.config.device["index"]) == ("cuda", 0)
+        code = (
+            "import sys, torch; from pathlib import Path; from trainer import sweep; from trainer.config import *;"
+            "torch.cuda.device_count = lambda: 2; config = from_dict({'choices': settle({})});"
+            f"held = sweep.on_a_gpu(sweep.Job(1, {{}}, config), Path({str(tmp_path)!r}));"
+            "print(held.__enter__().config.device['index'])"
+        )
+        other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert other.stdout.strip() == "1", other.stderr
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with sweep.on_a_gpu(job, tmp_path) as refused:
+        assert "no CUDA GPU is visible" in str(refused.error)
 
 
 def test_two_groups_make_every_combination(cli: Cli) -> None:
@@ -174,3 +311,22 @@ def test_a_sweep_of_data_sets_brings_each_its_own_model(cli: Cli, tiny_mnist: Pa
         ("mnist", "softmax", "cross_entropy"),
     ]
     assert [bool(line["val_accuracy"]) for line in lines_of("s")] == [False, True]
+
+
+def test_the_board_says_what_each_job_does(cli: Cli) -> None:
+    assert cli("-m", "optimizer.lr=0.01,-1", "name=s", *QUICK).code == 1
+    board = Board(Path("outputs/s"), {0: "optimizer.lr=0.01", 1: "optimizer.lr=-1", 2: "optimizer.lr=0.02"})
+    done, failed, waiting = board.lines()
+    best = min(row["val_loss"] for row in metrics_of("s/0"))
+    assert (done["state"], done["epoch"], done["best metric"]) == ("done", "2", f"val_loss {shown(best)}")
+    assert failed["state"] == "failed"
+    assert "optimizer.lr=-1 is not allowed" in failed["best metric"]
+    assert (waiting["state"], waiting["epoch"]) == ("waiting", "")
+    assert board.table().row_count == 3
+    assert Board(Path("outputs/s"), {}).lines()[0]["overrides"] == "optimizer.lr=0.01"  # a launcher's, read from disk
+
+
+def test_a_board_without_room_shows_what_runs_and_what_failed() -> None:
+    lines = [{"job": str(n), "state": "running" if n == 7 else "failed" if n == 3 else "done"} for n in range(9)]
+    assert [line["job"] for line in chosen(lines, 3)] == ["0", "3", "7"]
+    assert chosen(lines, 20) == lines

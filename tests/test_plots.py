@@ -131,18 +131,32 @@ def test_counts_are_printed_up_to_20_classes(num_classes: int, num_cells: int) -
 
 def test_only_wrong_predictions_are_red_and_framed() -> None:
     wrong = [False, True, False]
-    panels = plots._prediction_figure(GREY[:3], ["a / a", "a / b", "b / b"], wrong).axes
-    assert [axes.get_title() for axes in panels] == ["a /\na", "a /\nb", "b /\nb"]
-    assert [same_color(axes.title.get_color(), plots.RED) for axes in panels] == wrong
-    assert [axes.spines["left"].get_visible() for axes in panels] == wrong
+    (axes,) = plots._prediction_figure(GREY[:3], ["a / a", "a / b", "b / b"], wrong).axes
+    assert texts(axes) == ["a /\na", "a /\nb", "b /\nb"]
+    assert [same_color(text.get_color(), plots.RED) for text in axes.texts] == wrong
+    (frame,) = axes.patches
+    left, right, bottom, top = axes.images[1].get_extent()
+    assert frame.get_bbox().extents.tolist() == pytest.approx([left, top, right, bottom])
     assert to_hex(plots.RED).upper() == plots.RED
 
 
 def test_grid_shows_the_first_32_pictures_with_the_values_they_have() -> None:
-    panels = plots._prediction_figure(GREY, [str(n) for n in range(40)], None).axes
-    assert [axes.get_title() for axes in panels] == [str(n) for n in range(32)]
-    assert torch.equal(torch.as_tensor(panels[31].images[0].get_array().data), GREY[31, 0])
-    assert panels[31].images[0].get_clim() == (0, 255)
+    (axes,) = plots._prediction_figure(GREY, [str(n) for n in range(40)], None).axes
+    assert texts(axes) == [str(n) for n in range(32)]
+    assert torch.equal(torch.as_tensor(axes.images[31].get_array().data), GREY[31, 0])
+    assert axes.images[31].get_clim() == (0, 255)
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (10, 100), (100, 10)])
+def test_grid_keeps_the_shape_of_the_pictures_and_leaves_room_between_them(height: int, width: int) -> None:
+    pictures = torch.zeros(10, 1, height, width, dtype=torch.uint8)
+    (axes,) = plots._prediction_figure(pictures, ["x"] * 10, None).axes
+    places = [image.get_extent() for image in axes.images]
+    left, right, bottom, top = places[0]
+    assert (bottom - top) / (right - left) == pytest.approx(height / width)
+    assert places[1][0] > right
+    assert places[8][3] > bottom + 0.3  # inches, for a title of two lines
+    assert all(0 <= p[0] < p[1] <= axes.get_xlim()[1] and 0 < p[3] < p[2] <= axes.get_ylim()[0] for p in places)
 
 
 def test_grid_keeps_the_order_of_the_colour_channels() -> None:
@@ -153,8 +167,8 @@ def test_grid_keeps_the_order_of_the_colour_channels() -> None:
 
 
 def test_long_titles_are_shortened_line_by_line() -> None:
-    title = plots._prediction_figure(GREY[:1], ["flying squirrel of the north / cat"], None).axes[0].get_title()
-    assert title == "flying squirrel...\ncat"
+    (axes,) = plots._prediction_figure(GREY[:1], ["flying squirrel of the north / cat"], None).axes
+    assert texts(axes) == ["flying squirrel...\ncat"]
 
 
 @pytest.mark.parametrize("num_features", [1, 2])

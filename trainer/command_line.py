@@ -3,6 +3,7 @@
 Torch-free and Hydra-free: a typo is answered at once.
 """
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,15 @@ GROUPS = (*settings.GROUPS, "experiment")
 RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 # values that are text whatever they look like; quoted so that Hydra's grammar leaves them alone
 TEXT = re.compile(r"(checkpoint|resume|input|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$")
+
+PLUGINS = {  # what a launcher comes from
+    "processes": "hydra-joblib-launcher",
+    "gpus": "hydra-joblib-launcher",
+    "slurm_local": "hydra-submitit-launcher",
+    "slurm": "hydra-submitit-launcher",
+    "ray_cluster": "hydra-ray-launcher",
+}
+EXTRAS = dict.fromkeys(PLUGINS, "requirements-launchers.txt") | {"ray_cluster": "requirements-ray.txt"}
 
 
 @dataclass(frozen=True)
@@ -85,9 +95,33 @@ def prepare(args: Sequence[str]) -> Command:
             )
         else:
             overrides += expand(word, multirun or "-m" in words or "--multirun" in words)
+    check_hydra(overrides, multirun)
     if multirun and verb != "train":
         raise ConfigError(f"-m is for training; run {verb} without it, as often as it is wanted.")
     return Command(verb, tuple(overrides), multirun, tuple(flags))
+
+
+def check_hydra(words: Sequence[str], multirun: bool) -> None:
+    """Refuse a sweeper or launcher that is not there, and options that it does not have.
+
+    Raises:
+        ConfigError: names the word, and what is allowed or to be installed.
+    """
+    typed = [split_word(word) for word in words if word.startswith(("hydra.", "hydra/"))]
+    if typed and not multirun:
+        raise ConfigError(f"{typed[0][0]} is for sweeps: put -m in front.")
+    chosen = {key: value for key, value in typed if "/" in key}
+    for group, choice in chosen.items():
+        settings.check_choice(group, choice)
+        package = PLUGINS.get(choice)
+        if package and importlib.util.find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
+            raise ConfigError(f"{group}={choice} needs {package}: pip install -r {EXTRAS[choice]}")
+    for key, value in typed:
+        if "/" not in key:
+            _, kind, option = key.split(".", 2)
+            if f"hydra/{kind}" not in chosen:
+                raise ConfigError(f"{key} is an option of a {kind}: choose one with hydra/{kind}=.")
+            settings.check_hydra_option(f"hydra/{kind}", chosen[f"hydra/{kind}"], option, value)
 
 
 def example(word: str, rest: Sequence[str]) -> str:
@@ -101,6 +135,8 @@ def example(word: str, rest: Sequence[str]) -> str:
 def expand(word: str, multirun: bool) -> list[str]:
     """One typed word as the words Hydra gets: short forms written out, text quoted, group choices checked."""
     key, value = split_word(word)
+    if key in ("hydra/sweeper", "hydra/launcher") or key.startswith(("hydra.sweeper.", "hydra.launcher.")):
+        return [word]  # see check_hydra
     if key.startswith(("hydra.", "hydra/")):
         raise ConfigError(f"{key}: Hydra only composes the settings; its own are not for the command line.")
     if "${" in word:  # resolved, it could carry a secret to the screen and into files

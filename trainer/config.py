@@ -255,6 +255,23 @@ def check(key: str, value: Any, default: Any) -> Any:
         raise ConfigError(f"{key}={shown(value)} is not allowed.{hint} Allowed: {allowed}.") from None
 
 
+def check_hydra_option(group: str, choice: str, option: str, value: str) -> None:
+    """Refuse an option that a sweeper or launcher does not have, or a value that RANGES does not allow.
+
+    Args:
+        group: hydra/sweeper or hydra/launcher.  choice: one of its files.  value: as typed.
+    """
+    options = flatten(load_yaml(CONFIGS / group / f"{choice}.yaml"))
+    known = sorted(name for name in options if name[0] != "_")
+    if option not in known:
+        raise ConfigError(
+            f"{option} is no option of {group}={choice}.{nearest(option, known)} Its options: {listed(known)}."
+        )
+    key = f"{group.replace('/', '.')}.{option}"
+    if key in RANGES:
+        check(key, OmegaConf.create(f"value: {value}").value, options[option])
+
+
 def _list(value: Any, rule: Rule) -> list[Any]:
     if not isinstance(value, list) or (
         isinstance(rule, Range) and (len(value) != rule.length if rule.length else not value)
@@ -340,6 +357,20 @@ def freeze(
         merged["optimizer.impl"] = "concise"
     merged |= {key: flat[key] for key in OF_THE_COMMAND}
     return from_dict(_nested(merged) | {"choices": merged_choices}, typed)
+
+
+def with_values(composed: DictConfig, values: Mapping[str, Any], choices: Mapping[str, str]) -> DictConfig:
+    """A copy of what Hydra composed, with other values for these keys and without Hydra's own settings.
+
+    Raises:
+        ConfigError: a key is no option of these choices.
+    """
+    copy = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    for key, value in values.items():
+        if key not in defaults_of(choices):
+            raise unknown_key(key, choices)
+        OmegaConf.update(copy, key, value)
+    return copy
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

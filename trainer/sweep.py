@@ -1,43 +1,178 @@
-"""What a sweep leaves behind: a line for each job in sweep.csv, and the table on the screen."""
+"""A sweep: one of its jobs after the other, and what they leave behind together: table, CSV files, pictures.
 
-from collections.abc import Mapping, Sequence
+What is known of a job stands in its own files, and what it was told in outputs/<sweep>/jobs/<number>.json, so that it
+does not matter which process it ran in. Torch-free until a job is trained: a finished sweep prints its table at once.
+"""
+
+import fcntl
+import math
+import shlex
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trainer.config import OF_THE_COMMAND, Config, flatten
 from trainer.utils import runs
-from trainer.utils.screen import table
+from trainer.utils.errors import ConfigError, Interrupted
+from trainer.utils.screen import Screen, is_terminal, shown, table
+from trainer.utils.signals import StopSignal
+
+FIGURES = ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds")  # what is averaged over seeds
 
 
-def finish(jobs: Sequence[Mapping[str, Any]], folder: Path, paths: str) -> None:
-    """Write outputs/<sweep>/sweep.csv and print it, the best job first.
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep: outputs/<sweep>/<number>."""
+
+    number: int
+    overrides: Mapping[str, str]  # what is swept over, as typed
+    config: Config | None  # None: it was refused
+    error: Exception | None = None  # why
+
+    @property
+    def text(self) -> str:
+        """`optimizer.lr=0.1 seed=2`."""
+        return " ".join(f"{key}={value}" for key, value in self.overrides.items())
+
+
+def run(
+    job: Job,
+    folder: Path,
+    stop: StopSignal,
+    *,
+    report: Callable[[int, float], str] | None = None,
+    sources: MutableMapping[str, Any] | None = None,
+) -> float:
+    """Train a job, go on with it, or leave it where it is done; a failure is noted, said and does not stop the others.
 
     Args:
-        jobs: number, swept overrides and error of each job that was started.  folder: outputs/<sweep>.
-        paths: the paths.* settings as typed, for the command that is printed.
+        folder: outputs/<sweep>.  report, sources: see commands.train.
+    Returns:
+        The objective; nan where the job failed.
+    Raises:
+        Interrupted: the job can be gone on with.
     """
-    rows = [row_of(job, folder / str(job["job"])) for job in jobs]
-    folder.mkdir(parents=True, exist_ok=True)
-    runs.write_csv(folder / "sweep.csv", rows)
-    done = [row for row in rows if row["status"] == "done"]
-    done.sort(key=lambda row: -row["objective"] if row["metric"].endswith("accuracy") else row["objective"])
-    hidden = ("metric", "objective")
-    shown = [{key: row[key] for key in row if key not in hidden} for row in done + [r for r in rows if r not in done]]
-    print("\n" + table(shown))
-    if done:
-        print(f"best: python main.py eval checkpoint={folder.name}/{done[0]['job']}{paths}")
+    name, own = f"{folder.name}/{job.number}", folder / str(job.number)
+    if (objective := objective_of(job, own)) is not None:
+        say(f"[{name}] {job.text}: done before")
+        note(job, folder)
+        return objective
+    note(job, folder)
+    say(f"[{name}] {job.text}")
+    began = time.monotonic()
+    try:
+        if job.config is None:
+            assert job.error is not None
+            raise job.error
+        from trainer import commands  # imports torch
+
+        config = replace(job.config, name=name, resume="auto")
+        try:
+            objective = commands.train(config, stop, report=report, screen=Screen(job=name), sources=sources)
+        except Exception as error:
+            raise commands.in_our_words(error, config) from error.__cause__
+        say(f"[{name}] done in {time.monotonic() - began:.1f} s")
+        return objective
+    except Interrupted as error:
+        raise Interrupted(error.signum, "interrupted; the same command goes on with the sweep.") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        note(job, folder, reason)
+        print(f"[{name}] failed: {reason} See {own / 'train.log'}.", file=sys.stderr, flush=True)
+        runs.log_failure(own, traceback.format_exc())
+        return math.nan
 
 
-def row_of(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+@contextmanager
+def on_a_gpu(job: Job, folder: Path) -> Iterator[Job]:
+    """The job on a GPU that no other job of the sweep has for as long; waits for one.
+
+    The locks are files in outputs/<sweep>, which go with the process that holds them.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    config = job.config
+    if config is not None and (not count or config.device.name not in ("auto", "cuda")):
+        reason = f"device={config.device.name}" if count else "no CUDA GPU is visible"
+        yield replace(job, config=None, error=ConfigError(f"hydra/launcher=gpus: {reason}."))
+        return
+    while config is not None:
+        for index in range(count):
+            with open(folder / f"gpu-{index}.lock", "a") as file:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    continue
+                device = replace(config.device, name="cuda", options={**config.device.options, "index": index})
+                yield replace(job, config=replace(config, device=device))
+                return
+        time.sleep(0.1)
+    yield job
+
+
+def say(line: str) -> None:
+    """Print a line where no board shows the same."""
+    if not is_terminal():
+        print(line, flush=True)
+
+
+def note(job: Job, folder: Path, error: str = "") -> None:
+    """Write outputs/<sweep>/jobs/<number>.json: what the job was told, and why it failed."""
+    (folder / "jobs").mkdir(parents=True, exist_ok=True)
+    path = folder / "jobs" / f"{job.number}.json"
+    content = {"job": job.number, "overrides": dict(job.overrides), "error": error}
+    if not path.is_file() or runs.read_json(path) != content:  # a finished sweep is left as it is
+        runs.write_json(path, content)
+
+
+def objective_of(job: Job, own: Path) -> float | None:
+    """The objective of a job that is done, with these very settings; None where there is something to do."""
+    if job.config is None or runs.status_in(own).get("state") != "done" or not (own / "result.json").is_file():
+        return None
+    was, now = (
+        {key: value for key, value in flatten(plain).items() if key not in (*OF_THE_COMMAND, "name")}
+        for plain in (runs.read_config(runs.Run("", own, Path())), job.config.to_dict())
+    )
+    settled = {key for key, value in now.items() if key.startswith("device.") and value == "auto"}
+    settled |= {"choices.device", "device.index"}  # where it ran
+    if any(was.get(key) != now[key] for key in now if key not in settled):
+        return None
+    return float(runs.read_json(own / "result.json")["objective"]["value"])
+
+
+def rows_of(folder: Path, waiting: Sequence[Job] = ()) -> list[dict[str, Any]]:
+    """A line for each job of the sweep in outputs/<sweep>, by number.
+
+    Args:
+        waiting: jobs that are to come; those that left nothing yet have a line too.
+    """
+    told = {int(path.stem): runs.read_json(path) for path in (folder / "jobs").glob("*.json")}
+    for job in waiting:
+        told.setdefault(job.number, {"job": job.number, "overrides": dict(job.overrides), "error": ""})
+    if waiting:  # not those of another sweep that had the name
+        told = {job.number: told[job.number] for job in waiting}
+    keys = list(dict.fromkeys(key for job in told.values() for key in job["overrides"]))
+    return [row_of(told[number], folder / str(number), keys) for number in sorted(told)]
+
+
+def row_of(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[str, Any]:
     """The figures of one job, from the files in its own directory."""
-    status = runs.status_in(folder)
-    row = {
-        "job": job["job"],
-        "overrides": job["overrides"],
-        "status": "failed" if job["error"] else status.get("state", "interrupted"),
-    }
-    result = runs.read_json(folder / "result.json") if row["status"] == "done" else None
+    state = "failed" if job["error"] else runs.status_in(own).get("state", "waiting")
+    result = runs.read_json(own / "result.json") if state == "done" else None
     best, test = (result["best"], result["test"]) if result else ({}, {})
-    return row | {
+    return {
+        "job": job["job"],
+        "overrides": " ".join(f"{key}={value}" for key, value in job["overrides"].items()),
+        **{key: job["overrides"].get(key) for key in keys},
+        "status": state,
+        "stopped": (result or {}).get("stopped"),
         "best_epoch": best.get("epoch"),
         "val_loss": best.get("val_loss"),
         "val_accuracy": best.get("val_accuracy"),
@@ -48,3 +183,90 @@ def row_of(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "seconds": result["seconds"] if result else None,
         "error": job["error"],
     }
+
+
+def best_first(rows: Sequence[Mapping[str, Any]], key: str = "objective") -> list[Mapping[str, Any]]:
+    """The rows with the best objective first; those without one last, in their order."""
+    done = [row for row in rows if row[key] is not None]
+    done.sort(key=lambda row: -row[key] if row["metric"].endswith("accuracy") else row[key])
+    return done + [row for row in rows if row[key] is None]
+
+
+def settings_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per setting: mean and standard deviation (n - 1) over the jobs that are done and differ in the seed only.
+
+    The best first; the column `of` says of how many jobs.
+    """
+    keys = [key for key in swept(rows) if key != "seed"]
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["objective"] is not None:
+            groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    found: list[dict[str, Any]] = []
+    for setting, members in groups.items():
+        line: dict[str, Any] = dict(zip(keys, setting, strict=True)) | {"of": len(members)}
+        line["metric"] = members[0]["metric"]
+        for figure in ("objective", *FIGURES):
+            values = [row[figure] for row in members if row[figure] is not None]
+            line[f"{figure}_mean"] = statistics.fmean(values) if values else None
+            line[f"{figure}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        found.append(line)
+    return [dict(line) for line in best_first(found, "objective_mean")]
+
+
+def swept(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that are swept over: the columns between overrides and status."""
+    columns = list(rows[0])
+    return columns[columns.index("overrides") + 1 : columns.index("status")]
+
+
+def finish(folder: Path, waiting: Sequence[Job], *, plots: bool, paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Write sweep.csv, summary.csv and the pictures, print the table, the best job first, and return its rows.
+
+    Args:
+        folder: outputs/<sweep>.  waiting: all jobs, where they are known beforehand.
+        paths: the paths.* settings as typed, for the commands that are printed.
+    """
+    rows = rows_of(folder, waiting)
+    if not rows:  # a launcher that never came to a job
+        return rows
+    is_news = runs.write_csv(folder / "sweep.csv", rows)
+    settings = settings_of(rows)
+    if settings:
+        runs.write_csv(folder / "summary.csv", settings)
+    shown = ["job", "overrides", "status", *FIGURES[:-1], "seconds", "stopped", "error"]
+    kept = [key for key in shown if key in shown[:3] or any(row[key] not in (None, "") for row in rows)]
+    print("\n" + table([{key: row[key] for key in kept} for row in best_first(rows)]))
+    if len(settings) > 1 and any(line["of"] > 1 for line in settings):
+        print("\n" + table([in_short(line) for line in settings]))
+    if settings:
+        if plots and (is_news or not (folder / "plots").is_dir()):
+            from trainer.utils import sweep_plots  # matplotlib takes 0.4 s
+
+            sweep_plots.draw(rows, swept(rows), folder / "plots")
+        say_best(best_first(rows)[0], folder, "".join(f" {shlex.quote(word)}" for word in paths), plots)
+    return rows
+
+
+def in_short(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of summary.csv for the screen: `mean +- std` in one column."""
+    columns = list(line)
+    short = {key: line[key] for key in columns[: columns.index("metric")]}
+    for figure in FIGURES[:-1]:
+        mean, std = line[f"{figure}_mean"], line[f"{figure}_std"]
+        if mean is not None:
+            short[figure] = f"{mean:.4f}" + (f" +- {std:.4f}" if std is not None else "")
+    return short
+
+
+def say_best(best: Mapping[str, Any], folder: Path, paths: str, plots: bool) -> None:
+    """The best job with its checkpoint, and what to type next."""
+    run = f"{folder.name}/{best['job']}"
+    checkpoints = runs.read_config(runs.Run("", folder / str(best["job"]), Path()))["paths"]["checkpoints"]
+    print(f"best         {run} ({best['overrides']}): {best['metric']} {shown(best['objective'])}")
+    print(f"checkpoint   {Path(checkpoints) / run / 'best.pt'}")
+    print(f"eval         python main.py eval checkpoint={run}{paths}")
+    print(f"tensorboard  tensorboard --logdir {shlex.quote(str(folder))}")
+    if plots:
+        print(f"pictures     {folder / 'plots'}")
+    print(f"table        {folder / 'sweep.csv'}, {folder / 'summary.csv'}")

@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def curves(rows: Sequence[Row], path: Path, *, best_epoch: int | None = None) ->
         best_epoch: marked with a dashed line; None marks nothing.
     """
     with rc_context(STYLE):
-        _save(_curves_figure(rows, best_epoch), path)
+        save(_curves_figure(rows, best_epoch), path)
 
 
 def learning_rate(points: Sequence[tuple[int, float]], path: Path) -> None:
@@ -63,7 +64,7 @@ def learning_rate(points: Sequence[tuple[int, float]], path: Path) -> None:
         path: the PNG; missing parent folders are made.
     """
     with rc_context(STYLE):
-        _save(_learning_rate_figure(points), path)
+        save(_learning_rate_figure(points), path)
 
 
 def confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
@@ -75,7 +76,7 @@ def confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
         path: the PNG; missing parent folders are made.
     """
     with rc_context(_style_with_cjk()):
-        _save(_confusion_figure(matrix, classes), path, cropped=True)  # a square leaves empty margins
+        save(_confusion_figure(matrix, classes), path, cropped=True)  # a square leaves empty margins
 
 
 def prediction_grid(pictures: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None, path: Path) -> None:
@@ -88,7 +89,7 @@ def prediction_grid(pictures: Tensor, titles: Sequence[str], wrong: Sequence[boo
         path: the PNG; missing parent folders are made.
     """
     with rc_context(_style_with_cjk()):
-        _save(_prediction_figure(pictures, titles, wrong), path, cropped=True)
+        save(_prediction_figure(pictures, titles, wrong), path)
 
 
 def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) -> None:
@@ -107,7 +108,7 @@ def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) 
         path: the PNG; missing parent folders are made.
     """
     with rc_context(STYLE):
-        _save(_fit_figure(x, y, weight, bias), path)
+        save(_fit_figure(x, y, weight, bias), path)
 
 
 def comparison(
@@ -121,10 +122,11 @@ def comparison(
         path: the PNG; missing parent folders are made.
     """
     with rc_context(STYLE):
-        _save(_comparison_figure(curves, milliseconds), path)
+        save(_comparison_figure(curves, milliseconds), path)
 
 
-def _save(figure: Figure, path: Path, *, cropped: bool = False) -> None:
+def save(figure: Figure, path: Path, *, cropped: bool = False) -> None:
+    """Write a PNG; missing parent folders are made.  cropped: without empty margins, which takes drawing it twice."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # A class name in a script without an installed font shows as boxes; a warning per glyph would flood the screen.
@@ -142,7 +144,7 @@ def _short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3].rstrip() + "..."
 
 
-def _side_by_side(num_panels: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def side_by_side(num_panels: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Panels of so many inches each, with room for labels: a layout engine, or cropping, would draw them twice."""
     total = width * num_panels
     figure = Figure(figsize=(total, height))
@@ -154,7 +156,7 @@ def _side_by_side(num_panels: int, *, width: float, height: float) -> tuple[Figu
 
 def _curves_figure(rows: Sequence[Row], best_epoch: int | None) -> Figure:
     metrics = [m for m in ("loss", "accuracy") if m == "loss" or any(row.get(f"train_{m}") is not None for row in rows)]
-    figure, panels = _side_by_side(len(metrics), width=5.4, height=4.0)
+    figure, panels = side_by_side(len(metrics), width=5.4, height=4.0)
     for axes, metric in zip(panels, metrics, strict=True):
         values = _draw_curves(axes, rows, metric)
         if best_epoch is not None:
@@ -194,7 +196,7 @@ def _draw_curves(axes: Axes, rows: Sequence[Row], metric: str) -> list[float]:
 
 
 def _comparison_figure(curves: Mapping[str, Sequence[tuple[int, float]]], milliseconds: Mapping[str, float]) -> Figure:
-    figure, (losses, distances, costs) = _side_by_side(3, width=5.0, height=4.0)
+    figure, (losses, distances, costs) = side_by_side(3, width=5.0, height=4.0)
     (first, reference), *_ = curves.items()
     any_differs = False
     widths = (9, 6, 3.5, 1.2)  # thin over thick, so that all are seen
@@ -228,7 +230,7 @@ def _comparison_figure(curves: Mapping[str, Sequence[tuple[int, float]]], millis
 
 
 def _learning_rate_figure(points: Sequence[tuple[int, float]]) -> Figure:
-    figure, (axes,) = _side_by_side(1, width=6.4, height=3.6)
+    figure, (axes,) = side_by_side(1, width=6.4, height=3.6)
     steps, rates = zip(*points, strict=True)
     axes.plot(steps, rates, color=BLUE, marker="o" if len(points) == 1 else "")
     axes.set(title="Learning rate", xlabel="step (parameter updates)", ylabel="learning rate")
@@ -242,7 +244,7 @@ def _confusion_figure(matrix: Tensor, classes: Sequence[str]) -> Figure:
     num_classes, counts = len(matrix), matrix.cpu().double()
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     side = min(max(4.0, 2.6 + 0.56 * num_classes), 15.0)
-    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
+    figure = Figure(figsize=(side + 1.0, side))
     axes = figure.subplots()
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.02, format=PercentFormatter(xmax=1))
@@ -265,22 +267,30 @@ def _confusion_figure(matrix: Tensor, classes: Sequence[str]) -> Figure:
 
 
 def _prediction_figure(pictures: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None) -> Figure:
+    # One pair of axes, in inches, for all pictures: axes for each would take a second, most of it for layout and ticks.
     shown = pictures[:32].cpu().permute(0, 2, 3, 1)  # (N, H, W, C)
     num_rows, num_columns = ceil(len(shown) / 8), min(len(shown), 8)
-    height = 1.45 * min(max(shown.shape[1] / shown.shape[2], 0.4), 2.5) + 0.45
-    figure = Figure(figsize=(1.45 * num_columns + 0.1, height * num_rows + 0.1), layout="constrained")
-    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
+    room, gap = 1.3, 0.15  # of a picture, and between two
+    ratio = shown.shape[1] / shown.shape[2]
+    width, height = min(room, room / ratio * 2.5), room * min(max(ratio, 0.4), 2.5)
+    height = min(height, width * ratio)
+    step = height + 0.42  # a title has up to two lines
+    figure = Figure(figsize=((room + gap) * num_columns + gap, step * num_rows + gap))
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     for index, picture in enumerate(shown):
-        axes, is_wrong = panels[index], wrong is not None and wrong[index]
-        axes.imshow(picture.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set(visible=is_wrong, color=RED, linewidth=2.5)
+        row, column = divmod(index, 8)
+        left, top = gap + (room + gap) * column + (room - width) / 2, step * (row + 1) - height
+        extent = (left, left + width, top + height, top)
+        axes.imshow(picture.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+        is_wrong = wrong is not None and wrong[index]
+        if is_wrong:
+            axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=RED, linewidth=2.5))
         text = "\n".join(_short(line, 18) for line in titles[index].replace(" / ", " /\n").split("\n"))
-        weight = "bold" if is_wrong else "normal"
-        axes.set_title(text, fontsize=8, color=RED if is_wrong else INK, weight=weight, parse_math=False)
+        color, weight = (RED, "bold") if is_wrong else (INK, "normal")
+        place: dict[str, Any] = {"ha": "center", "va": "bottom", "linespacing": 1.0, "parse_math": False}
+        axes.text(left + width / 2, top - 0.05, text, fontsize=8, color=color, weight=weight, **place)
+    axes.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0))
+    axes.set_axis_off()
     return figure
 
 
@@ -289,7 +299,7 @@ def _fit_figure(x: Tensor, y: Tensor, weight: Sequence[float], bias: float) -> F
     x, y = x[::stride].detach().cpu().double(), y[::stride].detach().cpu().double().flatten()
     w = torch.tensor(weight, dtype=torch.float64)
     num_panels = len(w) if len(w) <= 2 else 1
-    figure, panels = _side_by_side(num_panels, width=5.4, height=4.4)
+    figure, panels = side_by_side(num_panels, width=5.4, height=4.4)
     y_hat = x @ w + bias  # (N,)
     if len(w) > 2:
         _scatter_with_line(panels[0], y, y_hat, slope=1.0, intercept=0.0, label="perfect fit")

@@ -12,9 +12,15 @@ REDRAW_SECONDS = 0.2  # a redraw costs as much as a step of a small model
 
 
 class Screen:
-    """Prints lines, keeps them in train.log, and draws the bar of the running epoch where there is a terminal."""
+    """Prints lines, keeps them in train.log, and draws the bar of the running epoch where there is a terminal.
 
-    def __init__(self) -> None:
+    Args:
+        job: `<sweep>/<number>` of a sweep's job: of it only the epochs and the warnings are printed, and on a terminal
+            the warnings alone, since the board of the sweep shows the rest.
+    """
+
+    def __init__(self, job: str = "") -> None:
+        self._job = job
         self._log: Path | None = None
         self._bar: Any = None
         self._task: Any = None
@@ -31,11 +37,17 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Print a line."""
+        if not self._job:
+            self._print(line)
+        elif line.startswith("warning"):
+            self._print(f"[{self._job}] {line}")
+        self._write(line)
+
+    def _print(self, line: str) -> None:
         try:
             print(line, flush=True)
         except OSError:  # the reader has left, as `| head` does, or the disk is full; the run goes on, see train.log
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        self._write(line)
 
     def note(self, line: str) -> None:
         """Write a line to train.log only."""
@@ -53,7 +65,7 @@ class Screen:
             self._log = Path(os.devnull)
 
     def __enter__(self) -> "Screen":
-        if sys.stdout is not None and sys.stdout.isatty():
+        if is_terminal() and not self._job:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             text = TextColumn("{task.fields[text]}")
@@ -97,6 +109,14 @@ class Screen:
             self._headed = True
         values = "".join(f" {shown(value):>11}" for _, value in columns)
         self.say(f"{row['epoch']:>4}/{epochs:<4}{values}{row['samples_per_second']:13,.0f}")
+        if self._job and not is_terminal():
+            said = "  ".join(f"{name} {shown(value)}" for name, value in columns)
+            self._print(f"[{self._job}] epoch {row['epoch']}/{epochs}  {said}")
+
+
+def is_terminal() -> bool:
+    """Whether somebody may be looking at what is printed."""
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
