@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = ["main.py", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "trainer").rglob("*.py"))]
-OURS = ["main.py", *sorted(str(p.relative_to(ROOT)) for d in ("trainer", "tests") for p in (ROOT / d).rglob("*.py"))]
+
+
+def files_of(*folders: str) -> list[str]:
+    """main.py and the Python files below some folders."""
+    return ["main.py", *sorted(str(p.relative_to(ROOT)) for folder in folders for p in (ROOT / folder).rglob("*.py"))]
+
+
+PROGRAM = files_of("trainer", "hydra_plugins")
+OURS = files_of("trainer", "hydra_plugins", "tests")
 MAX_LINES = 60  # of a function
 
 # What a file may import besides the standard library: the entry with the longest fitting path counts, a trailing dot
@@ -64,6 +71,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("torch", "trainer.commands", "trainer.config", "trainer.groups", "trainer.search", "trainer.stack"),
         "trainer.utils.",
     ),
+    "trainer/search.py": ("optuna", "cmaes", "trainer.ranges", "trainer.space", "trainer.utils."),
+    "trainer/space.py": ("optuna", "trainer.config", "trainer.ranges", "trainer.utils.errors"),
+    "hydra_plugins/": (
+        *("hydra", "omegaconf", "trainer.config", "trainer.ranges", "trainer.search", "trainer.space"),
+        "trainer.utils.errors",
+    ),
     "trainer/models/": ("torch", "trainer.models.", "trainer.utils.errors"),
     "trainer/models/torchvision.py": ("torch", "torchvision", "trainer.models.", "trainer.utils.errors"),
     "trainer/data/": ("torch", "torchvision", "numpy", "PIL", "trainer.config", "trainer.data.", "trainer.utils."),
@@ -79,9 +92,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 # these take long to import, so they are imported where they are used
 LAZY = ("torchvision", "hydra", "rich", "tensorboard", "torch.utils.tensorboard", "trainer.utils.plots")
-LAZY += ("trainer.utils.sweep_plots",)
+LAZY += ("trainer.utils.sweep_plots", "optuna", "cmaes")
 TORCH_FREE = ("main", "trainer.command_line", "trainer.config", "trainer.ranges", "trainer.schedules", "trainer.sweep")
 TORCH_FREE += (
+    "trainer.search",
+    "trainer.space",
     "trainer.utils.board",
     "trainer.utils.errors",
     "trainer.utils.runs",
@@ -104,11 +119,14 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def eager(tree: ast.Module) -> ast.Module:
-    """The tree without the bodies of functions: what runs when the file is imported."""
+    """The tree without the bodies of functions and of `if TYPE_CHECKING`: what runs when the file is imported."""
 
     class Drop(ast.NodeTransformer):
         def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
             return ast.Pass()
+
+        def visit_If(self, node: ast.If) -> ast.AST:
+            return ast.Pass() if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
 
     dropped: ast.Module = Drop().visit(ast.parse(ast.unparse(tree)))
     return dropped
@@ -132,7 +150,8 @@ def forbidden_imports(source: str, path: str) -> list[str]:
 
 
 def eager_heavy_imports(source: str, path: str) -> list[str]:
-    found = [m for m in imports(eager(ast.parse(source))) if within(m, LAZY)]
+    there = ("hydra",) if path.startswith("hydra_plugins/") else ()  # Hydra imports its plugins
+    found = [m for m in imports(eager(ast.parse(source))) if within(m, LAZY) and not within(m, there)]
     return [] if path == "trainer/utils/sweep_plots.py" else found  # it is lazily imported itself
 
 
@@ -284,6 +303,13 @@ BREACHES: list[tuple[Check, str, str]] = [
     (forbidden_imports, "trainer/models/lenet.py", "from trainer.utils import runtime"),
     (forbidden_imports, "trainer/data/folder.py", "from trainer import build"),
     (forbidden_imports, "trainer/state.py", "from trainer import commands"),
+    (forbidden_imports, "trainer/search.py", "def f():\n    import hydra"),
+    (forbidden_imports, "trainer/search.py", "from trainer import commands"),
+    (forbidden_imports, "trainer/commands.py", "def f():\n    import optuna"),
+    (forbidden_imports, "hydra_plugins/optuna_sweeper/sweeper.py", "def f():\n    import optuna"),
+    (forbidden_imports, "hydra_plugins/optuna_sweeper/sweeper.py", "from trainer import commands"),
+    (eager_heavy_imports, "trainer/search.py", "import optuna"),
+    (eager_heavy_imports, "hydra_plugins/optuna_sweeper/sweeper.py", "from optuna import samplers"),
     (forbidden_imports, "main.py", "def f():\n    import torch"),
     (forbidden_imports, "main.py", "from trainer import data"),
     (eager_heavy_imports, "trainer/data/vision.py", "import torchvision.datasets"),
@@ -334,6 +360,8 @@ def test_a_breach_is_seen(check: Check, path: str, source: str) -> None:
         (forbidden_imports, "trainer/data/vision.py", "def f():\n    import torchvision.datasets"),
         (forbidden_imports, "trainer/models/__init__.py", "from trainer.models.lenet import LeNet"),
         (eager_heavy_imports, "trainer/report.py", "def f():\n    from trainer.utils import plots"),
+        (eager_heavy_imports, "trainer/search.py", "if TYPE_CHECKING:\n    import optuna"),
+        (eager_heavy_imports, "hydra_plugins/optuna_sweeper/sweeper.py", "from hydra.plugins.sweeper import Sweeper"),
         (layers_taken_from_torch, "trainer/models/lenet.py", "from torch.nn import Module\nnn.Linear(1, 2)"),
         (delegated, "trainer/scratch/nn.py", "from torch.nn import Module, Parameter\nself.operations.relu(x)"),
         (delegated, "trainer/scratch/by_hand.py", "from torch.autograd import Function\nformulas.conv2d(x, w)"),
@@ -371,7 +399,7 @@ def test_every_entry_of_the_table_is_of_a_file_that_exists() -> None:
 
 # each takes a tenth of a second or more to import, torch and what is below it one or more
 HEAVY = {"torch", "torch._dynamo", "torch._inductor", "sympy", "torchvision", "numpy", "PIL", "matplotlib"}
-HEAVY |= {"tensorboard", "rich", "hydra"}
+HEAVY |= {"tensorboard", "rich", "hydra", "optuna"}
 
 
 def imported_by(code: str) -> set[str]:

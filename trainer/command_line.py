@@ -108,9 +108,10 @@ def check_hydra(words: Sequence[str], multirun: bool) -> None:
         ConfigError: names the word, and what is allowed or to be installed.
     """
     typed = [split_word(word) for word in words if word.startswith(("hydra.", "hydra/"))]
+    engines = settings.engines(dict(map(split_word, words)))
     if typed and not multirun:
         raise ConfigError(f"{typed[0][0]} is for sweeps: put -m in front.")
-    chosen = {key: value for key, value in typed if "/" in key}
+    chosen = {key: value for key, value in engines.items() if value != "basic" or key in dict(typed)}
     for group, choice in chosen.items():
         settings.check_choice(group, choice)
         package = PLUGINS.get(choice)

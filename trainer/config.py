@@ -15,7 +15,19 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.ranges import IMPLS_OF, RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF, OneOf, Range, Rule, Text, shown
+from trainer.ranges import (
+    IMPLS_OF,
+    OF_LAUNCHERS,
+    RANGES,
+    REGRESSION,
+    TASK_OF_DATA,
+    TASKS_OF,
+    OneOf,
+    Range,
+    Rule,
+    Text,
+    shown,
+)
 from trainer.utils.errors import ConfigError, listed, nearest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -279,9 +291,13 @@ def check_hydra_option(group: str, choice: str, option: str, value: str) -> None
         raise ConfigError(
             f"{option} is no option of {group}={choice}.{nearest(option, known)} Its options: {listed(known)}."
         )
-    key = f"{group.replace('/', '.')}.{option}"
-    if key in RANGES:
-        check(key, OmegaConf.create(f"value: {value}").value, options[option])
+    if group == "hydra/launcher" and option in OF_LAUNCHERS:
+        try:
+            OF_LAUNCHERS[option](OmegaConf.create(f"value: {value}").value)
+        except ValueError:
+            raise ConfigError(
+                f"hydra.launcher.{option}={value} is not allowed. Allowed: {OF_LAUNCHERS[option]}."
+            ) from None
 
 
 def _list(value: Any, rule: Rule) -> list[Any]:

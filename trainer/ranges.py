@@ -206,10 +206,13 @@ RANGES: dict[str, Rule] = {
     "device.channels_last": OneOf(("auto", True, False)),
     "device.matmul": OneOf(("auto", "torch", "onednn", "tf32")),
     "device.index": Range(0, 63, whole=True),
-    "hydra.launcher.n_jobs": Either(OneOf((-1,)), Range(1, 1024, whole=True)),
-    "hydra.launcher.timeout_min": Range(1, 10**6, whole=True),
-    "hydra.launcher.cpus_per_task": Range(1, 1024, whole=True),
-    "hydra.launcher.gpus_per_node": Range(1, 1024, whole=True),
+}
+
+OF_LAUNCHERS: dict[str, Rule] = {  # options of configs/hydra/launcher; what the engines take besides is theirs
+    "n_jobs": Either(OneOf((-1,)), Range(1, 1024, whole=True)),
+    "timeout_min": Range(1, 10**6, whole=True),
+    "cpus_per_task": Range(1, 1024, whole=True),
+    "gpus_per_node": Range(1, 1024, whole=True),
 }
 
 REGRESSION, CLASSIFICATION = "regression", "classification"

@@ -1,0 +1,161 @@
+"""The sweeper that asks Optuna which settings to try next; the study itself is in trainer/search.py.
+
+Hydra imports this file at every start, so nothing heavy may be imported at its top.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    IntervalSweep,
+    Override,
+    QuotedString,
+    RangeSweep,
+    Sweep,
+    Transformer,
+)
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from trainer.search import Search
+    from trainer.space import Space
+
+# settings that say where or how a trial is computed, not what: they may change when a study goes on
+NOT_OF_THE_STUDY = ("device", "paths", "plots", "record", "save")
+
+
+class OptunaSweeper(Sweeper):
+    """Runs trials until the study has enough of them. Each job is told its number as hydra.job.name."""
+
+    def __init__(self, **sweeper: Any) -> None:
+        self.sweeper = sweeper
+        self.hydra_context: HydraContext | None = None
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra hands over, and let it build the launcher."""
+        from hydra.core.plugins import Plugins
+
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the trials that are left; returns what the jobs of this process returned.
+
+        Raises:
+            ConfigError: the space or a setting of the search is refused.
+        """
+        from trainer import search
+
+        assert self.config is not None
+        assert self.launcher is not None
+        settings = search.settings_of(self.sweeper)
+        search.load_optuna()
+        choices = self.config.hydra.runtime.choices
+        space, fixed = self.split(arguments, choices)
+        folder = Path(self.config.hydra.sweep.dir)
+        of_study = sorted(word for word in fixed if word.partition("=")[0].split(".")[0] not in NOT_OF_THE_STUDY)
+        maximize = is_accuracy(space, choices)
+        returned: list[Any] = []
+        with search.Search(settings, space, folder, maximize=maximize, fixed=of_study) as study:
+            while batch := self.next_batch(study, fixed):
+                results = self.launcher.launch(list(batch.values()), initial_job_idx=len(returned))
+                returned += [result.return_value for result in results]  # raises what a job raised
+                for number in batch:
+                    study.release(number)
+        print(f"\n{search.summary(self.sweeper, folder)}")
+        return returned
+
+    def next_batch(self, study: "Search", fixed: Sequence[str]) -> dict[int, list[str]]:
+        """The next trials: number -> the words of its job; empty where all are begun."""
+        from trainer.search import Trial
+        from trainer.space import word
+
+        batch: dict[int, list[str]] = {}
+        while len(batch) < study.settings.n_jobs and (asked := study.ask()) is not None:
+            number, params = asked
+            words = [*fixed, *(f"{key}={word(value)}" for key, value in params.items()), f"hydra.job.name={number}"]
+            try:
+                self.validate_batch_is_legal([words])
+            except HydraException as error:  # an option of a choice that was not taken: it would stop every restart
+                with Trial(study.settings, study.folder, number) as trial:
+                    trial.failed(str(error))
+                raise
+            batch[number] = words
+        return batch
+
+    def split(self, arguments: Sequence[str], choices: Mapping[str, str]) -> tuple["Space", list[str]]:
+        """The search space, and the words that are the same for each trial."""
+        from trainer import config
+        from trainer.utils.errors import ConfigError
+
+        assert self.hydra_context is not None
+        defaults = config.defaults_of({group: choices[group] for group in config.GROUPS})
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        words = [f"{key}={in_yaml(value)}" for key, value in self.sweeper["params"].items()]
+        try:
+            overrides = parser.parse_overrides([*words, *arguments])
+        except HydraException as error:
+            line = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"a search space cannot be read: {line}. Allowed: interval(1e-4,1), tag(log, interval(1e-4,1)), "
+                "int(interval(1,8)), range(32,256,step=32), choice([64],[128,64]), or a list such as 64,128,256."
+            ) from None
+        last = {override.key_or_group: override for override in overrides}  # what is typed wins over YAML
+        space = {key: distribution(one, defaults) for key, one in last.items() if one.is_sweep_override()}
+        return space, [str(one.input_line) for one in last.values() if not one.is_sweep_override()]
+
+
+def in_yaml(value: Any) -> str:
+    """A value of hydra.sweeper.params as it would be typed."""
+    if isinstance(value, str):
+        return value
+    plain: Any = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return str(Transformer.str(plain))
+
+
+def distribution(override: Override, defaults: Mapping[str, Any]) -> Any:
+    """What Hydra read as one of Optuna's distributions; ConfigError where it cannot be one."""
+    from trainer import space
+    from trainer.utils.errors import ConfigError
+
+    key, sweep = override.key_or_group, override.value()
+    tags = sweep.tags if isinstance(sweep, Sweep) else set()
+    log = "log" in tags and isinstance(sweep, IntervalSweep)
+    if tags - ({"log"} if log else set()):
+        raise ConfigError(f"{override.input_line} is not allowed. Allowed: tag(log, interval(...)) and no other tag.")
+    if isinstance(sweep, (ChoiceSweep, RangeSweep)) and sweep.shuffle:
+        raise ConfigError(f"{override.input_line} is not allowed: the sampler chooses the order. Allowed: no shuffle.")
+    if isinstance(sweep, IntervalSweep):
+        assert sweep.start is not None
+        assert sweep.end is not None
+        return space.interval(key, sweep.start, sweep.end, log=log, defaults=defaults)
+    if isinstance(sweep, RangeSweep):
+        assert sweep.start is not None
+        assert sweep.stop is not None
+        return space.steps(key, sweep.start, sweep.stop, sweep.step, defaults=defaults)
+    values: list[Any] = list(override.sweep_iterator(Transformer.identity))
+    plain = [value.text if isinstance(value, QuotedString) else value for value in values]
+    return space.choices(key, plain, [Transformer.encode(value) for value in values], defaults=defaults)
+
+
+def is_accuracy(space: "Space", choices: Mapping[str, str]) -> bool:
+    """Whether the trials are measured by accuracy, the more the better, or by the loss of a regression."""
+    from trainer.ranges import REGRESSION, TASK_OF_DATA
+    from trainer.utils.errors import ConfigError, listed
+
+    data = getattr(space["data"], "choices", ()) if "data" in space else (choices["data"],)
+    tasks = {TASK_OF_DATA[name] for name in data}
+    if len(tasks) > 1:
+        raise ConfigError(f"data={listed(data)}: an accuracy and a loss cannot be compared. Allowed: sets of one task.")
+    return tasks != {REGRESSION}
