@@ -109,8 +109,9 @@ def check_hydra(words: Sequence[str], multirun: bool) -> None:
     """
     typed = [split_word(word) for word in words if word.startswith(("hydra.", "hydra/"))]
     engines = settings.engines(dict(map(split_word, words)))
-    if typed and not multirun:
-        raise ConfigError(f"{typed[0][0]} is for sweeps: put -m in front.")
+    if not multirun and (typed or set(engines.values()) != {"basic"}):
+        what = typed[0][0] if typed else "this experiment"
+        raise ConfigError(f"{what} is for sweeps: put -m in front.")
     chosen = {key: value for key, value in engines.items() if value != "basic" or key in dict(typed)}
     for group, choice in chosen.items():
         settings.check_choice(group, choice)
