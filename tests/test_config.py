@@ -153,7 +153,7 @@ def test_options_of_an_optimizer_are_keywords_of_torch(name: str) -> None:
 
 @pytest.mark.parametrize("name", choices_of("data"))
 def test_options_of_a_data_set_are_its_keywords_and_the_common_ones(name: str) -> None:
-    common = {"val_fraction", "split_seed", "limit"}
+    common = {"val_fraction", "split_seed", "order_seed", "limit"}
     common |= {"normalize", "augment"} if name in PICTURE_SETS else set()
     common |= {"resident"} if name in PICTURE_SETS else set()
     common |= {"workers"} if name == "folder" else set()

@@ -67,6 +67,13 @@ class StopAt:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """How the runs of a sweep are trained; stack is auto, True or False."""
+
+    stack: str | bool
+
+
+@dataclass(frozen=True)
 class Record:
     """What goes to TensorBoard how often."""
 
@@ -123,6 +130,7 @@ class Config:
     save: Save
     early_stopping: EarlyStopping
     stop_at: StopAt
+    sweep: Sweep
     record: Record
     paths: Paths
     reference: Reference

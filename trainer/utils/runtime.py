@@ -32,6 +32,7 @@ class Machine:
     channels_last: bool = False
     matmul: str = "torch"  # as it came out: onednn and tf32 are left out where they are not to be had
     compile: bool = False
+    stack: int = 1  # runs whose numbers are computed together
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of one forward pass."""
