@@ -278,9 +278,8 @@ def open_run(
 def build_stack(members: list[Member], parts: list[Parts]) -> Stack:
     """The stacked model and optimizer with the weights and buffers of all runs; those without epochs left are zeros."""
     config, splits = members[0].config, parts[0].splits
-    with torch.device("meta"):
-        library = stacked.layers(len(members))
-        model = MODELS[config.model.name](library, splits.in_shape, splits.num_outputs, **config.model.options)
+    options = {**config.model.options, "init_std": "torch"}  # draws nothing: each run has drawn its own
+    model = MODELS[config.model.name](stacked.layers(len(members)), splits.in_shape, splits.num_outputs, **options)
     stacked.stack(model, [own.model for own in parts])
     optimizer = stacked.OPTIMIZERS[config.optimizer.name](
         model, [member.config.optimizer.options for member in members]

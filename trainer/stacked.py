@@ -49,7 +49,7 @@ def layers(num_runs: int) -> SimpleNamespace:
 
 
 def stack(stacked: nn.Module, models: Sequence[nn.Module]) -> None:
-    """Put the weights of lone models into a stacked one, which may have been built on the meta device."""
+    """Put copies of the weights of lone models into a stacked one, which goes to their device and type."""
     states = [model.state_dict() for model in models]
     whole = {name: torch.stack([state[name] for state in states]) for name in states[0]}
     stacked.load_state_dict(whole, assign=True)
