@@ -370,8 +370,7 @@ class Sums(engine.Totals):
     def add(self, loss: Tensor, y_hat: Tensor, y: Tensor) -> None:
         """Take the outputs (N, K, M) of a batch and its labels or targets; the loss is measured later, by run."""
         self.waiting.append((y_hat.detach(), y))
-        many = y_hat.numel() * len(self.waiting) > engine.HELD_AT_ONCE
-        if many or len(self.waiting) == engine.COUNTED_AT_ONCE:
+        if y_hat.numel() * len(self.waiting) > engine.HELD_AT_ONCE:
             self.count()
 
     def count(self) -> None:
@@ -407,6 +406,8 @@ def train_epoch(stack: Stack) -> dict[int, engine.Totals]:
         ):
             if step % config.record.every_steps == 0:
                 checked = look(stack, sums, checked, step, began, record=True)
+                if not places(stack):
+                    break
             every, seconds = config.save.every_steps, config.save.every_seconds
             due = (every and step - saved_step >= every) or (seconds and time.monotonic() - saved_at >= seconds)
             if due or first.stop.signum:
@@ -416,8 +417,6 @@ def train_epoch(stack: Stack) -> dict[int, engine.Totals]:
                 for k in places(stack):
                     each(stack, k, training.save_or_warn, saves=True)
                 saved_at, saved_step = time.monotonic(), step
-            if not places(stack):
-                break
     look(stack, sums, checked, step, began)
     return totals
 
@@ -433,7 +432,7 @@ def learning_rates(stack: Stack, progress: Progress) -> Callable[[int], Tensor]:
     table = torch.outer(factors, torch.tensor(base, dtype=torch.float64)).to(own.machine.device, own.machine.dtype)
     stack.rates = table
     rows = table.unbind()
-    return lambda step: rows[step - progress.step]
+    return lambda step: rows[step - steps.start]  # progress.step moves on
 
 
 def look(stack: Stack, sums: Sums, checked: int, step: int, began: float, *, record: bool = False) -> int:

@@ -193,12 +193,13 @@ class Adam(Optimizer):
         """With the number of steps, which torch keeps for each parameter."""
         super().give(run, optimizer, parameters)
         for p in parameters:
-            optimizer.state[p]["step"] = torch.tensor(float(self.num_steps), device=p.device)
+            step = torch.tensor(float(self.num_steps), device=p.device)
+            optimizer.state[p] = {"step": step, **optimizer.state[p]}
 
     def take(self, run: int, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
         """With the number of steps, which is the same for all runs."""
         super().take(run, optimizer, parameters)
-        self.num_steps = int(optimizer.state[parameters[0]]["step"])
+        self.num_steps = int(optimizer.state.get(parameters[0], {}).get("step", 0))
 
 
 class AdamW(Adam):
