@@ -33,6 +33,7 @@ from trainer.utils.errors import ConfigError, DamagedError, DivergedError, Inter
 from trainer.utils.recorder import read_metrics
 from trainer.utils.runtime import Machine
 from trainer.utils.screen import Screen
+from trainer.utils.signals import StopSignal
 
 Outcome = float | Exception  # the objective of a run, or what ended it
 
@@ -83,7 +84,7 @@ class Stack:
 
 def train_stack(
     configs: Sequence[Config],
-    stop: Any,
+    stop: StopSignal,
     *,
     sources: MutableMapping[str, Source] | None = None,
     screens: Sequence[Screen] | None = None,
@@ -131,7 +132,7 @@ def alone(
     configs: Sequence[Config],
     screens: Sequence[Screen],
     reports: Sequence[Report | None],
-    stop: Any,
+    stop: StopSignal,
     sources: MutableMapping[str, Source],
     reason: str,
 ) -> list[Outcome]:
@@ -190,10 +191,10 @@ def find_starts(members: Sequence[Member]) -> dict[str, Start]:
             raise ApartError("a run has no checkpoint, while others are further")
         return {}  # killed before or during the first save
     stopped = {name: start for name, start in newest.items() if start.content["early_stop"]["stopped"]}
-    starts = stopped | newest_of_all([run for run in left if run.name not in stopped])
+    starts = newest_of_all([run for run in left if run.name not in stopped])
     if some_are_done and any(s.content["progress"]["epoch"] <= members[0].config.epochs for s in starts.values()):
         raise ApartError("some runs are finished while others are not")
-    return starts
+    return stopped | starts
 
 
 def newest_in(run: runs.Run) -> Start | None:
@@ -227,7 +228,7 @@ def newest_of_all(of: Sequence[runs.Run]) -> dict[str, Start]:
 def prepare(
     members: list[Member],
     starts: dict[str, Start],
-    stop: Any,
+    stop: StopSignal,
     sources: MutableMapping[str, Source],
     held: ExitStack,
 ) -> Stack:
@@ -257,7 +258,7 @@ def open_run(
     machine: Machine,
     start: Start | None,
     held: ExitStack,
-    stop: Any,
+    stop: StopSignal,
 ) -> None:
     """What commands.train does between the building of the parts and the first step."""
     config, run, screen = member.config, member.run, member.screen
@@ -298,7 +299,7 @@ def build_stack(members: list[Member], parts: list[Parts]) -> Stack:
     return Stack(members, parts, model, optimizer, loss_fn, torch.empty(0))
 
 
-def train(stack: Stack, stop: Any) -> None:
+def train(stack: Stack, stop: StopSignal) -> None:
     """The epochs that are left, then what comes after the last one, as training.train_epochs and commands.train."""
     try:
         while places(stack):
