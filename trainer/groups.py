@@ -20,8 +20,8 @@ OF_THE_RUN = ("name", "resume")
 MODELS = ("linreg", "softmax", "mlp")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 INPUTS = {"mnist": (784, 10), "fashion_mnist": (784, 10), "cifar10": (3072, 10)}  # numbers of an example, classes
-# A step of a lone run is mostly overhead up to about here, counted in examples of the batch times weights. Measured on
-# two cores (docs/speed.md): 16 runs of 784-10 took a third of the time, of 784-64-10 as long together as apart.
+# A step of a lone run is mostly overhead up to about here, counted in examples of the batch times weights: 784-16-10 in
+# batches of 256 is below. Larger ones gain less and less (benchmarks/README.md); only on CPUs it was measured at all.
 PAYS_UP_TO = 256 * 784 * 20
 
 
@@ -89,7 +89,7 @@ def does_not_pay(config: Config) -> str:
         return f"sweep.stack=auto does not know the shape of data={config.data.name} beforehand; sweep.stack=true does"
     if config.batch_size * weights > PAYS_UP_TO:
         what = f"{weights:,} weights in batches of {config.batch_size}"
-        return f"{what} compute as long together as apart (docs/speed.md); sweep.stack=true stacks all the same"
+        return f"{what} gain little or nothing together (docs/speed.md); sweep.stack=true stacks all the same"
     return ""
 
 
