@@ -58,6 +58,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("torch", "trainer.build", "trainer.config", "trainer.data.", "trainer.device", "trainer.engine"),
         *("trainer.report", "trainer.resume", "trainer.state", "trainer.training", "trainer.utils."),
     ),
+    "trainer/groups.py": ("trainer.config", "trainer.utils."),
+    "trainer/stacked.py": ("torch",),
+    "trainer/stack.py": (
+        *("torch", "trainer.build", "trainer.commands", "trainer.config", "trainer.data.", "trainer.device"),
+        *("trainer.engine", "trainer.models", "trainer.resume", "trainer.stacked", "trainer.state"),
+        *("trainer.training", "trainer.utils."),
+    ),
     "trainer/measure.py": (
         *("torch", "trainer.build", "trainer.commands", "trainer.config", "trainer.data.", "trainer.device"),
         *("trainer.engine", "trainer.report", "trainer.state", "trainer.utils."),

@@ -153,7 +153,7 @@ def test_options_of_an_optimizer_are_keywords_of_torch(name: str) -> None:
 
 @pytest.mark.parametrize("name", choices_of("data"))
 def test_options_of_a_data_set_are_its_keywords_and_the_common_ones(name: str) -> None:
-    common = {"val_fraction", "split_seed", "limit"}
+    common = {"val_fraction", "split_seed", "order_seed", "limit"}
     common |= {"normalize", "augment"} if name in PICTURE_SETS else set()
     common |= {"resident"} if name in PICTURE_SETS else set()
     common |= {"workers"} if name == "folder" else set()
@@ -424,6 +424,7 @@ NEVER_NEGATIVE = {  # comments that say so in words only
 }
 NULL_BY_DEFAULT = {  # what kind of value a null stands for
     "data.limit": 1,
+    "data.order_seed": 0,
     "reference.value": 1.0,
     "model.init_std": 1.0,
     **dict.fromkeys(("stop_at.train_loss", "stop_at.train_accuracy", "stop_at.val_loss", "stop_at.val_accuracy"), 1.0),
@@ -487,7 +488,7 @@ def bad_values(key: str, default: Any) -> st.SearchStrategy[Any]:
                 (0.5, 0.5),
             ]
         )
-    if key == "data.resident":
+    if key in ("data.resident", "device.channels_last", "sweep.stack"):
         return st.sampled_from(["yes", "", 1, 0, 1.0, None, [], [True], {}])
     if isinstance(default, bool):
         return st.sampled_from([None, 0, 1, 0.0, "true", "false", "", "yes", [], [True], {}])

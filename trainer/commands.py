@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from trainer import build, data, device, report, resume, state, training
+from trainer import build, data, device, engine, report, resume, state, training
 from trainer.config import Config
 from trainer.data.splits import Source
 from trainer.state import Parts, Progress
@@ -221,8 +221,12 @@ def finish(s: Session) -> None:
     """Measure the best weights on the test split, once, and write result.json and the pictures."""
     s.recorder.flush()
     load_best(s)
+    conclude(s, s.parts.measure(state.eval_batches(s.config, s.parts.splits, s.parts.splits.test, s.parts.machine)))
+
+
+def conclude(s: Session, test: engine.Evaluation) -> None:
+    """Write result.json and the pictures; the model holds the best weights, `test` is what they reach."""
     config, run = s.config, s.run
-    test = s.parts.measure(state.eval_batches(config, s.parts.splits, s.parts.splits.test, s.parts.machine))
     result = report.result_of(config, s.parts, s.progress, run, test)
     runs.write_json(run.outputs / "result.json", result)
     final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}

@@ -79,6 +79,13 @@ class StopAt:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """How the runs of a sweep are trained; stack is auto, True or False."""
+
+    stack: str | bool
+
+
+@dataclass(frozen=True)
 class Record:
     """What goes to TensorBoard how often."""
 
@@ -135,6 +142,7 @@ class Config:
     save: Save
     early_stopping: EarlyStopping
     stop_at: StopAt
+    sweep: Sweep
     record: Record
     paths: Paths
     reference: Reference

@@ -44,6 +44,7 @@ FREE_ON_RESUME = (
     "save.",
     "split",
     "stop_at.",
+    "sweep.",
 )
 HOW_FAR = ("epochs", "early_stopping.", "stop_at.")  # those of them that say when training ends
 EARLY_STOP = ("bad_epochs", "stopped")
@@ -141,6 +142,12 @@ def measure(
         return engine.evaluate(model, loss_fn, examples, totals, machine.autocast)
 
 
+def order_seed(config: Config) -> int:
+    """What the order of the examples and their augmentation depend on."""
+    own = config.data.options.get("order_seed")
+    return config.seed if own is None else int(own)
+
+
 def narrow(config: Config, splits: Splits, batches: int) -> Splits:
     """The splits as overfit_batches and fast_dev_run leave them, or cut to their first `batches` batches each."""
     batches = 1 if config.fast_dev_run else batches
@@ -179,7 +186,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         splits.train,
         placement(machine),
         batch_size=config.batch_size,
-        seed=config.seed,
+        seed=order_seed(config),
         augment="none" if config.overfit_batches else config.data.options.get("augment", "none"),
         **options_of_batches(config),
     )
@@ -272,6 +279,7 @@ def environment(machine: Machine) -> dict[str, Any]:
         "device": device,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "matmul": machine.matmul,
+        "stack": machine.stack,
     }
 
 

@@ -18,7 +18,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "folder": class_folders,
 }
 CUT = ("val_fraction", "split_seed", "limit", "normalize")  # settled for every set alike, in splits.cut
-BATCHES = ("augment", "workers", "resident")  # settled in batches.py
+BATCHES = ("augment", "workers", "resident", "order_seed")  # settled in batches.py
 
 
 def load(choice: Choice, paths: Paths, sources: MutableMapping[str, Source] | None = None) -> Splits:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -32,6 +33,7 @@ class Machine:
     channels_last: bool = False
     matmul: str = "torch"  # as it came out: onednn and tf32 are left out where they are not to be had
     compile: bool = False
+    stack: int = 1  # runs whose numbers are computed together
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of one forward pass."""
@@ -176,7 +178,7 @@ def describe(machine: Machine) -> dict[str, Any]:
     packages = ("torchvision", "hydra-core", "omegaconf", "numpy", "pillow")
     return {
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}
-        | {name: version(name) for name in packages},
+        | {name: _version(name) for name in packages},
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -210,6 +212,12 @@ def cpu_name() -> str:
     return platform.processor()
 
 
+@cache
+def _version(package: str) -> str:
+    return version(package)  # 1 ms, in each run of a sweep
+
+
+@cache  # as of the start of the process, which also took the code from there
 def _git_commit() -> dict[str, Any] | None:
     here = os.path.dirname(os.path.abspath(__file__))
     run: Callable[..., str] = lambda *args: subprocess.run(  # noqa: E731

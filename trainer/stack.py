@@ -1,0 +1,507 @@
+"""Training runs side by side in one process, as one stacked model (stacked.py) on the batches that they share.
+
+Each run keeps its own model, optimizer, progress and files, as if it were alone: at the end of each epoch its slice of
+the stacked tensors is copied into them, and what records, saves and finishes a lone run does so with these. Which runs
+can be stacked is in groups.py.
+
+A stack that was interrupted goes on as the same stack, with the runs in the same places, so that it ends in the same
+bits: from the newest step of which every unfinished run has a checkpoint. The test split is measured after the last
+epoch of all runs is saved, so whoever finds a finished run among the others has no epoch left to train.
+"""
+
+import time
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import build, commands, data, device, engine, resume, stacked, state, training
+from trainer.config import Config
+from trainer.data.batches import Batches
+from trainer.data.splits import Source
+from trainer.models import MODELS
+from trainer.resume import Start
+from trainer.state import Parts, Progress
+from trainer.training import Report, Session
+from trainer.utils import checkpoint, runs, runtime
+from trainer.utils.errors import ConfigError, DamagedError, DivergedError, Interrupted
+from trainer.utils.recorder import read_metrics
+from trainer.utils.runtime import Machine
+from trainer.utils.screen import Screen
+from trainer.utils.signals import StopSignal
+
+Outcome = float | Exception  # the objective of a run, or what ended it
+
+
+class ApartError(Exception):
+    """These runs cannot go on together; the message says why."""
+
+
+@dataclass
+class Member:
+    """A run of the stack. `outcome` is None as long as there is something left to do."""
+
+    config: Config
+    screen: Screen
+    report: Report | None
+    run: runs.Run
+    found: runs.Found | None
+    outcome: Outcome | None = None
+    started: str = ""
+    session: Session | None = None
+    rng: dict[str, Any] = field(default_factory=dict)  # the generators as this run's initial weights left them
+
+    @property
+    def s(self) -> Session:
+        """The session, of a run that has one."""
+        assert self.session is not None
+        return self.session
+
+    @property
+    def is_training(self) -> bool:
+        """Whether this run has epochs left."""
+        if self.session is None or self.outcome is not None:
+            return False
+        return self.s.progress.epoch <= self.config.epochs and not self.s.progress.stopped
+
+
+@dataclass
+class Stack:
+    """What the runs are computed with together. `members` has all of them; a slice's place is the run's."""
+
+    members: list[Member]
+    parts: list[Parts]
+    model: nn.Module
+    optimizer: stacked.Optimizer
+    loss_fn: engine.LossFn  # the sum over the runs
+    rates: Tensor  # (steps, K): learning rates of the running epoch
+
+
+def train_stack(
+    configs: Sequence[Config],
+    stop: StopSignal,
+    *,
+    sources: MutableMapping[str, Source] | None = None,
+    screens: Sequence[Screen] | None = None,
+    reports: Sequence[Report | None] | None = None,
+) -> list[Outcome]:
+    """Train runs of one of groups.groups' stacks, from the beginning or from where they were interrupted.
+
+    Args:
+        configs: of all runs of the stack, also of finished ones, each with its name; always in the same order.
+        sources: see data.load.  screens, reports: one for each run, see commands.train.
+    Returns:
+        For each run the best validation metric, or the error that ended it; the other runs go on without it.
+    Raises:
+        Interrupted: a signal came; the same call goes on.
+    """
+    screens = screens or [Screen() for _ in configs]
+    reports = reports or [None] * len(configs)
+    sources = {} if sources is None else sources
+    try:
+        members = look_up(configs, screens, reports)
+    except (ApartError, ConfigError) as error:
+        return alone(configs, screens, reports, stop, sources, str(error))
+    left = [member for member in members if member.outcome is None]
+    if left:
+        with ExitStack() as held:
+            try:
+                for member in left:
+                    if member.found is not None:
+                        held.enter_context(runs.hold(member.run))
+                        checkpoint.sweep(member.run.checkpoints)
+                starts = find_starts(members)
+                train(prepare(members, starts, stop, sources, held), stop)
+            except ApartError as error:
+                held.close()
+                return alone(configs, screens, reports, stop, sources, str(error))
+            except BaseException as error:  # it struck all runs
+                for member in members:
+                    give_up(member, error)
+                if not isinstance(error, Exception):
+                    raise
+    return [outcome for member in members if (outcome := member.outcome) is not None]
+
+
+def alone(
+    configs: Sequence[Config],
+    screens: Sequence[Screen],
+    reports: Sequence[Report | None],
+    stop: StopSignal,
+    sources: MutableMapping[str, Source],
+    reason: str,
+) -> list[Outcome]:
+    """Train the runs one after the other."""
+    outcomes: list[Outcome] = []
+    for config, screen, report in zip(configs, screens, reports, strict=True):
+        screen.say(f"trained alone, not as one of {len(configs)} together: {reason}")
+        config = replace(config, resume="auto")
+        try:
+            outcomes.append(commands.train(config, stop, report=report, screen=screen, sources=sources))
+        except Exception as error:
+            outcomes.append(commands.in_our_words(error, config))  # type: ignore[arg-type]  # of one it makes one
+    return outcomes
+
+
+def look_up(configs: Sequence[Config], screens: Sequence[Screen], reports: Sequence[Report | None]) -> list[Member]:
+    """The runs with their directories, and how those ended that have.
+
+    Raises:
+        ApartError, ConfigError: a run is not what it was when the others were begun; nothing was changed.
+    """
+    members = []
+    settled = device.settle(configs[0])[0].device  # which is the same for all
+    for config, screen, report in zip(configs, screens, reports, strict=True):
+        commands.refuse_strangers(config)
+        config = replace(config, resume="auto", device=settled)
+        run, found, _ = commands.find_run(config)
+        changed = resume.check_changes(config, found, None, screen)
+        if any(key.startswith(state.HOW_FAR) for key in changed):
+            raise ApartError(f"{changed[0]} is another than before")
+        member = Member(config, screen, report, run, found)
+        member.outcome = resume.already_done(config, run, found, changed, screen)
+        status = runs.read_status(run)
+        if status.get("state") == "diverged":
+            member.outcome = DivergedError(str(status["reason"]).removeprefix("DivergedError: "))
+        members.append(member)
+    runs.check_writable(*(Path(getattr(configs[0].paths, name)) for name in ("outputs", "checkpoints")))
+    return members
+
+
+def find_starts(members: Sequence[Member]) -> dict[str, Start]:
+    """The checkpoints that the unfinished runs go on from, by the run's name; none of them: all from the beginning.
+
+    Raises:
+        ApartError: some have been trained without the others, or their files are gone.
+    """
+    left = [member.run for member in members if member.outcome is None]
+    some_are_done = any(isinstance(member.outcome, float) for member in members)
+    found = {run.name: newest_in(run) for run in left}
+    newest = {name: start for name, start in found.items() if start is not None}
+    if any(start.content["env"].get("stack", 1) != len(members) for start in newest.values()):
+        raise ApartError("a run was gone on with alone, or in another company")
+    if without := [run for run in left if run.name not in newest]:
+        ended = any(start.content["progress"]["epoch"] > 2 for start in newest.values())
+        if ended or some_are_done or any(has_lost(run) for run in without):
+            raise ApartError("a run has no checkpoint, while others are further")
+        return {}  # killed before or during the first save
+    stopped = {name: start for name, start in newest.items() if start.content["early_stop"]["stopped"]}
+    starts = newest_of_all([run for run in left if run.name not in stopped])
+    if some_are_done and any(s.content["progress"]["epoch"] <= members[0].config.epochs for s in starts.values()):
+        raise ApartError("some runs are finished while others are not")
+    return stopped | starts
+
+
+def newest_in(run: runs.Run) -> Start | None:
+    """The newest checkpoint of a run that can be read; None where there is none."""
+    for path in reversed(checkpoint.steps_in(run.checkpoints)):
+        try:
+            return Start(path, checkpoint.read(path))
+        except DamagedError:
+            continue
+    return None
+
+
+def has_lost(run: runs.Run) -> bool:
+    """Whether a run without a checkpoint had one."""
+    return bool(runs.read_status(run).get("checkpoint")) or len(read_metrics(run.outputs)) > 1
+
+
+def newest_of_all(of: Sequence[runs.Run]) -> dict[str, Start]:
+    """The checkpoints of the newest step that all these runs have: a kill may have come between their saves."""
+    files = {run.name: {checkpoint.step_of(path): path for path in checkpoint.steps_in(run.checkpoints)} for run in of}
+    for step in sorted(set.intersection(*map(set, files.values())), reverse=True) if files else ():
+        try:
+            return {name: Start(paths[step], checkpoint.read(paths[step])) for name, paths in files.items()}
+        except DamagedError:
+            continue
+    if files:
+        raise ApartError("the runs' checkpoints are of different steps")
+    return {}
+
+
+def prepare(
+    members: list[Member],
+    starts: dict[str, Start],
+    stop: StopSignal,
+    sources: MutableMapping[str, Source],
+    held: ExitStack,
+) -> Stack:
+    """Read the data, build each run's parts, put its checkpoint into them, open its files; then stack them."""
+    first = members[0].config
+    splits = data.load(first.data, first.paths, sources)
+    machine = replace(device.settle(first)[1], stack=len(members))
+    parts: list[Parts] = []
+    progresses: list[Progress] = []
+    for member in members:
+        own = state.assemble(member.config, splits, machine)
+        parts.append(own if not parts else replace(own, train=parts[0].train, val=parts[0].val))
+        start = starts.get(member.run.name)
+        progresses.append(state.unpack(start.content, member.config, parts[-1], start.path) if start else Progress())
+        member.rng = runtime.rng_state(machine.device)
+    for member, own, progress in zip(members, parts, progresses, strict=True):
+        if member.outcome is None:
+            open_run(member, own, progress, machine, starts.get(member.run.name), held, stop)
+            member.screen.say(f"trained together with {len(members) - 1} other runs (sweep.stack)")
+    return build_stack(members, parts)
+
+
+def open_run(
+    member: Member,
+    parts: Parts,
+    progress: Progress,
+    machine: Machine,
+    start: Start | None,
+    held: ExitStack,
+    stop: StopSignal,
+) -> None:
+    """What commands.train does between the building of the parts and the first step."""
+    config, run, screen = member.config, member.run, member.screen
+    commands.announce(config, machine, [], screen)
+    if start is not None:
+        resume.check_owner(run, start, config.resume_allow, screen)
+        resume.rewind(run, start, progress, config.epochs, screen)
+        resume.warn_of_rounding(start.content["env"], parts, screen)
+    if member.found is None:
+        held.enter_context(commands.make(run))
+    member.started = commands.open_files(config, run, machine, screen)
+    commands.describe(parts, progress, screen, start)
+    recorder = commands.open_recorder(run, progress, screen)
+    held.callback(recorder.close)
+    member.session = Session(config, parts, progress, run, recorder, screen, stop, member.started, member.report)
+
+
+def build_stack(members: list[Member], parts: list[Parts]) -> Stack:
+    """The stacked model and optimizer with the weights and buffers of all runs; those without epochs left are zeros."""
+    config, splits = members[0].config, parts[0].splits
+    options = {**config.model.options, "init_std": "torch"}  # draws nothing: each run has drawn its own
+    model = MODELS[config.model.name](stacked.layers(len(members)), splits.in_shape, splits.num_outputs, **options)
+    stacked.stack(model, [own.model for own in parts])
+    optimizer = stacked.OPTIMIZERS[config.optimizer.name](
+        model, [member.config.optimizer.options for member in members]
+    )
+    for k, (member, own) in enumerate(zip(members, parts, strict=True)):
+        if member.is_training:
+            optimizer.take(k, own.optimizer, list(own.model.parameters()))
+        else:
+            optimizer.stop(k)
+    loss_fn = partial(
+        stacked.objective,
+        parts[0].loss_fn,
+        is_sum=parts[0].is_sum,
+        classes_second=config.loss.name == "cross_entropy",
+    )
+    return Stack(members, parts, model, optimizer, loss_fn, torch.empty(0))
+
+
+def train(stack: Stack, stop: StopSignal) -> None:
+    """The epochs that are left, then what comes after the last one, as training.train_epochs and commands.train."""
+    try:
+        while places(stack):
+            with stop.held():
+                totals = train_epoch(stack)
+            own = stack.parts[0]
+            val = measure(stack, own.val) if own.val is not None else [None] * len(stack.members)
+            with stop.held():
+                for k in places(stack):
+                    each(stack, k, training.end_epoch, totals[k], val[k], saves=True)
+    except Interrupted:
+        with stop.held():  # a later signal must not end the saves
+            for k in unfinished(stack):
+                if stack.members[k].is_training or stack.members[k].s.failed_saves:
+                    each(stack, k, training.save, saves=True)
+        raise
+    for k in unfinished(stack):
+        if stack.members[k].s.failed_saves:
+            each(stack, k, training.save, saves=True)
+    finish(stack)
+
+
+def unfinished(stack: Stack) -> list[int]:
+    """The places of the runs that have something left to do."""
+    return [k for k, member in enumerate(stack.members) if member.session is not None and member.outcome is None]
+
+
+def places(stack: Stack) -> list[int]:
+    """The places of the runs that have epochs left; they are all at the same step."""
+    return [k for k, member in enumerate(stack.members) if member.is_training]
+
+
+def each(stack: Stack, k: int, what: Callable[..., None], *args: Any, saves: bool = False) -> None:
+    """Call what(session, *args) for the k-th run; where that fails, the run ends there and the others go on.
+
+    Args:
+        saves: it looks at the run's own model, optimizer and generators, which are brought up to date before.
+    """
+    try:
+        if saves:
+            write_back(stack, k)
+            runtime.restore_rng(stack.members[k].rng, stack.parts[k].machine.device)
+        what(stack.members[k].s, *args)
+    except Exception as error:
+        give_up(stack.members[k], error)
+        stack.optimizer.stop(k)
+        if len(stack.rates):
+            stack.rates[:, k] = 0.0
+
+
+def give_up(member: Member, error: BaseException) -> None:
+    """Note how a run ended, if it had not ended before."""
+    if member.outcome is not None:
+        return
+    told = commands.in_our_words(error, member.config)
+    if isinstance(told, Exception):
+        member.outcome = told
+    if member.session is not None:
+        commands.give_up(member.run, member.started, told, member.screen)
+
+
+class Sums(engine.Totals):
+    """The totals of each run, fed with the outputs of all: they wait until there are enough to be worth a round."""
+
+    def __init__(self, stack: Stack, of: dict[int, engine.Totals]) -> None:
+        super().__init__(stack.parts[0].machine.device, is_sum=stack.parts[0].is_sum)
+        self.of, self.loss_fn, self.waiting = of, stack.parts[0].loss_fn, list[engine.Batch]()
+
+    def add(self, loss: Tensor, y_hat: Tensor, y: Tensor) -> None:
+        """Take the outputs (N, K, M) of a batch and its labels or targets; the loss is measured later, by run."""
+        self.waiting.append((y_hat.detach(), y))
+        if y_hat.numel() * len(self.waiting) > engine.HELD_AT_ONCE:
+            self.count()
+
+    def count(self) -> None:
+        """Bring the totals of all runs up to date."""
+        if not self.waiting:
+            return
+        y_hat, y = map(torch.cat, zip(*self.waiting, strict=True))
+        self.waiting.clear()
+        by_run = y_hat.transpose(0, 1).contiguous()  # (K, N, M)
+        for k, totals in self.of.items():
+            totals.add(self.loss_fn(by_run[k], y), by_run[k], y)
+
+
+def train_epoch(stack: Stack) -> dict[int, engine.Totals]:
+    """Train the rest of the running epoch; the totals of each run that has epochs left, by its place."""
+    own, first = stack.parts[0], stack.members[places(stack)[0]].s
+    config, progress = first.config, first.progress
+    totals = {k: stack.members[k].s.progress.give(stack.parts[k].totals()) for k in places(stack)}
+    sums, rates = Sums(stack, totals), learning_rates(stack, progress)
+    began = time.perf_counter() - progress.seconds * len(stack.members)
+    saved_at, saved_step, checked = time.monotonic(), progress.step, progress.step
+    step = progress.step
+    with closing(own.train.epoch(progress.epoch, start=progress.samples)) as batches:
+        for step in engine.train_epoch(
+            stack.model,
+            stack.loss_fn,
+            stack.optimizer,  # type: ignore[arg-type]  # it has what the loop asks for
+            batches,
+            lr_at=rates,  # type: ignore[arg-type]  # (K,), one for each run
+            step=progress.step,
+            totals=sums,
+            autocast=own.machine.autocast,
+        ):
+            if step % config.record.every_steps == 0:
+                checked = look(stack, sums, checked, step, began, record=True)
+                if not places(stack):
+                    break
+            every, seconds = config.save.every_steps, config.save.every_seconds
+            due = (every and step - saved_step >= every) or (seconds and time.monotonic() - saved_at >= seconds)
+            if due or first.stop.signum:
+                checked = look(stack, sums, checked, step, began)
+                if first.stop.signum:
+                    raise Interrupted(first.stop.signum)
+                for k in places(stack):
+                    each(stack, k, training.save_or_warn, saves=True)
+                saved_at, saved_step = time.monotonic(), step
+    look(stack, sums, checked, step, began)
+    return totals
+
+
+def learning_rates(stack: Stack, progress: Progress) -> Callable[[int], Tensor]:
+    """lr_at(step) of all runs, (K,), for the rest of the epoch; 0 for those that have no epochs left."""
+    config, own = stack.members[0].config, stack.parts[0]
+    num_batches = len(own.train)
+    factor = build.build_schedule(config.schedule, 1.0, num_batches, config.epochs)
+    steps = range(progress.step, progress.epoch * num_batches)
+    factors = torch.tensor([factor(step) for step in steps], dtype=torch.float64)
+    base = [m.config.optimizer["lr"] if m.is_training else 0.0 for m in stack.members]
+    table = torch.outer(factors, torch.tensor(base, dtype=torch.float64)).to(own.machine.device, own.machine.dtype)
+    stack.rates = table
+    rows = table.unbind()
+    return lambda step: rows[step - steps.start]  # progress.step moves on
+
+
+def look(stack: Stack, sums: Sums, checked: int, step: int, began: float, *, record: bool = False) -> int:
+    """Bring progress up to date, check and perhaps record the loss so far of each run; returns the step.
+
+    Of the seconds since `began` each run counts its share, so that those of all runs add up to what passed.
+    """
+    sums.count()
+    seconds = (time.perf_counter() - began) / len(stack.members)
+
+    def check(s: Session, totals: engine.Totals) -> None:
+        if record:
+            training.look(s, [totals.reading(step, seconds)], checked, wait=True)
+        training.check_finite(s, totals.loss, checked, step)
+        s.progress.take(totals, step, seconds)
+
+    for k in places(stack):
+        each(stack, k, check, sums.of[k])
+    return step
+
+
+@torch.no_grad()
+def write_back(stack: Stack, k: int) -> None:
+    """Copy a run's slice of the weights, and of what the optimizer keeps, into its own model and optimizer."""
+    own = stack.parts[k]
+    parameters = list(own.model.parameters())
+    for mine, p in zip(parameters, stack.model.parameters(), strict=True):
+        mine.copy_(p[k])
+        mine.grad = None if p.grad is None else p.grad[k].clone()  # for the histograms
+    if stack.optimizer.num_steps:
+        stack.optimizer.give(k, own.optimizer, parameters)
+
+
+@torch.inference_mode()
+def measure(stack: Stack, batches: Batches) -> list[engine.Evaluation]:
+    """Evaluate all runs on a split."""
+    stack.model.eval()
+    parts, outputs, labels = stack.parts, list[Tensor](), list[Tensor]()
+    with closing(batches.epoch(0)) as examples:
+        for x, y in examples:
+            outputs.append(stack.model(x))
+            labels.append(y)
+    y, by_run = torch.cat(labels), torch.cat(outputs).transpose(0, 1).contiguous()  # (K, N, M)
+    measured = []
+    for own, y_hat in zip(parts, by_run, strict=True):
+        totals = own.totals()
+        totals.add(own.loss_fn(y_hat, y), y_hat, y)
+        accuracy = totals.accuracy if y.dtype == torch.int64 else None
+        measured.append(engine.Evaluation(totals.loss, accuracy, y_hat, y))
+    return measured
+
+
+def finish(stack: Stack) -> None:
+    """Measure the best weights of all runs on the test split, and write what a finished run leaves behind."""
+
+    def best(s: Session) -> None:
+        s.recorder.flush()
+        commands.load_best(s)
+
+    def conclude(s: Session, k: int) -> None:
+        commands.conclude(s, test[k])
+        runs.write_status(s.run, "done", s.started)
+        stack.members[k].outcome = float(s.progress.best["value"])
+
+    for k in unfinished(stack):
+        each(stack, k, best)
+    own = stack.parts[0]
+    stacked.stack(stack.model, [parts.model for parts in stack.parts])
+    test = measure(stack, state.eval_batches(stack.members[0].config, own.splits, own.splits.test, own.machine))
+    for k in unfinished(stack):
+        each(stack, k, conclude, k)
