@@ -26,6 +26,7 @@ from trainer.utils.signals import StopSignal
 if TYPE_CHECKING:
     from trainer.search import Trial
 
+TO_GO_ON = "interrupted; the same command goes on with the sweep."
 FIGURES = ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds")  # what is averaged over seeds
 
 
@@ -51,8 +52,57 @@ def run_all(jobs: Sequence[Job], folder: Path, stop: StopSignal) -> None:
         folder: outputs/<sweep>.
     """
     sources: dict[str, Any] = {}
+    together = stacks_of(jobs, folder)
     for job in jobs:
-        run(job, folder, stop, sources=sources)
+        if job.number not in together:
+            run(job, folder, stop, sources=sources)
+        elif job is together[job.number][0]:
+            run_together(together[job.number], folder, stop, sources)
+
+
+def stacks_of(jobs: Sequence[Job], folder: Path) -> dict[int, list[Job]]:
+    """For each job that is trained as one of several together, all of these; says why the others are not."""
+    fine = [job for job in jobs if job.config is not None]
+    if all(objective_of(job, folder / str(job.number)) is not None for job in fine):
+        return {}  # without importing torch
+    from trainer import groups
+
+    try:
+        found = groups.groups([named(job, folder) for job in fine])
+    except ConfigError:  # a device that is not there: each job says so
+        return {}
+    for reason in dict.fromkeys(found.reasons.values()):
+        alone = [str(fine[i].number) for i, why in found.reasons.items() if why == reason]
+        which = f"jobs {', '.join(alone)}" if len(alone) < len(jobs) else "all jobs"
+        print(f"one after another, {which}: {reason}", flush=True)
+    stacks = [[fine[i] for i in members] for members in found.stacks]
+    return {job.number: stack for stack in stacks for job in stack}
+
+
+def named(job: Job, folder: Path) -> Config:
+    """The settings of a job under its name, begun or gone on with."""
+    assert job.config is not None
+    return replace(job.config, name=f"{folder.name}/{job.number}", resume="auto")
+
+
+def run_together(jobs: Sequence[Job], folder: Path, stop: StopSignal, sources: MutableMapping[str, Any]) -> None:
+    """As run, for jobs that are trained as one stacked model."""
+    from trainer import commands, stack
+
+    names = [f"{folder.name}/{job.number}" for job in jobs]
+    for job, name in zip(jobs, names, strict=True):
+        note(job, folder)
+        say(f"[{name}] {job.text}, as one of {len(jobs)} together")
+    began = time.monotonic()
+    configs, screens = [named(job, folder) for job in jobs], [Screen(job=name) for name in names]
+    try:
+        outcomes = stack.train_stack(configs, stop, sources=sources, screens=screens)
+    except Interrupted as error:
+        raise Interrupted(error.signum, TO_GO_ON) from None
+    for job, config, outcome in zip(jobs, configs, outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            fail(job, folder, commands.in_our_words(outcome, config))
+    say(f"[{names[0]} to {names[-1]}] done in {time.monotonic() - began:.1f} s")
 
 
 def run(
@@ -82,9 +132,9 @@ def run(
         say(f"[{name}] {job.text}")
         began = time.monotonic()
         try:
-            objective = train(job, name, stop, trial, sources)
+            objective = train(job, folder, stop, trial, sources)
         except Interrupted as error:
-            raise Interrupted(error.signum, "interrupted; the same command goes on with the sweep.") from None
+            raise Interrupted(error.signum, TO_GO_ON) from None
         except BusyError as error:  # somebody goes on with it alone, or another process of the search
             return fail(job, folder, error)
         except Exception as error:
@@ -98,7 +148,7 @@ def run(
 
 
 def train(
-    job: Job, name: str, stop: StopSignal, trial: "Trial | None", sources: MutableMapping[str, Any] | None
+    job: Job, folder: Path, stop: StopSignal, trial: "Trial | None", sources: MutableMapping[str, Any] | None
 ) -> float:
     """Train a job under its name, or raise what is in its way."""
     if job.config is None:
@@ -106,10 +156,10 @@ def train(
         raise job.error
     from trainer import commands  # imports torch
 
-    config = replace(job.config, name=name, resume="auto")
+    config = named(job, folder)
     report = trial.report if trial is not None else None
     try:
-        return commands.train(config, stop, report=report, screen=Screen(job=name), sources=sources)
+        return commands.train(config, stop, report=report, screen=Screen(job=config.name or ""), sources=sources)
     except Exception as error:
         raise commands.in_our_words(error, config) from error.__cause__
 

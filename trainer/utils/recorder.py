@@ -113,7 +113,7 @@ class Recorder:
     def picture(self, name: str, path: Path, step: int) -> None:
         """A PNG file as an image, as it is: reading and writing it anew would take longer than drawing it."""
         from PIL import Image
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         with Image.open(path) as image:
             size = {"width": image.width, "height": image.height, "colorspace": len(image.getbands())}
