@@ -1,10 +1,12 @@
 """Multirun: jobs of their own, one line each in sweep.csv, and nothing that one job leaves to the next."""
 
+import contextlib
 import csv
 import importlib.util
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -311,6 +313,60 @@ def test_a_sweep_of_data_sets_brings_each_its_own_model(cli: Cli, tiny_mnist: Pa
         ("mnist", "softmax", "cross_entropy"),
     ]
     assert [bool(line["val_accuracy"]) for line in lines_of("s")] == [False, True]
+
+
+def test_runs_that_share_their_batches_are_trained_together(cli: Cli) -> None:
+    words = ("-m", "optimizer.lr=0.01,0.02,0.03", "seed=0,1", *QUICK)
+    outcome = cli(*words, "name=s")
+    assert outcome.code == 0, outcome.err
+    assert "[s/0] optimizer.lr=0.01 seed=0, as one of 3 together" in outcome.out
+    assert cli(*words, "sweep.stack=false", "name=apart").code == 0
+    for job in "012345":
+        for row, alone in zip(metrics_of(f"s/{job}"), metrics_of(f"apart/{job}"), strict=True):
+            assert row.keys() == alone.keys()
+            assert row == pytest.approx(alone, rel=1e-4)  # float32, summed in another order
+    assert [line["status"] for line in lines_of("s")] == ["done"] * 6
+    before = snapshot(Path("outputs/s"))
+    assert "together" not in cli(*words, "name=s").out
+    assert snapshot(Path("outputs/s")) == before
+
+
+def test_what_cannot_be_stacked_is_trained_one_after_another_with_the_reason(cli: Cli) -> None:
+    assert "one after another, all jobs: no other run has the same seed" in cli("-m", "seed=0,1", *QUICK).out
+    outcome = cli("-m", "model=mlp", "model.dropout=0.5", "optimizer.lr=0.01,0.02", *QUICK)
+    assert "one after another, all jobs: dropout: each run would draw its own" in outcome.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stack", ["auto", "false"])
+def test_a_sweep_killed_again_and_again_ends_as_if_it_had_not_been(stack: str, tmp_path: Path, cli: Cli) -> None:
+    words = (
+        "-m",
+        "optimizer.lr=0.003,0.01,0.02,0.03",
+        "seed=0,1,2",
+        "epochs=30",
+        "plots=false",
+        f"sweep.stack={stack}",
+    )
+    straight = start(*words, "name=straight", cwd=tmp_path)
+    _, errors = straight.communicate(timeout=200)
+    assert straight.returncode == 0, errors
+    rng, kills = random.Random(0), 0
+    while True:
+        process = start(*words, "name=cut", cwd=tmp_path)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=rng.uniform(1.0, 5.0))
+            assert process.returncode == 0
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+    assert kills >= 2
+    assert [line["status"] for line in lines_of("cut")] == ["done"] * 12
+    for job in range(12):
+        assert metrics_of(f"cut/{job}") == metrics_of(f"straight/{job}")
+        cut, whole = weights_of(f"cut/{job}"), weights_of(f"straight/{job}")
+        assert all(torch.equal(cut[name], whole[name]) for name in whole)
 
 
 def test_the_board_says_what_each_job_does(cli: Cli) -> None:
