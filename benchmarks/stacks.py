@@ -2,6 +2,7 @@
 
 python -m benchmarks.stacks                           all sizes, K = 4 and 16, 1 and 2 threads: a quarter of an hour
 python -m benchmarks.stacks linreg softmax --rounds 5 --runs 16 --threads 2
+python -m benchmarks.stacks --steps                   CPU time of steps alone, without files: a minute
 
 The pictures are noise: only their shape matters. Training is the time of the steps alone, as metrics.jsonl counts it,
 without the first epoch; the whole is everything from the settings to result.json, with plots=false.
@@ -15,13 +16,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer import commands, config, data, groups, stack
+from trainer import build, commands, config, data, engine, groups, stack, stacked
+from trainer.config import Choice
 from trainer.data.splits import Source, Split
+from trainer.models import MODELS
 from trainer.utils.recorder import read_metrics
 from trainer.utils.signals import StopSignal
 
@@ -99,6 +103,61 @@ def measure(size: Size, num_runs: int, threads: int, rounds: int) -> dict[str, l
     return {key: values[1:] for key, values in taken.items()}  # the first round warms up
 
 
+def steps(hidden: Sequence[int], num_runs: int) -> list[float]:
+    """How many times longer K lone steps compute than a stacked one, in five turns; 784 inputs, 10 classes, SGD."""
+    x, y = torch.randn(256, 784), torch.arange(256) % 10
+    choice = Choice("mlp", {"num_hiddens": hidden}) if hidden else Choice("softmax", {})
+    options = {"lr": 0.01, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "decay_all": True}
+    lone = [build.build_model(choice, "concise", (784,), 10) for _ in range(num_runs)]
+    together = MODELS[choice.name](stacked.layers(num_runs), (784,), 10, **{**choice.options, "init_std": "torch"})
+    stacked.stack(together, lone)
+    loss_fn = build.build_loss(Choice("cross_entropy", {"label_smoothing": 0.0}), "concise")
+    objective = partial(stacked.objective, loss_fn, is_sum=False, classes_second=True)
+    optimizer: Any = stacked.SGD(together, [options] * num_runs)
+    own = [build.build_optimizer(Choice("sgd", options), "concise", model) for model in lone]
+
+    def seconds(model: Any, loss_fn: Any, optimizer: Any, lr: Any, totals: Any) -> float:
+        began = time.process_time()  # of this process alone, so that others matter less
+        for _ in engine.train_epoch(
+            *(model, loss_fn, optimizer, [(x, y)] * 10),
+            **{"lr_at": lambda step: lr, "step": 0, "totals": totals, "autocast": contextlib.nullcontext},
+        ):
+            pass
+        return time.process_time() - began
+
+    ratios = []
+    for _ in range(6):
+        alone = sum(
+            seconds(model, loss_fn, each, 0.01, engine.Totals(torch.device("cpu")))
+            for model, each in zip(lone, own, strict=True)
+        )
+        ratios.append(alone / seconds(together, objective, optimizer, torch.full((num_runs,), 0.01), Uncounted()))
+    return ratios[1:]
+
+
+class Uncounted(engine.Totals):
+    """Totals that nothing is added to: in the program this waits until there is enough for one round."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+
+    def add(self, *_: Any) -> None:
+        """Nothing."""
+
+
+def print_steps() -> None:
+    """A line for each size and number of runs, on one thread."""
+    torch.set_num_threads(1)
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]  # oneDNN, as the program on AMD
+    print("| model | runs | CPU time alone / stacked (of each turn) |\n|---|---|---|")
+    for hidden in ([], [16], [64], [256]):
+        for num_runs in (2, 4, 16):
+            ratios = steps(hidden, num_runs)
+            name = "-".join(map(str, (784, *hidden, 10)))
+            each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"| {name} | {num_runs} | **{statistics.median(ratios):.2f}** ({each}) |", flush=True)
+
+
 def main() -> None:
     """Print a line for each size, number of runs and number of threads."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.stacks", description=__doc__)
@@ -106,7 +165,10 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--runs", type=int, nargs="*", default=[4, 16])
     options.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    options.add_argument("--steps", action="store_true", help="CPU time of bare steps, for a machine that is not quiet")
     args = options.parse_args()
+    if args.steps:
+        return print_steps()
     print("| model | runs | threads | alone, s/epoch | stacked, s/epoch | ratio (of each round) | whole |")
     print("|---|---|---|---|---|---|---|")
     for name in args.sizes or SIZES:

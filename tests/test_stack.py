@@ -2,6 +2,10 @@
 
 import itertools
 import json
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Cli
+from conftest import ROOT, Cli, wait_for
 from torch import Tensor
 
 from trainer import build, commands, data, stack, stacked, state, training
@@ -427,3 +431,26 @@ def test_auto_stacks_where_it_was_measured_to_pay(choices: dict[str, str], share
     assert bool(found.stacks) == pays
     assert bool(groups(configs_of("s", LRS, choices=choices, **shared, **{"sweep.stack": True})).stacks)
     assert all("sweep.stack=true" in reason for reason in found.reasons.values())
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_times_changes_nothing(tmp_path: Path) -> None:
+    shared = {"epochs": 40, "save.every_steps": 5, "record.every_steps": 3}
+    program = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "import test_stack as t\n"
+        f"t.train(t.configs_of('cut', t.MIXED, **{shared!r}))"
+    )
+    straight = train(configs_of("straight", MIXED, **shared))
+    draw = random.Random(0)
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.DEVNULL)
+        began = len(rows("cut/2")) if Path("outputs/cut/2").exists() else 0
+        wait_for(lambda began=began: Path("outputs/cut/2").exists() and len(rows("cut/2")) > began, process)
+        time.sleep(draw.random() * 0.3)
+        process.kill()
+        process.wait()
+    assert train(configs_of("cut", MIXED, **shared)) == straight
+    for k in range(3):
+        assert_same_to_the_bit(f"straight/{k}", f"cut/{k}")
+    assert "trained alone" not in Path("outputs/cut/0/train.log").read_text()
