@@ -20,7 +20,7 @@ from typing import Any
 
 from trainer import config as settings
 from trainer.command_line import GROUPS, RECIPES, Command, prepare, quote, split_word, unquote
-from trainer.utils import runs
+from trainer.utils import ranks, runs
 from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed
 from trainer.utils.signals import StopSignal
 
@@ -135,6 +135,8 @@ def run_one(command: Command, stop: StopSignal) -> None:
     """Run the verb of a command."""
     if (name := command.value("name")) is not None:
         runs.check_name(name)
+    if command.verb != "train" and ranks.of_environment().world > 1:
+        raise ConfigError(f"{command.verb} is for one process. Start it without torchrun.")
     saved = saved_config(command)
     words = list(command.overrides)
     if saved is not None:
@@ -242,16 +244,16 @@ def main() -> int:
         groups = "".join(f"  {group + '=':12} {listed(settings.choices_of(group))}\n" for group in GROUPS)
         print(HELP.format(groups=groups), end="")
         return 0
+    if not ranks.of_environment().is_first:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (rank 0 speaks for all, to the end)
     try:
         with StopSignal() as stop:
             command = prepare(sys.argv[1:])
             (run_sweep if command.multirun else run_one)(command, stop)
     except TrainerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return ranks.leave(error, f"error: {error}")
     except Interrupted as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return ranks.leave(error, str(error))
     except Exception as error:
         if not (stop.signum and type(error).__module__.startswith("omegaconf.")):
             raise
