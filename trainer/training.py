@@ -218,11 +218,11 @@ def save(s: Session) -> None:
     progress, folder = s.progress, s.run.checkpoints
     content = state.pack(s.parts, progress)
     with s.parts.ranks.together():
+        if not s.parts.ranks.is_first:
+            return
         norms = torch.stack(torch._foreach_norm(state.floating(s.parts.model)))
         if not torch.isfinite(norms).all():
             raise DivergedError(diverged(s, f"step {progress.step}: a weight"))
-        if not s.parts.ranks.is_first:
-            return
         path = checkpoint.path_of_step(folder, progress.step)
         checkpoint.write(path, content)
         if progress.best.get("step") == progress.step and progress.samples == 0:

@@ -131,11 +131,15 @@ class Ranks:
             return error
         import torch.distributed as dist
 
-        own = first = f"{getattr(error, 'exit_code', 1)} rank {self.rank}: {type(error).__name__}: {error}"
+        told = f"rank {self.rank}: {type(error).__name__}: {error}"
+        is_parted = isinstance(error, RuntimeError) and ("gloo" in str(error) or isinstance(error, dist.DistError))
+        if is_parted:
+            told = f"another of the {self.world} processes ended, and rank {self.rank} cannot go on without it."
+        own = first = f"{getattr(error, 'exit_code', 1)} {told}"
         with contextlib.suppress(RuntimeError):  # torchrun may be gone too
             # the store is torchrun's: it is there also when a rank is not
             first = dist.distributed_c10d._get_default_store().compare_set("lost", "", own).decode()
-        if first == own and not isinstance(error, TrainerError):  # a bug
+        if first == own and not is_parted and not isinstance(error, TrainerError):  # a bug
             traceback.print_exception(error)
         code, _, text = first.partition(" ")
         lost = Lost(int(code), text)
