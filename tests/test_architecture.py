@@ -68,6 +68,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "trainer/utils/checkpoint.py": ("torch", "trainer.utils."),
     "trainer/utils/metrics.py": ("torch", "trainer.utils."),
     "trainer/utils/plots.py": ("torch", "matplotlib", "trainer.utils."),
+    "trainer/utils/ranks.py": ("torch", "trainer.utils."),
     "trainer/utils/recorder.py": ("torch", "tensorboard", "numpy", "PIL", "trainer.utils."),
     "trainer/utils/runtime.py": ("torch", "numpy", "threadpoolctl", "trainer.utils."),
     "trainer/utils/screen.py": ("rich", "trainer.utils."),
@@ -75,7 +76,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # these take long to import, so they are imported where they are used
 LAZY = ("torchvision", "hydra", "rich", "tensorboard", "torch.utils.tensorboard", "trainer.utils.plots")
 TORCH_FREE = ("main", "trainer.command_line", "trainer.config", "trainer.ranges", "trainer.schedules", "trainer.sweep")
-TORCH_FREE += ("trainer.utils.errors", "trainer.utils.runs", "trainer.utils.screen", "trainer.utils.signals")
+TORCH_FREE += (
+    "trainer.utils.errors",
+    "trainer.utils.ranks",
+    "trainer.utils.runs",
+    "trainer.utils.screen",
+    "trainer.utils.signals",
+)
 
 
 def source_of(path: str) -> str:

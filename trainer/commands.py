@@ -147,7 +147,7 @@ def check_processes(config: Config, machine: runtime.Machine, ranks: Ranks, scre
         return
     impls = config.impls()
     if "numpy" in impls.values():
-        raise ConfigError("impl=numpy computes its gradients where torchrun's processes cannot add them up. Leave one.")
+        raise ConfigError("impl=numpy is for one process. Allowed with torchrun: impl=concise, autograd, scratch.")
     if machine.device.type not in training.STEPS_BETWEEN_TALKS:
         raise ConfigError(f"device={machine.device.type}: several processes need device=cpu or device=cuda.")
     if config.sync_batch_norm and (machine.device.type != "cuda" or impls["model"] != "concise"):
@@ -218,6 +218,8 @@ def get_ready(
             moments = start.content["preprocess"]
             splits = replace(splits, mean=tuple(moments["mean"]), std=tuple(moments["std"]))
         parts = state.assemble(config, splits, machine, batches=batches, ranks=ranks)
+    parts = state.distribute(config, parts)
+    with ranks.together():
         progress = Progress()
         if start is not None:
             progress = state.unpack(start.content, config, parts, start.path)
@@ -227,7 +229,7 @@ def get_ready(
         elif path is not None:
             left_out = checkpoint.load_backbone(parts.model, weights, path)
             screen.say(f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}")
-    return state.distribute(config, parts), progress
+    return parts, progress
 
 
 def announce(config: Config, machine: runtime.Machine, chosen: Sequence[str], screen: Screen) -> None:

@@ -132,7 +132,7 @@ class Progress:
         self.loss_sums = totals.by_rank.tolist() if totals.by_rank is not None else []
 
     def give(self, totals: engine.Totals, ranks: Ranks = ALONE) -> engine.Totals:
-        """Put the noted sums into fresh totals: those of the rank, or all into rank 0's where there were other ranks."""
+        """Put the noted sums into fresh totals: those of the rank, or all into rank 0's if there were other ranks."""
         totals.num_examples = self.samples
         sums = self.loss_sums if len(self.loss_sums) == ranks.world else [self.loss_sum] + [0.0] * ranks.world
         totals.loss_sum.fill_(sums[ranks.rank])
@@ -272,15 +272,35 @@ def seed_of_rank(seed: int, rank: int) -> int:
 def distribute(config: Config, parts: Parts) -> Parts:
     """The parts with their model in torch's DistributedDataParallel; as they are where there is one process.
 
-    Every rank's model gets the weights and buffers of rank 0 here.
+    Every rank's model gets the weights and buffers of rank 0 here. What is put into the model later stays in it.
     """
     if parts.ranks.world == 1:
         return parts
     model, device = parts.model, parts.machine.device
     if config.sync_batch_norm:  # in place: a ResNet is no BatchNorm itself
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    ids = [device] if device.type == "cuda" else None
-    return replace(parts, distributed=DistributedDataParallel(model, device_ids=ids))
+    distributed = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    parts = replace(parts, distributed=distributed)
+    if parts.ranks.world > 2:
+        settle_groups(parts, distributed)
+    return parts
+
+
+def settle_groups(parts: Parts, distributed: nn.Module) -> None:
+    """Do a step of nothing, so that the first one of a process is as the others.
+
+    DistributedDataParallel sends gradients in groups, which it makes anew after its first backward pass. The sum of
+    three numbers depends on their order, which depends on the groups: a resumed run would round its first step in
+    another way than the run that was not interrupted.
+    """
+    before = [buffer.clone() for buffer in parts.model.buffers()]
+    nothing = torch.zeros(2, *parts.splits.in_shape, device=parts.machine.device, dtype=parts.machine.dtype)
+    with parts.machine.autocast():
+        y_hat = distributed(nothing)
+    (y_hat.sum() * 0).backward()
+    parts.optimizer.zero_grad()
+    for buffer, value in zip(parts.model.buffers(), before, strict=True):
+        buffer.copy_(value)
 
 
 def identity(config: Config, splits: Splits) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from trainer.config import Config
 from trainer.state import Parts, Progress
 from trainer.utils import checkpoint, runs
 from trainer.utils.errors import DivergedError, Interrupted, ResourceError
-from trainer.utils.recorder import Recorder
 from trainer.utils.ranks import AgreedStop
+from trainer.utils.recorder import Recorder
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 

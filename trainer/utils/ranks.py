@@ -1,4 +1,4 @@
-"""Several processes that train one model together, as torchrun starts them: which one this is, what they tell each other.
+"""Several processes that train one model together, as torchrun starts them: which one this is, what they tell another.
 
 A plain run is rank 0 of 1: nothing here costs it anything, and torch is imported only where there are several.
 """
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-FIRST_SPEAKS = 2.0  # seconds that the others leave rank 0 to say what all of them refuse: torchrun ends it with the first
+FIRST_SPEAKS = (
+    2.0  # seconds that the others leave rank 0 to say what all of them refuse: torchrun ends it with the first
+)
 
 
 @dataclass(frozen=True)
