@@ -174,7 +174,7 @@ def step_of_best(best: Path, screen: Screen) -> int | None:
 
 def warn_of_rounding(before: Mapping[str, Any], parts: Parts, screen: Screen) -> None:
     """Say what makes a resumed run round differently from the one that was interrupted."""
-    now = state.environment(parts.machine, parts.ranks.world)
+    now = state.environment(parts.machine) | {"world": parts.ranks.world}
     before = {"world": 1} | dict(before)
     changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if now[key] != before.get(key)]
     if changed:

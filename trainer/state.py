@@ -343,7 +343,7 @@ def pack(parts: Parts, progress: Progress) -> dict[str, Any]:
         "early_stop": {k: getattr(progress, k) for k in EARLY_STOP},
         "best": dict(progress.best),
         "rng": parts.ranks.gather(runtime.rng_state(parts.machine.device)),
-        "env": environment(parts.machine, parts.ranks.world),
+        "env": environment(parts.machine) | {"world": parts.ranks.world},
     }
 
 
@@ -362,7 +362,7 @@ def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flatten(plain).items() if not key.startswith(FREE_ON_RESUME)}
 
 
-def environment(machine: Machine, world: int = 1) -> dict[str, Any]:
+def environment(machine: Machine) -> dict[str, Any]:
     """What rounding depends on besides the settings."""
     capability = torch.backends.cpu.get_cpu_capability()
     device = runtime.gpu_name(machine.device) or machine.device.type
@@ -373,7 +373,6 @@ def environment(machine: Machine, world: int = 1) -> dict[str, Any]:
         "device": device,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "matmul": machine.matmul,
-        "world": world,
     }
 
 
