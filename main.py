@@ -35,6 +35,7 @@ python main.py predict checkpoint=RUN|PATH [input=FILE|FOLDER]   label pictures,
 python main.py check-resume [group=choice ...] [key=value ...]   does a run like this survive interruptions to the bit?
 python main.py compare-impl [group=choice ...] [key=value ...]   the same run in every library: curves, times, distances
 python main.py -m key=value1,value2 ...                          one run for each combination of values
+torchrun --nproc_per_node=N main.py ...                          train with N processes (docs/several-processes.md)
 
 groups
 {groups}

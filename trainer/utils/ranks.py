@@ -210,8 +210,15 @@ def join() -> Ranks:
     if ranks.world > 1:
         import torch
         import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        store, _, _ = next(rendezvous("env://"))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # torchrun keeps its store over restarts, with the addresses of processes that are gone (pytorch#135712);
+            # it counts restarts on each machine by itself, so this is for one
+            store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world)
     return ranks
 
 
