@@ -20,7 +20,7 @@ from typing import Any
 from trainer import config as settings
 from trainer import sweep
 from trainer.command_line import GROUPS, RECIPES, Command, prepare, quote, split_word, unquote
-from trainer.utils import runs
+from trainer.utils import ranks, runs
 from trainer.utils.board import Board
 from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed
 from trainer.utils.signals import StopSignal
@@ -39,7 +39,7 @@ python main.py predict checkpoint=RUN|PATH [input=FILE|FOLDER]   label pictures,
 python main.py check-resume [group=choice ...] [key=value ...]   does a run like this survive interruptions to the bit?
 python main.py compare-impl [group=choice ...] [key=value ...]   the same run in every library: curves, times, distances
 python main.py -m key=value1,value2 ...                          one run for each combination of values
-torchrun --nproc_per_node=N main.py ...                          one run on N processes
+torchrun --nproc_per_node=N main.py ...                          train with N processes (docs/several-processes.md)
 
 groups
 {groups}
@@ -143,6 +143,8 @@ def run_one(command: Command, stop: StopSignal) -> None:
     """Run the verb of a command."""
     if (name := command.value("name")) is not None:
         runs.check_name(name)
+    if command.verb != "train" and ranks.of_environment().world > 1:
+        raise ConfigError(f"{command.verb} is for one process. Start it without torchrun.")
     saved = saved_config(command)
     words = list(command.overrides)
     if saved is not None:
@@ -195,6 +197,11 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     words = [word for word in command.overrides if split_word(word)[0] != "name"]
     engines = settings.engines(dict(map(split_word, words)))
     jobs = compose_jobs(command, words) if set(engines.values()) == {"basic"} else []
+    if ranks.of_environment().world > 1 and not jobs:
+        raise ConfigError("torchrun trains each run of a sweep with all its processes: leave out hydra/... here.")
+    if not ranks.of_environment().is_first:
+        sweep.run_all(jobs, folder, stop)
+        return
     is_new = not folder.exists()
     with contextlib.ExitStack() as held:
         folder.mkdir(parents=True, exist_ok=True)
@@ -345,16 +352,16 @@ def main() -> int:
         groups = "".join(f"  {group + '=':12} {listed(settings.choices_of(group))}\n" for group in GROUPS)
         print(HELP.format(groups=groups), end="")
         return 0
+    if not ranks.of_environment().is_first:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (rank 0 speaks for all, to the end)
     try:
         with StopSignal() as stop:
             command = prepare(sys.argv[1:])
             (run_sweep if command.multirun else run_one)(command, stop)
     except TrainerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return ranks.leave(error, f"error: {error}")
     except Interrupted as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return ranks.leave(error, str(error))
     except Exception as error:
         if not (stop.signum and type(error).__module__.startswith("omegaconf.")):
             raise

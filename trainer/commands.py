@@ -7,7 +7,7 @@ import contextlib
 import errno
 from collections.abc import MutableMapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +21,8 @@ from trainer.data.splits import Source
 from trainer.state import Parts, Progress
 from trainer.training import Report, Session
 from trainer.utils import checkpoint, runs, runtime
-from trainer.utils.errors import BusyError, ConfigError, DivergedError, Interrupted, ResourceError, WorkerError
+from trainer.utils.errors import BusyError, ConfigError, DivergedError, Interrupted, Lost, ResourceError, WorkerError
+from trainer.utils.ranks import Ranks, join
 from trainer.utils.recorder import Recorder, read_metrics
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
@@ -38,6 +39,8 @@ def train(
 ) -> float:
     """Train a model, from its initial weights or from where an interrupted run stopped.
 
+    Where torchrun started several processes, all of them call it, and all return or raise the same.
+
     Args:
         batches: of each split that are used; 0: all.
         report: is told the validation metric after each epoch, and says why training ends there, or nothing.
@@ -51,42 +54,107 @@ def train(
     refuse_strangers(config)
     screen = screen or Screen()
     chosen = [key for key, value in config.device.options.items() if value == "auto"]
-    config, machine = device.settle(config)
-    runs.check_writable(Path(config.paths.outputs), Path(config.paths.checkpoints))
-    run, found, content = find_run(config)
-    config = replace(config, name=run.name, epochs=1 if config.fast_dev_run else config.epochs)
+    ranks = join()
     with ExitStack() as held:
-        changed = resume.check_changes(config, found, content and content["config"], screen)
-        if found is not None:
-            if (finished := resume.already_done(config, run, found, changed, screen)) is not None:
-                return finished
-            if run.outputs.is_dir():
-                held.enter_context(runs.hold(run))
-                checkpoint.sweep(run.checkpoints)
-        start = resume.find_start(run, found, screen)
-        if start is not None:
-            resume.check_owner(run, start, config.resume_allow, screen)
+        stopped = held.enter_context(ranks.watching(stop))
+        with ranks.together():
+            config, machine = device.settle(config, ranks.local if ranks.world > 1 else None)
+            check_processes(config, machine, ranks, screen)
+            opened = open_run(config, screen, held) if ranks.is_first else Opened("")
+        opened = opened if ranks.world == 1 else Opened(**ranks.share(vars(opened)))
+        if opened.finished is not None:
+            return opened.finished
+        run = runs.locate(opened.name, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
+        start = resume.Start(Path(opened.path), opened.content) if opened.path else None
+        config = named(config, run)
         announce(config, machine, chosen, screen)
-        parts, progress = get_ready(config, run, start, machine, screen, batches, sources)
-        if any(key.startswith(state.HOW_FAR) for key in changed):
+        parts, progress = get_ready(config, run, start, machine, screen, batches, sources, ranks)
+        if any(key.startswith(state.HOW_FAR) for key in opened.changed):
             progress.stopped = ""
-        if found is None or not run.outputs.is_dir():
-            held.enter_context(make(run))
-        started = open_files(config, run, machine, screen)
+        started, recorder = "", None
+        with ranks.together():
+            if ranks.is_first:
+                if opened.is_new or not run.outputs.is_dir():
+                    held.enter_context(make(run))
+                started = open_files(config, run, machine, screen)
         try:
             describe(parts, progress, screen, start)
-            recorder = open_recorder(run, progress, screen)
-            held.callback(recorder.close)
-            session = Session(config, parts, progress, run, recorder, screen, stop, started, report)
+            with ranks.together():
+                if ranks.is_first:
+                    recorder = open_recorder(run, progress, screen)
+                    held.callback(recorder.close)
+            session = Session(config, parts, progress, run, recorder, screen, stopped, started, report)
             with screen:
                 training.train_epochs(session)
                 finish(session)
-            runs.write_status(run, "done", started)
         except BaseException as error:
-            told = in_our_words(error, config)
-            give_up(run, started, told, screen)
+            told = ranks.known(in_our_words(error, config))
+            if ranks.is_first:
+                give_up(run, started, told, screen)
             raise told from error.__cause__
-    return float(progress.best["value"])
+    return float(ranks.share(progress.best["value"]))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The run to train, and what is there of it: rank 0 finds it and tells the others. Plain types, so that it can."""
+
+    name: str
+    is_new: bool = True
+    changed: Sequence[str] = ()  # settings that are others than before
+    path: str = ""  # the checkpoint to go on from
+    content: dict[str, Any] = field(default_factory=dict)  # what is in it
+    finished: float | None = None  # the objective, where there is nothing left to do
+
+
+def open_run(config: Config, screen: Screen, held: ExitStack) -> Opened:
+    """Find the run and what it goes on from, and hold its directory where there is one.
+
+    Raises:
+        ConfigError, BusyError: it is not to be had, or not to be gone on with.
+    """
+    runs.check_writable(Path(config.paths.outputs), Path(config.paths.checkpoints))
+    run, found, content = find_run(config)
+    config = named(config, run)
+    changed = resume.check_changes(config, found, content and content["config"], screen)
+    if found is not None:
+        if (finished := resume.already_done(config, run, found, changed, screen)) is not None:
+            return Opened(run.name, finished=finished)
+        if run.outputs.is_dir():
+            held.enter_context(runs.hold(run))
+            checkpoint.sweep(run.checkpoints)
+    start = resume.find_start(run, found, screen)
+    if start is None:
+        return Opened(run.name, found is None, changed)
+    resume.check_owner(run, start, config.resume_allow, screen)
+    return Opened(run.name, found is None, changed, str(start.path), start.content)
+
+
+def named(config: Config, run: runs.Run) -> Config:
+    """The config with the name of the run, and the epochs that it comes to."""
+    return replace(config, name=run.name, epochs=1 if config.fast_dev_run else config.epochs)
+
+
+def check_processes(config: Config, machine: runtime.Machine, ranks: Ranks, screen: Screen) -> None:
+    """Refuse what several processes cannot do, and warn of what does nothing with one, or with several.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if ranks.world == 1:
+        if config.sync_batch_norm:
+            screen.say("warning: sync_batch_norm=true has no effect on one process")
+        return
+    impls = config.impls()
+    if "numpy" in impls.values():
+        raise ConfigError("impl=numpy is for one process. Allowed with torchrun: impl=concise, autograd, scratch.")
+    if machine.device.type not in training.STEPS_BETWEEN_TALKS:
+        raise ConfigError(f"device={machine.device.type}: several processes need device=cpu or device=cuda.")
+    if config.sync_batch_norm and (machine.device.type != "cuda" or impls["model"] != "concise"):
+        reason = "torch has it for GPUs only" if machine.device.type != "cuda" else "it is for impl=concise"
+        raise ConfigError(f"sync_batch_norm=true: {reason}. Allowed here: false.")
+    if "device.index" in config.typed:
+        screen.say("warning: device.index has no effect: torchrun gives each process a GPU of its own")
 
 
 def refuse_strangers(config: Config) -> None:
@@ -133,25 +201,34 @@ def get_ready(
     screen: Screen,
     batches: int,
     sources: MutableMapping[str, Source] | None,
+    ranks: Ranks = state.ALONE,
 ) -> tuple[Parts, Progress]:
     """Read files and data, build the parts and put a checkpoint or initial weights into them."""
-    path = file_of(config, config.init_from) if config.init_from is not None and start is None else None
-    weights = checkpoint.read_weights(path) if path is not None else {}
-    if start is not None:
-        state.check_architecture(config, start.content, start.path)
-    splits = data.load(config.data, config.paths, sources)
-    if start is not None:  # the same numbers, also where they come from a sample of a streamed set
-        moments = start.content["preprocess"]
-        splits = replace(splits, mean=tuple(moments["mean"]), std=tuple(moments["std"]))
-    parts = state.assemble(config, splits, machine, batches=batches)
-    progress = Progress()
-    if start is not None:
-        progress = state.unpack(start.content, config, parts, start.path)
-        resume.rewind(run, start, progress, config.epochs, screen)
-        resume.warn_of_rounding(start.content["env"], parts, screen)
-    elif path is not None:
-        left_out = checkpoint.load_backbone(parts.model, weights, path)
-        screen.say(f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}")
+    with ranks.together():
+        path = file_of(config, config.init_from) if config.init_from is not None and start is None else None
+        weights = checkpoint.read_weights(path) if path is not None else {}
+        if start is not None:
+            state.check_architecture(config, start.content, start.path)
+        if ranks.local == 0:  # it may download or decode, which the others of its machine then need not
+            splits = data.load(config.data, config.paths, sources)
+    with ranks.together():
+        if ranks.local != 0:
+            splits = data.load(config.data, config.paths, sources)
+        if start is not None:  # the same numbers, also where they come from a sample of a streamed set
+            moments = start.content["preprocess"]
+            splits = replace(splits, mean=tuple(moments["mean"]), std=tuple(moments["std"]))
+        parts = state.assemble(config, splits, machine, batches=batches, ranks=ranks)
+    parts = state.distribute(config, parts)
+    with ranks.together():
+        progress = Progress()
+        if start is not None:
+            progress = state.unpack(start.content, config, parts, start.path)
+            if ranks.is_first:
+                resume.rewind(run, start, progress, config.epochs, screen)
+            resume.warn_of_rounding(start.content["env"], parts, screen)
+        elif path is not None:
+            left_out = checkpoint.load_backbone(parts.model, weights, path)
+            screen.say(f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}")
     return parts, progress
 
 
@@ -213,28 +290,38 @@ def describe(parts: Parts, progress: Progress, screen: Screen, start: resume.Sta
     x = parts.train.x
     where = f"in memory, {x.nbytes / 1e6:.1f} MB" if isinstance(x, Tensor) else "streamed from disk"
     screen.say(f"{build.parameter_count(parts.model):,} parameters; examples: {sizes}; train {where}")
+    if parts.ranks.world > 1:
+        screen.say(f"{parts.ranks.world} processes, each of which takes its part of every batch")
     if start is not None:
         screen.say(f"going on from {start.path}: epoch {progress.epoch}, {progress.samples:,} examples of it done")
 
 
 def finish(s: Session) -> None:
     """Measure the best weights on the test split, once, and write result.json and the pictures."""
-    s.recorder.flush()
-    load_best(s)
-    conclude(s, s.parts.measure(state.eval_batches(s.config, s.parts.splits, s.parts.splits.test, s.parts.machine)))
+    config, ranks = s.config, s.parts.ranks
+    with ranks.together():
+        if s.recorder is not None:
+            s.recorder.flush()
+            load_best(s)
+    ranks.overwrite(s.parts.measured.state_dict().values())
+    batches = state.eval_batches(config, s.parts.splits, s.parts.splits.test, s.parts.machine, ranks)
+    test = state.gathered(s.parts, batches, s.parts.measure(batches, s.stop))
+    with ranks.together():
+        if s.recorder is not None:
+            conclude(s, s.recorder, test)
 
 
-def conclude(s: Session, test: engine.Evaluation) -> None:
-    """Write result.json and the pictures; the model holds the best weights, `test` is what they reach."""
-    config, run = s.config, s.run
-    result = report.result_of(config, s.parts, s.progress, run, test)
-    runs.write_json(run.outputs / "result.json", result)
+def conclude(s: Session, recorder: Recorder, test: engine.Evaluation) -> None:
+    """Write result.json, the pictures and, last, the status; the model holds the best weights, which reach `test`."""
+    result = report.result_of(s.config, s.parts, s.progress, s.run, test)
+    runs.write_json(s.run.outputs / "result.json", result)
     final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}
     final["best/val"] = s.progress.best["value"]
-    s.recorder.hyperparameters(report.hyperparameters(config), final, s.progress.step)
-    if config.plots:
-        report.draw(config, s.parts, s.progress, run, test, s.recorder)
-    report.say_result(s.screen, config, run, result)
+    recorder.hyperparameters(report.hyperparameters(s.config), final, s.progress.step)
+    if s.config.plots:
+        report.draw(s.config, s.parts, s.progress, s.run, test, recorder)
+    report.say_result(s.screen, s.config, s.run, result)
+    runs.write_status(s.run, "done", s.started)
 
 
 def load_best(s: Session) -> None:
@@ -257,6 +344,8 @@ def load_best(s: Session) -> None:
 
 def in_our_words(error: BaseException, config: Config) -> BaseException:
     """An error of torch or of the system as one of ours that says what to change; any other error as it is."""
+    if isinstance(error, Lost):
+        return error
     if isinstance(error, Interrupted):
         return Interrupted(error.signum, f"interrupted; {report.again(config, 'resume')} goes on.")
     text = str(error) or type(error).__name__
@@ -284,7 +373,7 @@ def in_our_words(error: BaseException, config: Config) -> BaseException:
 
 def give_up(run: runs.Run, started: str, error: BaseException, screen: Screen) -> None:
     """Note in status.json why the run ended, and say it in train.log."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, Lost):
         kind = "interrupted"
     else:
         kind = "diverged" if isinstance(error, DivergedError) else "failed"

@@ -131,6 +131,7 @@ class Config:
     ema_decay: float
     overfit_batches: int
     fast_dev_run: bool
+    sync_batch_norm: bool
     impl: str
     resume: str | None
     resume_allow: Sequence[str]

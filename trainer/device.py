@@ -21,9 +21,11 @@ RESNETS = ("resnet18", "resnet34")
 SMALL = 64  # pixels; from there on a ResNet begins with its stem for ImageNet
 
 
-def settle(config: Config) -> tuple[Config, Machine]:
+def settle(config: Config, local: int | None = None) -> tuple[Config, Machine]:
     """The config with a value in the place of each `auto`, and the machine set up as it says.
 
+    Args:
+        local: the GPU of a process that is one of several, which the config does not know of.
     Raises:
         ConfigError: the device is not there, or cannot do what was typed.
     """
@@ -31,7 +33,8 @@ def settle(config: Config) -> tuple[Config, Machine]:
     impls = config.impls()
     has_numpy = "numpy" in impls.values()
     name = "cpu" if config.device.name == "auto" and has_numpy else config.device.name
-    device = runtime.find_device(name, options.get("index", 0))
+    index = options.get("index", 0) if local is None else local
+    device = runtime.find_device(name, index)
     chosen = rule(config, device)
     if set(impls.values()) != {"concise"}:
         chosen["precision"] = "fp32"
@@ -40,7 +43,7 @@ def settle(config: Config) -> tuple[Config, Machine]:
     if impls["model"] == "numpy":
         options["matmul"] = "torch"
     options |= {key: chosen[key] for key in chosen if options[key] == "auto"}
-    machine = runtime.set_up(name, **options)
+    machine = runtime.set_up(name, **(options | {"index": index}))
     if has_numpy:
         runtime.set_up_numpy()
     if "device.matmul" in config.typed and options["matmul"] != "torch":

@@ -1,11 +1,13 @@
 """The loop: the only place that orders forward, backward and step. It knows nothing of config, files or screens."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 Batch = tuple[Tensor, Tensor]
@@ -45,6 +47,7 @@ class Totals:
     device: torch.device
     num_examples: int = 0
     is_sum: bool = False  # the losses that are added are sums over their batch, not means
+    by_rank: Tensor | None = None  # (world,): what loss_sum was added up from, with several processes
     loss_sum: Tensor = field(init=False)  # 0-d float64: sum over examples of the loss
     _num_correct: Tensor = field(init=False)  # 0-d int64, without the batches in _uncounted
     _uncounted: list[Batch] = field(init=False, default_factory=list)
@@ -110,10 +113,13 @@ def train_epoch(
     clip_norm: float = 0.0,
     scaler: torch.amp.GradScaler | None = None,
     ema: AveragedModel | None = None,
+    world: int = 1,
+    sizes: Iterable[int] | None = None,
 ) -> Iterator[int]:
     """Train on each batch in turn, and hand control back after every step.
 
     Args:
+        model: where several processes train together, in a DistributedDataParallel, which averages their gradients.
         lr_at: learning rate of a step.  step: parameter updates done before.
         totals: gets the loss and the hits of every batch, measured before its update.
         autocast: entered anew for each step (kept open, it would reuse rounded weights from before the update).
@@ -121,25 +127,33 @@ def train_epoch(
             up to that of the whole batch.
         clip_norm: the gradient is scaled down to this L2 norm where it is longer; 0 leaves it.
         scaler: keeps float16 gradients from vanishing.  ema: is moved towards the weights after each step.
+        world: processes that train together.  sizes: examples in each whole batch, of which `batches` has the part of
+            this process, which may be none; None: the batches are whole.
     Yields:
         The number of parameter updates done.
     """
     model.train()
-    for x, y in batches:
+    distributed = model if isinstance(model, DistributedDataParallel) else None
+    for (x, y), size in zip(batches, itertools.repeat(0) if sizes is None else sizes, strict=sizes is not None):
+        size = size or len(y)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step)
         optimizer.zero_grad()
         parts = [(x, y)]
         if accumulate_steps > 1:
             parts = list(zip(x.chunk(accumulate_steps), y.chunk(accumulate_steps), strict=True))
-        for x_part, y_part in parts:
+        for i, (x_part, y_part) in enumerate(parts, 1):
+            if distributed is not None:  # what no_sync() does: the gradients are averaged once, after the last part
+                distributed.require_backward_grad_sync = i == len(parts)
+            n = len(y_part)
             with autocast():
                 y_hat = model(x_part)
-                loss = loss_fn(y_hat, y_part)
-            whole = totals.is_sum or len(y_part) == len(y)
-            share = loss if whole else loss * (len(y_part) / len(y))
+                loss = loss_fn(y_hat, y_part) if n else y_hat.sum() * 0  # without examples: gradients of 0
+            weight = world if totals.is_sum else n * world / size  # times world, since they are averaged
+            share = loss if weight == 1 else loss * weight
             (share if scaler is None else scaler.scale(share)).backward()
             totals.add(loss, y_hat, y_part)
+        totals.num_examples += size - len(y)  # of the other processes
         if clip_norm:
             if scaler is not None:
                 scaler.unscale_(optimizer)
@@ -175,7 +189,7 @@ def evaluate(
     for x, y in batches:
         with autocast():
             y_hat = model(x)
-            loss = loss_fn(y_hat, y)
+            loss = loss_fn(y_hat, y) if len(y) else y_hat.sum() * 0
         totals.add(loss, y_hat, y)
         outputs.append(y_hat)
         labels.append(y)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config import Config, flatten
-from trainer.utils import runtime
+from trainer.utils import ranks, runtime
 from trainer.utils.errors import listed
 
 # what may differ from run to run; with data.order_seed the seed too, which then decides on the initial weights alone
@@ -22,6 +22,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 INPUTS = {"mnist": (784, 10), "fashion_mnist": (784, 10), "cifar10": (3072, 10)}  # numbers of an example, classes
 # A step of a lone run is mostly overhead up to about here, counted in examples of the batch times weights: 784-16-10 in
 # batches of 256 is below. Larger ones gain less and less (benchmarks/README.md); only on CPUs it was measured at all.
+MAX_RUNS = 64  # in a stack
 PAYS_UP_TO = 256 * 784 * 20
 
 
@@ -46,7 +47,15 @@ def groups(configs: Sequence[Config]) -> Groups:
             together.setdefault(repr(sorted(shared(config).items())), []).append(i)
     single = [members[0] for members in together.values() if len(members) == 1]
     reasons |= {i: without_partner(configs, i, [j for j in range(len(configs)) if j not in reasons]) for i in single}
-    return Groups([members for members in together.values() if len(members) > 1], dict(sorted(reasons.items())))
+    full = [list(part) for members in together.values() for part in parts_of(members)]
+    return Groups([members for members in full if len(members) > 1], dict(sorted(reasons.items())))
+
+
+def parts_of(members: Sequence[int]) -> list[Sequence[int]]:
+    """Members in parts of MAX_RUNS or less, as even as they come: their outputs are in memory together."""
+    num_parts = -(-len(members) // MAX_RUNS)
+    size = -(-len(members) // num_parts)
+    return [members[start : start + size] for start in range(0, len(members), size)]
 
 
 def shared(config: Config) -> dict[str, Any]:
@@ -59,6 +68,7 @@ def obstacle(config: Config) -> str:
     """Why this run is trained alone whatever the others are; "" if nothing is in the way."""
     model, options = config.model, config.model.options
     off = {
+        "torchrun's processes train one run after the other": ranks.of_environment().world > 1,
         "sweep.stack=false": config.sweep.stack is False,
         f"model={model.name}: only {listed(MODELS)} can be stacked": model.name not in MODELS,
         f"optimizer={config.optimizer.name}: only {listed(OPTIMIZERS)} can be stacked": config.optimizer.name

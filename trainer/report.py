@@ -137,7 +137,7 @@ def first_batch(splits: Splits, batches: Batches, path: Path) -> None:
     """The first pictures of the first epoch as the model sees them, with their classes."""
     from trainer.utils import plots
 
-    x, y = next(iter(batches.epoch(1)))
+    x, y = next(iter(batches.epoch(1, whole=True)))
     shown = x[:NUM_PICTURES].float().cpu()
     mean, std = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.std))
     pixels = ((shown * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -174,8 +174,8 @@ def step_of_best(best: Path, screen: Screen) -> int | None:
 
 def warn_of_rounding(before: Mapping[str, Any], parts: Parts, screen: Screen) -> None:
     """Say what makes a resumed run round differently from the one that was interrupted."""
-    now = state.environment(parts.machine)
-    was = {"stack": 1, **before}  # older files do not say it
-    changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if now[key] != was.get(key)]
+    now = state.environment(parts.machine) | {"world": parts.ranks.world}
+    before = {"world": 1, "stack": 1} | dict(before)  # older files do not say it
+    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if now[key] != before.get(key)]
     if changed:
         screen.say(f"warning: not bit-exact: {', '.join(changed)}. The order of the examples is the same.")

@@ -490,12 +490,13 @@ def finish(stack: Stack) -> None:
     """Measure the best weights of all runs on the test split, and write what a finished run leaves behind."""
 
     def best(s: Session) -> None:
+        assert s.recorder is not None
         s.recorder.flush()
         commands.load_best(s)
 
     def conclude(s: Session, k: int) -> None:
-        commands.conclude(s, test[k])
-        runs.write_status(s.run, "done", s.started)
+        assert s.recorder is not None
+        commands.conclude(s, s.recorder, test[k])
         stack.members[k].outcome = float(s.progress.best["value"])
 
     for k in unfinished(stack):

@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer import build, engine
 from trainer.config import Config, flatten, needs_validation
-from trainer.data.batches import Batches, Placement
+from trainer.data.batches import Batches, Placement, part_of
 from trainer.data.splits import Split, Splits, stratified
 from trainer.utils import checkpoint, runtime
 from trainer.utils.errors import ConfigError
+from trainer.utils.ranks import AgreedStop, Ranks
 from trainer.utils.runtime import Machine
+from trainer.utils.signals import StopSignal
 
 # what resume may change: no number depends on it, or only on how far training goes. Another device or number of threads
 # rounds differently, and a warning says so.
@@ -48,6 +51,7 @@ FREE_ON_RESUME = (
 )
 HOW_FAR = ("epochs", "early_stopping.", "stop_at.")  # those of them that say when training ends
 EARLY_STOP = ("bad_epochs", "stopped")
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Parts:
     scaler: torch.amp.GradScaler | None  # with fp16
     ema: AveragedModel | None  # with ema_decay
     identity: dict[str, Any]  # what is the same in every checkpoint
+    ranks: Ranks = ALONE
+    distributed: nn.Module | None = None  # with several processes: the same model, averaging their gradients
 
     @property
     def measured(self) -> nn.Module:
@@ -76,9 +82,32 @@ class Parts:
         """Fresh sums on the run's device."""
         return engine.Totals(self.machine.device, is_sum=self.is_sum)
 
-    def measure(self, batches: Batches) -> engine.Evaluation:
-        """Evaluate on a split."""
-        return measure(self.measured, self.loss_fn, batches, self.totals(), self.machine)
+    def measure(self, batches: Batches, stop: StopSignal | AgreedStop | None = None) -> engine.Evaluation:
+        """Evaluate on a split. With several processes, each measures its part; the outputs are then those of its part.
+
+        Args:
+            stop: may raise Interrupted before any batch.
+        """
+        self.ranks.overwrite(self.measured.buffers())  # running statistics: each rank has those of its own examples
+        totals = self.totals()
+        found = measure(self.measured, self.loss_fn, batches, totals, self.machine, stop)
+        if self.ranks.world == 1:
+            return found
+        totals.num_examples = len(batches.y)
+        whole = self.whole(totals)
+        return replace(found, loss=whole.loss, accuracy=None if found.accuracy is None else whole.accuracy)
+
+    def whole(self, totals: engine.Totals) -> engine.Totals:
+        """The sums of all ranks, from those of this one. Waits for nothing."""
+        if self.ranks.world == 1:
+            return totals
+        sums = self.ranks.stacked(torch.stack([totals.loss_sum, totals.num_correct.to(totals.loss_sum)]))
+        whole = self.totals()
+        whole.num_examples = totals.num_examples
+        whole.loss_sum.copy_(sums[:, 0].sum())
+        whole.num_correct.copy_(sums[:, 1].sum())
+        whole.by_rank = sums[:, 0]
+        return whole
 
 
 @dataclass
@@ -89,6 +118,7 @@ class Progress:
     samples: int = 0  # examples of this epoch that are done
     step: int = 0  # parameter updates of the whole run
     loss_sum: float = 0.0  # of this epoch's samples
+    loss_sums: list[float] = field(default_factory=list)  # of each rank, which add up to it; with one process empty
     num_correct: int = 0
     seconds: float = 0.0  # of training in this epoch
     bad_epochs: int = 0  # since the validation metric last improved by more than min_delta
@@ -100,12 +130,14 @@ class Progress:
         """Note the sums of the running epoch. Waits for the device."""
         self.samples, self.step, self.seconds = totals.num_examples, step, seconds
         self.loss_sum, self.num_correct = float(totals.loss_sum), int(totals.num_correct)
+        self.loss_sums = totals.by_rank.tolist() if totals.by_rank is not None else []
 
-    def give(self, totals: engine.Totals) -> engine.Totals:
-        """Put the noted sums into fresh totals."""
+    def give(self, totals: engine.Totals, ranks: Ranks = ALONE) -> engine.Totals:
+        """Put the noted sums into fresh totals: those of the rank, or all into rank 0's if there were other ranks."""
         totals.num_examples = self.samples
-        totals.loss_sum.fill_(self.loss_sum)
-        totals.num_correct.fill_(self.num_correct)
+        sums = self.loss_sums if len(self.loss_sums) == ranks.world else [self.loss_sum] + [0.0] * ranks.world
+        totals.loss_sum.fill_(sums[ranks.rank])
+        totals.num_correct.fill_(self.num_correct if ranks.is_first else 0)
         return totals
 
 
@@ -124,9 +156,10 @@ def place(model: nn.Module, machine: Machine) -> nn.Module:
     return model
 
 
-def eval_batches(config: Config, splits: Splits, split: Split, machine: Machine) -> Batches:
+def eval_batches(config: Config, splits: Splits, split: Split, machine: Machine, ranks: Ranks = ALONE) -> Batches:
     """A split's batches in order and as they are."""
-    return Batches(splits, split, placement(machine), **options_of_batches(config))
+    place = placement(machine)
+    return Batches(splits, split, place, rank=ranks.rank, world=ranks.world, **options_of_batches(config))
 
 
 def options_of_batches(config: Config) -> dict[str, Any]:
@@ -135,11 +168,34 @@ def options_of_batches(config: Config) -> dict[str, Any]:
 
 
 def measure(
-    model: nn.Module, loss_fn: build.LossFn, batches: Batches, totals: engine.Totals, machine: Machine
+    model: nn.Module,
+    loss_fn: build.LossFn,
+    batches: Batches,
+    totals: engine.Totals,
+    machine: Machine,
+    stop: StopSignal | AgreedStop | None = None,
 ) -> engine.Evaluation:
     """Evaluate a model on a split."""
     with closing(batches.epoch(0)) as examples:
-        return engine.evaluate(model, loss_fn, examples, totals, machine.autocast)
+        watched = stop.watched(examples) if stop is not None else examples
+        return engine.evaluate(model, loss_fn, watched, totals, machine.autocast)
+
+
+def gathered(parts: Parts, batches: Batches, found: engine.Evaluation) -> engine.Evaluation:
+    """The evaluation with the outputs of all ranks, in the order of the split; on the CPU where there are several."""
+    ranks = parts.ranks
+    if ranks.world == 1:
+        return found
+    outputs, labels = [], []
+    of_ranks = ranks.gather((found.outputs.cpu(), found.labels.cpu()))
+    starts = [0] * ranks.world
+    for size in batches.sizes():
+        for rank, (y_hat, y) in enumerate(of_ranks):
+            n = len(part_of(torch.arange(size), rank, ranks.world))
+            outputs.append(y_hat[starts[rank] : starts[rank] + n])
+            labels.append(y[starts[rank] : starts[rank] + n])
+            starts[rank] += n
+    return replace(found, outputs=torch.cat(outputs), labels=torch.cat(labels))
 
 
 def order_seed(config: Config) -> int:
@@ -163,11 +219,12 @@ def narrow(config: Config, splits: Splits, batches: int) -> Splits:
     return splits
 
 
-def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int = 0) -> Parts:
+def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int = 0, ranks: Ranks = ALONE) -> Parts:
     """Build what the config names, with initial weights that depend on the seed alone.
 
     Args:
         batches: of each split that are used; 0: all.
+        ranks: which of several processes this is; each draws its dropout from a generator of its own.
     Raises:
         ConfigError: the data is too small for the batch size, or lacks the validation part that a setting needs.
     """
@@ -188,8 +245,12 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         batch_size=config.batch_size,
         seed=order_seed(config),
         augment="none" if config.overfit_batches else config.data.options.get("augment", "none"),
+        rank=ranks.rank,
+        world=ranks.world,
         **options_of_batches(config),
     )
+    if not ranks.is_first:
+        runtime.seed_everything(seed_of_rank(config.seed, ranks.rank))
     mean_of_weights = None
     if config.ema_decay:
         mean_of_weights = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
@@ -201,12 +262,52 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         optimizer=build.build_optimizer(config.optimizer, config.impl, model),
         lr_at=build.build_schedule(config.schedule, config.optimizer["lr"], len(train), config.epochs),
         train=train,
-        val=eval_batches(config, splits, splits.val, machine) if len(splits.val) else None,
+        val=eval_batches(config, splits, splits.val, machine, ranks) if len(splits.val) else None,
         is_sum=build.is_sum(config.loss),
         scaler=torch.amp.GradScaler(machine.device.type) if machine.autocast_to == torch.float16 else None,
         ema=mean_of_weights,
         identity=identity(config, splits),
+        ranks=ranks,
     )
+
+
+def seed_of_rank(seed: int, rank: int) -> int:
+    """A seed for what a rank draws by itself."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/rank {rank}".encode()).digest()[:8], "big") >> 1
+
+
+def distribute(config: Config, parts: Parts) -> Parts:
+    """The parts with their model in torch's DistributedDataParallel; as they are where there is one process.
+
+    Every rank's model gets the weights and buffers of rank 0 here. What is put into the model later stays in it.
+    """
+    if parts.ranks.world == 1:
+        return parts
+    model, device = parts.model, parts.machine.device
+    if config.sync_batch_norm:  # in place: a ResNet is no BatchNorm itself
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    distributed = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    parts = replace(parts, distributed=distributed)
+    if parts.ranks.world > 2:
+        settle_groups(parts, distributed)
+    return parts
+
+
+def settle_groups(parts: Parts, distributed: nn.Module) -> None:
+    """Do a step of nothing, so that the first one of a process is as the others.
+
+    DistributedDataParallel sends gradients in groups, which it makes anew after its first backward pass. The sum of
+    three numbers depends on their order, which depends on the groups: a resumed run would round its first step in
+    another way than the run that was not interrupted.
+    """
+    before = [buffer.clone() for buffer in parts.model.buffers()]
+    nothing = torch.zeros(2, *parts.splits.in_shape, device=parts.machine.device, dtype=parts.machine.dtype)
+    with parts.machine.autocast():
+        y_hat = distributed(nothing)
+    (y_hat.sum() * 0).backward()
+    parts.optimizer.zero_grad()
+    for buffer, value in zip(parts.model.buffers(), before, strict=True):
+        buffer.copy_(value)
 
 
 def identity(config: Config, splits: Splits) -> dict[str, Any]:
@@ -235,7 +336,7 @@ def identity(config: Config, splits: Splits) -> dict[str, Any]:
 
 
 def pack(parts: Parts, progress: Progress) -> dict[str, Any]:
-    """The content of a checkpoint: plain types and tensors only."""
+    """The content of a checkpoint: plain types and tensors only. All ranks call it; rank 0 writes what it returns."""
     return parts.identity | {
         "created": time.time(),
         "model": tensors_of(parts.model),
@@ -248,8 +349,8 @@ def pack(parts: Parts, progress: Progress) -> dict[str, Any]:
         "progress": {k: v for k, v in vars(progress).items() if k not in ("best", *EARLY_STOP)},
         "early_stop": {k: getattr(progress, k) for k in EARLY_STOP},
         "best": dict(progress.best),
-        "rng": [runtime.rng_state(parts.machine.device)],
-        "env": environment(parts.machine),
+        "rng": parts.ranks.gather(runtime.rng_state(parts.machine.device)),
+        "env": environment(parts.machine) | {"world": parts.ranks.world},
     }
 
 
@@ -304,10 +405,13 @@ def unpack(content: dict[str, Any], config: Config, parts: Parts, path: Path) ->
         if parts.ema is not None:
             checkpoint.load_model(parts.ema.module, checkpoint.weights_to_use(content), path)
             parts.ema.n_averaged.fill_(content["progress"]["step"])
-        runtime.restore_rng(content["rng"][0], parts.machine.device)
+        if parts.ranks.is_first or parts.ranks.rank < len(content["rng"]):  # a rank that is new has its seed
+            runtime.restore_rng(content["rng"][parts.ranks.rank], parts.machine.device)
         progress = Progress(**content["progress"], **content["early_stop"], best=content["best"])
         if any(type(value) is not type(getattr(Progress(), key)) for key, value in vars(progress).items()):
             raise TypeError("its progress is made of other types")
+        if not all(type(value) is float for value in progress.loss_sums):
+            raise TypeError("its sums are no numbers")
         if progress.epoch < 1 or progress.step < 0 or not 0 <= progress.samples <= len(parts.train.y):
             raise ValueError("its progress is not one of this data")
         if progress.best and not all(type(progress.best[k]) is int for k in ("epoch", "step")):

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import OF_THE_COMMAND, Config, flatten
-from trainer.utils import runs
-from trainer.utils.errors import BusyError, ConfigError, Interrupted
+from trainer.utils import ranks, runs
+from trainer.utils.errors import BusyError, ConfigError, Interrupted, Lost
 from trainer.utils.screen import Screen, is_terminal, shown, table
 from trainer.utils.signals import StopSignal
 
@@ -126,6 +126,8 @@ def run(
     name, own = f"{folder.name}/{job.number}", folder / str(job.number)
     note(job, folder)
     objective = objective_of(job, own)
+    if ranks.of_environment().world > 1:
+        objective = ranks.join().share(objective)  # the others may be on machines without these files
     if objective is not None:
         say(f"[{name}] {job.text}: done before")
     else:
@@ -133,6 +135,8 @@ def run(
         began = time.monotonic()
         try:
             objective = train(job, folder, stop, trial, sources)
+        except Lost:
+            raise
         except Interrupted as error:
             raise Interrupted(error.signum, TO_GO_ON) from None
         except BusyError as error:  # somebody goes on with it alone, or another process of the search
@@ -166,6 +170,8 @@ def train(
 
 def fail(job: Job, folder: Path, error: BaseException) -> float:
     """Note and say why a job failed."""
+    if not ranks.of_environment().is_first:
+        return math.nan
     reason = f"{type(error).__name__}: {error}"
     note(job, folder, reason)
     log = folder / str(job.number) / "train.log"
@@ -210,6 +216,8 @@ def say(line: str) -> None:
 
 def note(job: Job, folder: Path, error: str = "") -> None:
     """Write outputs/<sweep>/jobs/<number>.json: what the job was told, and why it failed."""
+    if not ranks.of_environment().is_first:
+        return
     (folder / "jobs").mkdir(parents=True, exist_ok=True)
     path = folder / "jobs" / f"{job.number}.json"
     content = {"job": job.number, "overrides": dict(job.overrides), "error": error}

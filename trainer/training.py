@@ -15,6 +15,7 @@ from trainer.config import Config
 from trainer.state import Parts, Progress
 from trainer.utils import checkpoint, runs
 from trainer.utils.errors import DivergedError, Interrupted, ResourceError
+from trainer.utils.ranks import AgreedStop
 from trainer.utils.recorder import Recorder
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
@@ -22,6 +23,7 @@ from trainer.utils.signals import StopSignal
 MAX_FAILED_SAVES = 3  # in a row; the disk may be full for a while
 Report = Callable[[int, float], str]  # (epoch, value of the metric that decides) -> why training ends there, or ""
 LONG_VALIDATION = 10.0  # seconds: from here on the epoch is saved before it is validated
+STEPS_BETWEEN_TALKS = {"cpu": 1, "cuda": 10}  # of several processes: they stop and save on time at such a step
 
 
 @dataclass
@@ -32,9 +34,9 @@ class Session:
     parts: Parts
     progress: Progress
     run: runs.Run
-    recorder: Recorder
+    recorder: Recorder | None  # None: another rank records
     screen: Screen
-    stop: StopSignal
+    stop: StopSignal | AgreedStop
     started: str  # when, for status.json
     report: Report | None = None  # of the sweep that this run is a trial of
     failed_saves: int = 0  # since the last one that worked
@@ -47,17 +49,17 @@ def train_epochs(s: Session) -> None:
     Raises:
         DivergedError, ResourceError, Interrupted: the last good checkpoint is whole.
     """
-    validation_seconds = 0.0
+    was_long = 0  # the last validation
     try:
         while s.progress.epoch <= s.config.epochs and not s.progress.stopped:
             with s.stop.held():
                 totals = train_one(s)
-                if validation_seconds > LONG_VALIDATION:
+                if was_long:
                     save_or_warn(s)
             val, began = None, time.monotonic()
             if s.parts.val is not None:
-                val = s.parts.measure(s.parts.val)
-                validation_seconds = time.monotonic() - began
+                val = s.parts.measure(s.parts.val, s.stop)
+                [was_long] = s.parts.ranks.highest(time.monotonic() - began > LONG_VALIDATION)
             with s.stop.held():
                 end_epoch(s, totals, val)
     except Interrupted:
@@ -75,14 +77,19 @@ def end_epoch(s: Session, totals: engine.Totals, val: engine.Evaluation | None) 
     if val is not None:
         check_finite(s, val.loss, s.progress.step, s.progress.step)
     row = row_of(s.parts, s.progress, totals, val)
-    s.recorder.epoch(row)
-    every = s.config.record.histograms_every
-    if every and s.progress.epoch % every == 0:
-        s.recorder.histograms(s.parts.model, s.progress.step)
+    with s.parts.ranks.together():
+        if s.recorder is not None:
+            s.recorder.epoch(row)
+            every = s.config.record.histograms_every
+            if every and s.progress.epoch % every == 0:
+                s.recorder.histograms(s.parts.model, s.progress.step)
+            s.progress.waiting = s.recorder.waiting
     advance(s.config, s.progress, row)
     if s.report is not None and not s.progress.stopped:
-        s.progress.stopped = s.report(row["epoch"], row[s.progress.best["metric"]])
-    s.progress.waiting = s.recorder.waiting
+        with s.parts.ranks.together():
+            if s.parts.ranks.is_first:
+                s.progress.stopped = s.report(row["epoch"], row[s.progress.best["metric"]])
+        s.progress.stopped = s.parts.ranks.share(s.progress.stopped)
     save_or_warn(s)
     s.screen.row(row, s.config.epochs)
 
@@ -90,7 +97,8 @@ def end_epoch(s: Session, totals: engine.Totals, val: engine.Evaluation | None) 
 def train_one(s: Session) -> engine.Totals:
     """Train the rest of the running epoch; keeps `progress` true at every save and when Interrupted is raised."""
     config, parts, progress = s.config, s.parts, s.progress
-    totals = progress.give(parts.totals())
+    totals = progress.give(parts.totals(), parts.ranks)
+    several = parts.ranks.world > 1
     began = time.perf_counter() - progress.seconds
     step = checked = progress.step
     saved_at, saved_step = time.monotonic(), progress.step
@@ -99,26 +107,40 @@ def train_one(s: Session) -> engine.Totals:
     with closing(parts.train.epoch(progress.epoch, start=progress.samples)) as batches:
         for step in steps_of(config, parts, batches, progress.step, totals):
             if step % config.record.every_steps == 0:
-                readings.append(totals.reading(step, time.perf_counter() - began))
+                readings.append(parts.whole(totals).reading(step, time.perf_counter() - began))
                 checked = look(s, readings, checked)
-            if s.screen.due():
-                now = totals.reading(step, time.perf_counter() - began)
+            every, seconds = config.save.every_steps, config.save.every_seconds
+            late = bool(seconds) and time.monotonic() - saved_at >= seconds
+            signum, draw = s.stop.signum, s.screen.due()
+            if several:
+                signum, late, draw = talk(s, step, signum, late, draw)
+            if draw:
+                now = parts.whole(totals).reading(step, time.perf_counter() - began)
                 show(s, now if now.has_arrived else shown or now)  # the one before: a GPU is done with it
                 shown = now
-            every, seconds = config.save.every_steps, config.save.every_seconds
-            due = (every and step - saved_step >= every) or (seconds and time.monotonic() - saved_at >= seconds)
-            if due or s.stop.signum:
+            if signum or late or (every and step - saved_step >= every):
                 checked = look(s, readings, checked, wait=True)
-                check_finite(s, totals.loss, checked, step)
-                progress.take(totals, step, time.perf_counter() - began)
-                if s.stop.signum:
-                    raise Interrupted(s.stop.signum)
+                whole = parts.whole(totals)
+                check_finite(s, whole.loss, checked, step)
+                progress.take(whole, step, time.perf_counter() - began)
+                if signum:
+                    raise Interrupted(signum)
                 save_or_warn(s)
                 saved_at, saved_step, checked = time.monotonic(), step, step
     checked = look(s, readings, checked, wait=True)
-    check_finite(s, totals.loss, checked, step)
-    progress.take(totals, step, time.perf_counter() - began)
-    return totals
+    whole = parts.whole(totals)
+    check_finite(s, whole.loss, checked, step)
+    progress.take(whole, step, time.perf_counter() - began)
+    return whole
+
+
+def talk(s: Session, step: int, signum: int, late: bool, draw: bool) -> tuple[int, bool, bool]:
+    """What all ranks do after a step: stop for a signal that one of them got, save and draw the bar as rank 0 says."""
+    if step % STEPS_BETWEEN_TALKS[s.parts.machine.device.type]:
+        return 0, False, False
+    ranks = s.parts.ranks
+    signum, save_now, draw_now = ranks.highest(signum, late and ranks.is_first, draw)
+    return signum, bool(save_now), bool(draw_now)
 
 
 def steps_of(
@@ -126,7 +148,7 @@ def steps_of(
 ) -> Iterator[int]:
     """engine.train_epoch on a run's parts, as its config says; `step` counts the updates done before."""
     return engine.train_epoch(
-        parts.model,
+        parts.model if parts.distributed is None else parts.distributed,
         parts.loss_fn,
         parts.optimizer,
         batches,
@@ -138,25 +160,35 @@ def steps_of(
         clip_norm=config.clip_norm,
         scaler=parts.scaler,
         ema=parts.ema,
+        world=parts.ranks.world,
+        sizes=None if parts.ranks.world == 1 else parts.train.sizes(totals.num_examples),
     )
 
 
 def look(s: Session, readings: list[engine.Reading], checked: int, *, wait: bool = False) -> int:
     """Check and record the readings that have arrived, or all of them; returns the last step that was checked."""
-    while readings and (wait or readings[0].has_arrived):
+    several = s.parts.ranks.world > 1
+    while readings:
+        # several ranks have to look at the same ones, whatever their GPUs are at: not at the newest
+        arrived = len(readings) > 1 if several and readings[0].arrived is not None else readings[0].has_arrived
+        if not (wait or arrived):
+            break
         reading = readings.pop(0)
         looks = {
             "train/loss_so_far": check_finite(s, reading.loss, checked, reading.step),
             "lr_of_step": s.parts.lr_at(reading.step - 1),
             "samples_per_second_so_far": reading.num_examples / reading.seconds,
         }
-        s.recorder.scalars(looks, reading.step)
+        if s.recorder is not None:
+            s.recorder.scalars(looks, reading.step)
         checked = reading.step
     return checked
 
 
 def show(s: Session, reading: engine.Reading) -> None:
-    """Draw the bar of the running epoch."""
+    """Draw the bar of the running epoch, where there is one."""
+    if not s.parts.ranks.is_first:
+        return
     text = f"loss {reading.loss:.4f}  {reading.num_examples / reading.seconds:,.0f} examples/s"
     s.screen.progress(s.progress.epoch, s.config.epochs, reading.num_examples, len(s.parts.splits.train), text)
 
@@ -184,18 +216,22 @@ def save(s: Session) -> None:
         ResourceError: the disk is full; the files before are untouched.
     """
     progress, folder = s.progress, s.run.checkpoints
-    norms = torch.stack(torch._foreach_norm(state.floating(s.parts.model)))
-    if not torch.isfinite(norms).all():
-        raise DivergedError(diverged(s, f"step {progress.step}: a weight"))
-    path = checkpoint.path_of_step(folder, progress.step)
-    checkpoint.write(path, state.pack(s.parts, progress))
-    if progress.best.get("step") == progress.step and progress.samples == 0:
-        checkpoint.keep_as_best(path, folder)
-    with contextlib.suppress(OSError):  # the next save tries again
-        checkpoint.tidy(folder)
-        if not s.has_saved:  # so that a run whose checkpoints are gone is not taken for one that had none
-            runs.write_status(s.run, "running", s.started, checkpoint=path.name)
-            s.has_saved = True
+    content = state.pack(s.parts, progress)
+    with s.parts.ranks.together():
+        if not s.parts.ranks.is_first:
+            return
+        norms = torch.stack(torch._foreach_norm(state.floating(s.parts.model)))
+        if not torch.isfinite(norms).all():
+            raise DivergedError(diverged(s, f"step {progress.step}: a weight"))
+        path = checkpoint.path_of_step(folder, progress.step)
+        checkpoint.write(path, content)
+        if progress.best.get("step") == progress.step and progress.samples == 0:
+            checkpoint.keep_as_best(path, folder)
+        with contextlib.suppress(OSError):  # the next save tries again
+            checkpoint.tidy(folder)
+            if not s.has_saved:  # so that a run whose checkpoints are gone is not taken for one that had none
+                runs.write_status(s.run, "running", s.started, checkpoint=path.name)
+                s.has_saved = True
 
 
 def save_or_warn(s: Session) -> None:
@@ -237,7 +273,7 @@ def advance(config: Config, progress: Progress, row: Mapping[str, Any]) -> None:
         progress.best = {"metric": metric, "value": row[metric], "epoch": row["epoch"], "step": row["step"]}
         progress.best |= {key: row.get(key) for key in ("val_loss", "val_accuracy")}
     progress.epoch, progress.samples, progress.seconds = progress.epoch + 1, 0, 0.0
-    progress.loss_sum, progress.num_correct = 0.0, 0
+    progress.loss_sum, progress.loss_sums, progress.num_correct = 0.0, [], 0
     if config.early_stopping.patience and progress.bad_epochs >= config.early_stopping.patience:
         progress.stopped = f"no better {metric} for {progress.bad_epochs} epochs (early_stopping.patience)"
     for key, value in asdict(config.stop_at).items():

@@ -37,6 +37,7 @@ class Batches:
         augment: none, crop_flip or shift.  workers: processes that decode pictures on disk.
         resident: hold a set that is in memory in the device's own (auto: if half of what is free there is enough), or
             send each batch there.
+        rank, world: of several processes, each of which gets a part of every batch.
     """
 
     def __init__(
@@ -50,8 +51,11 @@ class Batches:
         augment: str = "none",
         resident: str | bool = "auto",
         workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.placement, self.seed, self.workers = placement, seed, workers
+        self.rank, self.world, self.in_shape = rank, world, splits.in_shape
         self.batch_size = batch_size or eval_batch_size(splits.in_shape)
         self.x = split.x
         if isinstance(split.x, Tensor) and (fits(split.x, placement.device) if resident == "auto" else resident):
@@ -67,13 +71,21 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.y) // self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def sizes(self, start: int = 0) -> list[int]:
+        """The number of examples in each whole batch, from the `start`-th example on."""
+        n = len(self.y)
+        return [min(self.batch_size, n - i) for i in range(start, n, self.batch_size)]
+
+    def epoch(self, epoch: int, start: int = 0, *, whole: bool = False) -> Generator[tuple[Tensor, Tensor], None, None]:
         """The batches of an epoch, from its `start`-th example on (a multiple of the batch size).
 
         Close it where it may not be used up: that ends the workers, which ignore the signals that end other processes.
 
+        Args:
+            whole: not only the part of this rank.
         Yields:
-            x (B, C, H, W) or (B, D) normalised, and y (B,) int64 or (B, 1), on the device.
+            x (B, C, H, W) or (B, D) normalised, and y (B,) int64 or (B, 1), on the device. B is 0 where a batch has
+            fewer examples than there are ranks, and this is one of the last ranks.
         """
         n = len(self.y)
         order = (
@@ -81,6 +93,10 @@ class Batches:
         )
         batches = order[start:].split(self.batch_size) if start < n else ()
         on_device = order.to(self.placement.device)[start:].split(self.batch_size) if start < n else ()
+        if self.world > 1 and not whole:
+            batches, on_device = (
+                tuple(part_of(indices, self.rank, self.world) for indices in each) for each in (batches, on_device)
+            )
         if self.augment != "none":
             assert self.seed is not None
             draws = torch.randint(len(self.moves), (n,), generator=generator(self.seed, epoch, "augment"))
@@ -104,15 +120,21 @@ class Batches:
             return
         loader = DataLoader(
             self.x,
-            batch_sampler=[indices.tolist() for indices in batches],
+            batch_sampler=[indices.tolist() for indices in batches if len(indices)],
             num_workers=self.workers,
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # of its own: the global one belongs to the model
             pin_memory=is_cuda,
         )
         with shutting_down(iter(loader)) as pictures:
-            for x in pictures:
+            for indices in batches:
+                x = next(pictures) if len(indices) else torch.empty(0, *self.in_shape, dtype=torch.uint8)
                 yield x.to(self.placement.device, non_blocking=True)
+
+
+def part_of(batch: Tensor, rank: int, world: int) -> Tensor:
+    """The rank's part (M, ...) of a batch (B, ...): neighbours, in order; the first B % world ranks have one more."""
+    return batch.tensor_split(world)[rank]
 
 
 def eval_batch_size(in_shape: tuple[int, ...]) -> int:

@@ -174,7 +174,7 @@ class Flatten(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ...) -> (N, D)."""
-        return x.reshape(len(x), -1)
+        return x.flatten(1)
 
 
 class Identity(Module):

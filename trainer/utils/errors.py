@@ -8,6 +8,7 @@ class TrainerError(Exception):
     """Base of all errors that end in a message instead of a traceback; `exit_code` is what the shell sees."""
 
     exit_code = 1
+    agreed = False  # where several processes train together: all of them have it, at the same place
 
 
 class SweepError(TrainerError):
@@ -24,6 +25,7 @@ class DivergedError(TrainerError):
     """The loss or the weights are no longer finite."""
 
     exit_code = 3
+    agreed = True  # the numbers it is seen in are the same in all processes
 
 
 class ResourceError(TrainerError):
@@ -49,10 +51,20 @@ class WorkerError(TrainerError):
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM arrived. No Exception, so that nothing takes it for a failure of its own."""
 
+    agreed = True  # see TrainerError
+
     def __init__(self, signum: int, message: str = "interrupted") -> None:
         super().__init__(message)
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+class Lost(Interrupted):
+    """One of several processes ended or failed while the others went on: they cannot, and no next job can."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(0, message)
+        self.exit_code = exit_code
 
 
 def failure(exit_code: int, message: str) -> TrainerError:

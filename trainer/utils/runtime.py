@@ -57,7 +57,7 @@ def find_device(name: str, index: int = 0) -> torch.device:
         ConfigError: a GPU was asked for that is not there. Only device=auto chooses by itself.
     """
     count = torch.cuda.device_count() if name in ("auto", "cuda") else 0
-    if name == "cuda" and index >= count:
+    if (name == "cuda" or count) and index >= count:
         there = f"the GPUs are numbered 0 to {count - 1}" if count else "no CUDA GPU is visible"
         raise ConfigError(f"device=cuda:{index}: {there}. Allowed here: device=cpu, device=auto.")
     if name == "mps" and not torch.backends.mps.is_available():
@@ -85,6 +85,8 @@ def set_up(
     device = find_device(name, index)
     if device.type == "mps" and precision == "fp64":
         raise ConfigError("device.precision=fp64 is not to be had with device=mps. Allowed: fp32, bf16, fp16.")
+    if device.type == "cuda" and index:
+        torch.cuda.set_device(device)
     torch.set_num_threads(num_threads or TORCH_THREADS)
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before the first matrix product on the GPU

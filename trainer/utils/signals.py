@@ -2,12 +2,14 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 from trainer.utils.errors import Interrupted
 
+T = TypeVar("T")
 PATIENCE = 2.0  # seconds
 
 
@@ -22,6 +24,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.signum = 0
         self._held = False
+        self._deferred = False
         self._raised_at = 0.0
 
     def __enter__(self) -> "StopSignal":
@@ -43,8 +46,24 @@ class StopSignal:
         if self.signum:
             raise Interrupted(self.signum)
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only set `signum`, whatever arrives: for one of several processes, which stop together.
+
+        A second SIGINT changes nothing here: torchrun sends one after the terminal's. It has a patience of its own.
+        """
+        self._held = self._deferred = True
+        try:
+            yield
+        finally:
+            self._held = self._deferred = False
+
+    def watched(self, items: Iterable[T]) -> Iterable[T]:
+        """The items: outside held() a signal ends what is done with them by itself."""
+        return items
+
     def _arrived(self, signum: int, _frame: FrameType | None) -> None:
-        if self.signum and signum == signal.SIGINT:
+        if self.signum and signum == signal.SIGINT and not self._deferred:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
         swallowed = self.signum and time.monotonic() - self._raised_at > PATIENCE
