@@ -456,6 +456,14 @@ def test_a_short_run_loads_torch_but_not_its_compiler(words: list[str], tmp_path
     assert found == {"torch", "numpy", "PIL", "tensorboard", "hydra"}
 
 
+def test_neither_going_on_nor_a_sweep_loads_the_compiler(tmp_path: Path) -> None:
+    folders = [f"paths.{name}={tmp_path / name}" for name in ("outputs", "checkpoints")]
+    commands = (["name=a", "epochs=1"], ["resume=a", "epochs=2"], ["-m", "name=s", "epochs=1", "optimizer.lr=0.1,0.2"])
+    lines = [f"sys.argv = ['main.py', 'plots=false', *{[*words, *folders]}]; main.main()" for words in commands]
+    assert "torch._dynamo" not in imported_by("\n".join(["import sys", "import main", *lines]))
+    assert (tmp_path / "outputs" / "s" / "1" / "result.json").is_file()
+
+
 def test_pictures_add_matplotlib_and_nothing_else(tmp_path: Path) -> None:
     folders = [f"paths.{name}={tmp_path / name}" for name in ("outputs", "checkpoints")]
     found = loaded_by_command("epochs=1", *folders)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.overrides import TorchFunctionMode
 
 from trainer import build, engine
 from trainer.config import Config, flatten, needs_validation
@@ -438,6 +439,14 @@ def check_fits(content: dict[str, Any], splits: Splits, path: Path) -> None:
         raise ConfigError(f"{path} knows the classes {was}; this data has {now}, or the same in another order.")
 
 
+class WithoutDraws(TorchFunctionMode):
+    """Leaves Tensor.normal_ out: for a tensor without numbers torch would import its compiler, for a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch in the place of each of its functions."""
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
 def check_architecture(config: Config, content: Mapping[str, Any], path: Path) -> None:
     """Compare the shapes of a file's weights with the model that it names, before memory is taken for that model.
 
@@ -446,7 +455,7 @@ def check_architecture(config: Config, content: Mapping[str, Any], path: Path) -
     """
     arch = content["arch"]
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), WithoutDraws():
             model = build.build_model(config.model, config.impl, tuple(arch["in_shape"]), arch["num_outputs"])
     except (RuntimeError, TypeError, OverflowError) as error:
         raise ConfigError(f"{path}: no model can be built for {arch['in_shape']}: {error}.") from None
