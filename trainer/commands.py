@@ -39,49 +39,44 @@ def train(
 ) -> float:
     """Train a model, from its initial weights or from where an interrupted run stopped.
 
-    Where torchrun started several processes, all of them call it, and all return or raise the same.
-
     Args:
         batches: of each split that are used; 0: all.
         report: is told the validation metric after each epoch, and says why training ends there, or nothing.
         screen: where the run is to be seen; None: on a screen of its own.
         sources: see data.load.
     Returns:
-        The best validation metric: accuracy, for regression loss; of training where there is no validation.
+        The best validation metric: accuracy, for regression loss; of training where there is no validation. Of several
+        processes all call this, and all get or raise the same.
     Raises:
         ConfigError, DivergedError, ResourceError, BusyError, Interrupted: see trainer.utils.errors.
     """
     refuse_strangers(config)
-    screen = screen or Screen()
+    screen, ranks = screen or Screen(), join()
     chosen = [key for key, value in config.device.options.items() if value == "auto"]
-    ranks = join()
     with ExitStack() as held:
         stopped = held.enter_context(ranks.watching(stop))
         with ranks.together():
             config, machine = device.settle(config, ranks.local if ranks.world > 1 else None)
             check_processes(config, machine, ranks, screen)
             opened = open_run(config, screen, held) if ranks.is_first else Opened("")
-        opened = opened if ranks.world == 1 else Opened(**ranks.share(vars(opened)))
+        opened = Opened(**ranks.share(vars(opened)))
         if opened.finished is not None:
             return opened.finished
-        run = runs.locate(opened.name, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
-        start = resume.Start(Path(opened.path), opened.content) if opened.path else None
+        run, start = opened.found(config)
         config = named(config, run)
         announce(config, machine, chosen, screen)
         parts, progress = get_ready(config, run, start, machine, screen, batches, sources, ranks)
         if any(key.startswith(state.HOW_FAR) for key in opened.changed):
             progress.stopped = ""
-        started, recorder = "", None
         with ranks.together():
-            if ranks.is_first:
-                if opened.is_new or not run.outputs.is_dir():
-                    held.enter_context(make(run))
-                started = open_files(config, run, machine, screen)
+            if ranks.is_first and (opened.is_new or not run.outputs.is_dir()):
+                held.enter_context(make(run))
+            started = open_files(config, run, machine, screen) if ranks.is_first else ""
         try:
             describe(parts, progress, screen, start)
             with ranks.together():
-                if ranks.is_first:
-                    recorder = open_recorder(run, progress, screen)
+                recorder = open_recorder(run, progress, screen) if ranks.is_first else None
+                if recorder is not None:
                     held.callback(recorder.close)
             session = Session(config, parts, progress, run, recorder, screen, stopped, started, report)
             with screen:
@@ -105,6 +100,11 @@ class Opened:
     path: str = ""  # the checkpoint to go on from
     content: dict[str, Any] = field(default_factory=dict)  # what is in it
     finished: float | None = None  # the objective, where there is nothing left to do
+
+    def found(self, config: Config) -> tuple[runs.Run, resume.Start | None]:
+        """The run, and where it goes on from."""
+        run = runs.locate(self.name, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
+        return run, resume.Start(Path(self.path), self.content) if self.path else None
 
 
 def open_run(config: Config, screen: Screen, held: ExitStack) -> Opened:

@@ -44,6 +44,8 @@ def settle(config: Config, local: int | None = None) -> tuple[Config, Machine]:
         options["matmul"] = "torch"
     options |= {key: chosen[key] for key in chosen if options[key] == "auto"}
     machine = runtime.set_up(name, **(options | {"index": index}))
+    if local is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     if has_numpy:
         runtime.set_up_numpy()
     if "device.matmul" in config.typed and options["matmul"] != "torch":

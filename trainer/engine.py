@@ -154,19 +154,26 @@ def train_epoch(
             (share if scaler is None else scaler.scale(share)).backward()
             totals.add(loss, y_hat, y_part)
         totals.num_examples += size - len(y)  # of the other processes
-        if clip_norm:
-            if scaler is not None:
-                scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        if scaler is None:
-            optimizer.step()
-        else:
-            scaler.step(optimizer)  # leaves the step out where a scaled gradient overflowed
-            scaler.update()
+        update(model, optimizer, clip_norm, scaler)
         if ema is not None:
             ema.update_parameters(model)
         step += 1
         yield step
+
+
+def update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, scaler: torch.amp.GradScaler | None
+) -> None:
+    """Change the weights by their gradients."""
+    if clip_norm:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)  # leaves the step out where a scaled gradient overflowed
+        scaler.update()
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,6 @@ def set_up(
     device = find_device(name, index)
     if device.type == "mps" and precision == "fp64":
         raise ConfigError("device.precision=fp64 is not to be had with device=mps. Allowed: fp32, bf16, fp16.")
-    if device.type == "cuda" and index:
-        torch.cuda.set_device(device)
     torch.set_num_threads(num_threads or TORCH_THREADS)
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before the first matrix product on the GPU
