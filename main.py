@@ -252,6 +252,7 @@ def compose_jobs(command: Command, words: Sequence[str]) -> list[sweep.Job]:
         ConfigError: a word cannot be read, a choice lacks an option that was typed, or nothing is swept over.
     """
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
     composed: dict[tuple[str, ...], Any] = {}
@@ -259,10 +260,9 @@ def compose_jobs(command: Command, words: Sequence[str]) -> list[sweep.Job]:
     try:
         swept = [word for word, override in zip(words, parse(words), strict=True) if override.is_sweep_override()]
         fixed = [word for word in words if word not in swept]
-        if not swept:
-            raise ConfigError("the sweep has no jobs: a list of values is written key=value1,value2.")
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(settings.CONFIGS)):
-            for number, chosen in enumerate(itertools.product(*(each(word) for word in swept))):
+            values_of = [each(override) for override in parse(swept, GlobalHydra.instance().config_loader())]
+            for number, chosen in enumerate(itertools.product(*values_of) if swept else ()):
                 groups = tuple(word for word in chosen if split_word(word)[0] in GROUPS)
                 if groups not in composed:
                     typed = [*fixed, *groups]
@@ -275,6 +275,8 @@ def compose_jobs(command: Command, words: Sequence[str]) -> list[sweep.Job]:
                 jobs.append(make_job(number, overrides, own, choices, command))
     except HydraException as error:
         raise ConfigError(explain(str(error), command)) from None
+    if not jobs:
+        raise ConfigError("the sweep has no jobs: a list of values is written key=value1,value2.")
     return jobs
 
 
@@ -286,18 +288,17 @@ def make_job(number: int, overrides: Mapping[str, str], composed: Any, choices: 
         return sweep.Job(number, overrides, None, error)
 
 
-def parse(words: Sequence[str]) -> list[Any]:
-    """Words as Hydra reads them."""
+def parse(words: Sequence[str], loader: Any = None) -> list[Any]:
+    """Words as Hydra reads them; the loader knows what glob() finds."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    return OverridesParser.create().parse_overrides(list(words))
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
 
 
-def each(word: str) -> list[str]:
+def each(override: Any) -> list[str]:
     """`key=a,b` -> [`key=a`, `key=b`]; ranges, globs and choices too."""
-    (override,) = parse([word])
     if not override.is_discrete_sweep():
-        raise ConfigError(f"{word}: an interval has no end of values. It is for a search: hydra/sweeper=optuna.")
+        raise ConfigError(f"{override.input_line}: an interval has no end of values. It is for hydra/sweeper=optuna.")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 

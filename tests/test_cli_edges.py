@@ -74,7 +74,7 @@ def test_a_sweep_without_validation_names_the_better_job(cli: Cli, tiny_mnist: P
     words = ("data=mnist", f"paths.data={tiny_mnist}", "batch_size=50", "data.val_fraction=0", "name=s")
     outcome = cli("-m", *words, "optimizer.lr=0.1,0.000001", *QUICK)
     assert outcome.code == 0, outcome.err
-    assert "checkpoint=s/0" in outcome.out.splitlines()[-1]
+    assert "checkpoint=s/0" in next(line for line in outcome.out.splitlines() if line.startswith("eval "))
 
 
 @pytest.mark.parametrize("word", ["stop_at.val_loss=0.1", "early_stopping.patience=1"])
@@ -152,7 +152,8 @@ def test_a_sweep_whose_job_was_extended_can_be_repeated(cli: Cli) -> None:
     assert cli("resume=s/0", "epochs=3").code == 0
     outcome = cli(*sweep)
     assert outcome.code == 0, outcome.err
-    assert outcome.out.count("already complete") == 2
+    assert "[s/1] seed=1: done before" in outcome.out
+    assert len(Path("outputs/s/0/metrics.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ are no numbers, workers, and what may change between two starts. Each test is na
 """
 
 import contextlib
+import csv
 import errno
 import json
 import os
@@ -438,9 +439,10 @@ def test_row_30_the_next_job_of_a_sweep_starts_clean(tmp_path: Path, pictures: N
     words = (*NET, "-m", "model.num_hiddens=[1000000],[8]", "data.size=64", "name=s")
     done = limited("-v 12000000", *words, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    lines = (tmp_path / "outputs/s/sweep.csv").read_text().splitlines()
-    assert [line.split(",")[2] for line in lines[1:]] == ["failed", "done"]
-    assert "out of memory" in lines[1]
+    with open(tmp_path / "outputs/s/sweep.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["status"] for line in lines] == ["failed", "done"]
+    assert "out of memory" in lines[0]["error"]
 
 
 @pytest.mark.parametrize(
