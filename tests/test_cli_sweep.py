@@ -183,6 +183,26 @@ def test_the_local_executor_of_submitit_runs_a_sweep(tmp_path: Path, monkeypatch
     assert [line["status"] for line in lines_of("s")] == ["done", "failed", "done"]
 
 
+@pytest.mark.slow
+def test_torchrun_trains_each_run_of_a_sweep_with_all_its_processes(tmp_path: Path, cli: Cli) -> None:
+    words = ("-m", "optimizer.lr=0.01,-1,0.02", "device.precision=fp64", *QUICK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(ROOT / "main.py"), *words]
+    done = subprocess.run([*command, "name=two"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.count("[two/1] failed: ConfigError: optimizer.lr=-1 is not allowed") == 1
+    assert [line["status"] for line in lines_of("two")] == ["done", "failed", "done"]
+    assert cli(*words, "name=one").code == 1
+    for job in ("0", "2"):
+        for row, alone in zip(metrics_of(f"two/{job}"), metrics_of(f"one/{job}"), strict=True):
+            assert row == pytest.approx(alone, rel=1e-10)
+    again = subprocess.run([*command, "name=two"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert again.stdout.count("done before") == 2
+    refused = subprocess.run(
+        [*command, "hydra/launcher=processes"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert "leave out hydra/" in refused.stderr
+
+
 def test_jobs_on_gpus_never_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     config = from_dict({"choices": settle({})})
