@@ -7,9 +7,9 @@ config.py, before torch is imported: start-up time is a feature.
 import contextlib
 import hashlib
 import itertools
+import multiprocessing
 import os
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from trainer.command_line import GROUPS, RECIPES, Command, prepare, quote, split
 from trainer.utils import ranks, runs
 from trainer.utils.board import Board
 from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed
-from trainer.utils.signals import StopSignal
+from trainer.utils.signals import StopSignal, end_with_parent
 
 # NumPy's threads would keep the cores busy for a tenth of a second after each product, while torch's wait for them:
 # with impl=numpy a step takes four times as long. Read when NumPy is imported.
@@ -194,7 +194,8 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
         SweepError: at least one job failed.
     """
     folder = Path(command.value("paths.outputs") or settings.run_settings()["paths.outputs"]) / name_sweep(command)
-    words = [word for word in command.overrides if split_word(word)[0] != "name"]
+    typed = {split_word(word)[0]: word for word in command.overrides}  # the last one wins
+    words = [word for key, word in typed.items() if key != "name"]
     engines = settings.engines(dict(map(split_word, words)))
     jobs = compose_jobs(command, words) if set(engines.values()) == {"basic"} else []
     if ranks.of_environment().world > 1 and not jobs:
@@ -202,22 +203,27 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     if not ranks.of_environment().is_first:
         sweep.run_all(jobs, folder, stop)
         return
+    paths = [f"{key}={unquote(value)}" for key, value in map(split_word, words) if key.startswith("paths.")]
     is_new = not folder.exists()
     with contextlib.ExitStack() as held:
         folder.mkdir(parents=True, exist_ok=True)
         if engines["hydra/sweeper"] == "basic":  # a study is made for many processes, a list of jobs is not
             held.enter_context(runs.hold(runs.Run(folder.name, folder, Path())))
+        sweep.check_same(folder, engines["hydra/sweeper"], dict(map(split_word, words)))
         try:
             with Board(folder, {job.number: job.text for job in jobs}):
                 if jobs:
                     sweep.run_all(jobs, folder, stop)
                 else:
                     launch(command, words, folder, stop)
-        finally:
-            paths = [f"{key}={unquote(value)}" for key, value in map(split_word, words) if key.startswith("paths.")]
-            rows = sweep.finish(folder, jobs, plots=command.value("plots") != "false", paths=paths)
-            if is_new and not rows:  # refused
-                shutil.rmtree(folder)
+        except ConfigError:  # refused before a job began
+            if is_new:
+                sweep.remove_empty(folder)
+            raise
+        except BaseException:
+            sweep.finish(folder, jobs, paths)
+            raise
+        rows = sweep.finish(folder, jobs, paths)
     if failed := [row for row in rows if row["error"]]:
         raise SweepError(f"{len(failed)} of {len(rows)} jobs failed; each log is in {folder}/<job>/train.log.")
 
@@ -230,13 +236,23 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
     """
     root = str(Path(__file__).resolve().parent)  # other processes import our modules from there
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    from hydra.errors import HydraException
+
     try:
         pairs = zip(words, parse(words), strict=True)
         fixed = {split_word(word)[0] for word, override in pairs if not override.is_sweep_override()}
-        job = RunJob(folder, fixed, command)
-        run_hydra(command, [*words, f"hydra.sweep.dir={quote(str(folder))}"], job, stop)
+        run_hydra(command, [*words, f"hydra.sweep.dir={quote(str(folder))}"], RunJob(folder, fixed, command), stop)
+        if "joblib" in sys.modules:  # else it complains, at the end of this process, of what it left
+            sys.modules["joblib.externals.loky"].get_reusable_executor().shutdown(wait=True)
     except TrainerError:
         raise
+    except HydraException as error:
+        raise ConfigError(explain(str(error), command)) from None
+    except Interrupted as error:
+        for process in multiprocessing.active_children():  # they save, also where the signal came to this one alone
+            os.kill(process.pid or 0, signal.SIGTERM)
+        sweep.wait_for_jobs(folder)
+        raise Interrupted(error.signum, sweep.TO_GO_ON) from None
     except Exception as error:
         told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         raise SweepError(f"the launcher gave up ({told}); the same command goes on with the sweep.") from error
@@ -297,6 +313,8 @@ def parse(words: Sequence[str], loader: Any = None) -> list[Any]:
 
 def each(override: Any) -> list[str]:
     """`key=a,b` -> [`key=a`, `key=b`]; ranges, globs and choices too."""
+    if getattr(override.value(), "shuffle", False):
+        raise ConfigError(f"{override.input_line}: the same command has to find the same jobs. Leave shuffle out.")
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line}: an interval has no end of values. It is for hydra/sweeper=optuna.")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -322,6 +340,8 @@ class RunJob:
         job = make_job(number, overrides, composed, own.runtime.choices, self.command)
         with contextlib.ExitStack() as held:
             stop = held.enter_context(StopSignal())
+            if multiprocessing.parent_process() is not None:
+                end_with_parent(signal.SIGTERM)
             if own.runtime.choices["hydra/launcher"] == "gpus":
                 job = held.enter_context(sweep.on_a_gpu(job, self.folder))
             trial = None
@@ -353,9 +373,9 @@ def main() -> int:
         groups = "".join(f"  {group + '=':12} {listed(settings.choices_of(group))}\n" for group in GROUPS)
         print(HELP.format(groups=groups), end="")
         return 0
-    if not ranks.of_environment().is_first:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (rank 0 speaks for all, to the end)
     try:
+        if not ranks.of_environment().is_first:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (rank 0 speaks for all, to the end)
         with StopSignal() as stop:
             command = prepare(sys.argv[1:])
             (run_sweep if command.multirun else run_one)(command, stop)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,27 @@ def test_one_copy_of_the_data_serves_every_job(cli: Cli, tiny_mnist: Path, monke
         (("optimizer.lr=0.1,0.2", "hydra.launcher.n_jobs=2"), "choose one with hydra/launcher="),
         (("optimizer.lr=0.1,0.2", "hydra/launcher=processes", "hydra.launcher._target_=os.system"), "is no option of"),
         (("optimizer.lr=0.1,0.2", "hydra.job.num=3"), "not for the command line"),
+        (("seed=shuffle(range(0,5))",), "has to find the same jobs"),
+        (("seed=0,", "hydra/launcher=processes"), "cannot read the command line"),
+        (("seed=0,1", "hydra/launcher=processes", "hydra.launcher.n_jobs=["), "is not allowed"),
+        (("seed=0,1", "--cfg", "job"), "leave -m and the lists out"),
+        (
+            ("seed=0,1", "hydra/launcher=processes", "hydra.launcher.prefer={_target_:builtins.open,file:evil,mode:w}"),
+            "is not allowed",
+        ),
+        (
+            (
+                "seed=0,1",
+                "hydra/launcher=processes",
+                "++hydra.launcher.verbose={_target_:builtins.open,file:evil,mode:w}",
+            ),
+            "is not allowed",
+        ),
+        (
+            ("seed=0,1", "hydra/sweeper=optuna", "++hydra.sweeper.foo={_target_:builtins.open,file:evil,mode:w}"),
+            "is not allowed",
+        ),
+        (("seed=0,1", "hydra/sweeper=optuna", "hydra.sweeper.storage=${oc.env:HOME}"), "is not resolved here"),
     ],
 )
 def test_what_no_sweep_can_be_made_of_is_refused(
@@ -147,6 +169,33 @@ def test_what_no_sweep_can_be_made_of_is_refused(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())  # as if all launchers were there
     assert_refused(cli("-m", *words, *QUICK), said)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_with_different_figures_get_a_table_too(cli: Cli, tiny_mnist: Path) -> None:
+    words = ("data=synthetic,mnist", f"paths.data={tiny_mnist}", "batch_size=50", "model=mlp", "seed=0,1", *QUICK)
+    outcome = cli("-m", *words, "name=s")
+    assert outcome.code == 0, outcome.err
+    assert "no best one: val_accuracy, val_loss cannot be compared" in outcome.out
+    assert [row.split()[:2] for row in outcome.out.splitlines() if " +- " in row] == [
+        ["mnist", "2"],
+        ["synthetic", "2"],
+    ]
+
+
+def test_the_last_of_two_words_for_one_key_wins(cli: Cli) -> None:
+    assert cli("-m", "seed=0,1", "seed=2,3", "name=s", *QUICK).code == 0
+    assert [line["seed"] for line in lines_of("s")] == ["2", "3"]
+
+
+@pytest.mark.parametrize("file", ["s/0/result.json", "s/jobs/0.json", "s/jobs/x.json"])
+def test_a_damaged_file_costs_one_job_and_not_the_sweep(file: str, cli: Cli) -> None:
+    assert cli("-m", "seed=0,1", "name=s", *QUICK).code == 0
+    Path("outputs", file).write_text("{}" if file.endswith("result.json") else "garbage")
+    shutil.rmtree("outputs/s/1")
+    shutil.rmtree("checkpoints/s/1")
+    outcome = cli("-m", "seed=0,1", "name=s", *QUICK)
+    assert outcome.code == (1 if file.endswith("result.json") else 0), outcome.err
+    assert lines_of("s")[1]["status"] == "done"
 
 
 def test_a_launcher_that_is_not_installed_says_how(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,14 +344,18 @@ def test_row_35_an_interrupted_sweep_goes_on(cli: Cli, monkeypatch: pytest.Monke
     assert len(lines_of("cut")) == 3
 
 
-def test_another_sweep_of_the_same_name_is_refused_job_by_job(cli: Cli) -> None:
+@pytest.mark.parametrize(
+    "words", [("optimizer.lr=0.03,0.04",), ("optimizer.lr=0.01,0.02", "batch_size=20"), ("hydra/sweeper=optuna",)]
+)
+def test_another_sweep_of_the_same_name_is_refused(words: tuple[str, ...], cli: Cli) -> None:
     assert cli("-m", "optimizer.lr=0.01,0.02", "name=s", *QUICK).code == 0
-    before = snapshot(Path("outputs/s/0"))
-    outcome = cli("-m", "optimizer.lr=0.03,0.04", "name=s", *QUICK)
-    assert outcome.code == 1
-    assert "optimizer.lr" in outcome.err
-    after = snapshot(Path("outputs/s/0"))
-    assert {path.name for path in before if after[path] != before[path]} <= {"train.log"}
+    before = snapshot(Path("outputs"))
+    outcome = cli("-m", *words, "name=s", *QUICK)
+    assert_refused(outcome, "name=s is a sweep with other settings", words[-1].split("=")[0])
+    assert "\njob " not in outcome.out
+    assert snapshot(Path("outputs")) == before
+    assert cli("-m", "optimizer.lr=0.01,0.02", "name=s", "plots=false", "epochs=3").code == 0  # for more epochs
+    assert len(metrics_of("s/1")) == 3
 
 
 @pytest.mark.parametrize("swept", ["device.num_threads=1,2", "device.precision=fp64,fp32", "optimizer=adam,sgd"])

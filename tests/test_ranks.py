@@ -16,7 +16,7 @@ from trainer.data.batches import Batches, Placement, part_of
 from trainer.data.splits import Split, Splits
 from trainer.state import Progress
 from trainer.utils import ranks
-from trainer.utils.errors import ConfigError, DivergedError, Interrupted, Lost
+from trainer.utils.errors import ConfigError, DivergedError, Interrupted, ProcessLost
 from trainer.utils.ranks import Ranks
 from trainer.utils.signals import StopSignal
 
@@ -124,7 +124,7 @@ def test_torchruns_variables_say_which_rank_this_is(monkeypatch: pytest.MonkeyPa
 def test_rank_0_speaks_for_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """torchrun ends the others at the first code that is not 0, so the rest wait until rank 0 has said why."""
     monkeypatch.setattr(ranks, "FIRST_SPEAKS", 0.0)
-    errors = (ConfigError("a"), DivergedError("b"), Interrupted(15), Lost(4, "c"))
+    errors = (ConfigError("a"), DivergedError("b"), Interrupted(15), ProcessLost(4, "c"))
     assert [ranks.leave(error, "said") for error in errors] == [2, 3, 143, 4]
     assert capsys.readouterr().err == "said\n" * 4
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):

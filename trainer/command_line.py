@@ -17,6 +17,7 @@ RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 # values that are text whatever they look like; quoted so that Hydra's grammar leaves them alone
 TEXT = re.compile(r"(checkpoint|resume|input|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$")
 
+ENGINES = ("hydra/sweeper", "hydra/launcher")
 PLUGINS = {  # what a launcher comes from
     "processes": "hydra-joblib-launcher",
     "gpus": "hydra-joblib-launcher",
@@ -96,6 +97,8 @@ def prepare(args: Sequence[str]) -> Command:
         else:
             overrides += expand(word, multirun or "-m" in words or "--multirun" in words)
     check_hydra(overrides, multirun)
+    if multirun and flags:
+        raise ConfigError(f"{flags[0]} shows the settings of one run: leave -m and the lists out.")
     if multirun and verb != "train":
         raise ConfigError(f"-m is for training; run {verb} without it, as often as it is wanted.")
     return Command(verb, tuple(overrides), multirun, tuple(flags))
@@ -107,12 +110,12 @@ def check_hydra(words: Sequence[str], multirun: bool) -> None:
     Raises:
         ConfigError: names the word, and what is allowed or to be installed.
     """
-    typed = [split_word(word) for word in words if word.startswith(("hydra.", "hydra/"))]
+    typed = [(key, value) for key, value in map(split_word, words) if key.startswith(("hydra.", "hydra/"))]
     engines = settings.engines(dict(map(split_word, words)))
     if not multirun and (typed or set(engines.values()) != {"basic"}):
         what = typed[0][0] if typed else "this experiment"
         raise ConfigError(f"{what} is for sweeps: put -m in front.")
-    chosen = {key: value for key, value in engines.items() if value != "basic" or key in dict(typed)}
+    chosen = {key: value for key, value in engines.items() if value != "basic"}
     for group, choice in chosen.items():
         settings.check_choice(group, choice)
         package = PLUGINS.get(choice)
@@ -137,12 +140,14 @@ def example(word: str, rest: Sequence[str]) -> str:
 def expand(word: str, multirun: bool) -> list[str]:
     """One typed word as the words Hydra gets: short forms written out, text quoted, group choices checked."""
     key, value = split_word(word)
-    if key in ("hydra/sweeper", "hydra/launcher") or key.startswith(("hydra.sweeper.", "hydra.launcher.")):
+    if "${" in word:  # resolved, it could carry a secret to the screen and into files
+        raise ConfigError(f"{word}: ${{...}} is not resolved here. Allowed: the value itself.")
+    if key in ENGINES or key.startswith(("hydra.sweeper.", "hydra.launcher.")):
+        if word[0] in "+~" or "{" in value or "_target_" in word:  # Hydra would make an object of it
+            raise ConfigError(f"{word} is not allowed. Allowed: {key}=<a plain value>.")
         return [word]  # see check_hydra
     if key.startswith(("hydra.", "hydra/")):
         raise ConfigError(f"{key}: Hydra only composes the settings; its own are not for the command line.")
-    if "${" in word:  # resolved, it could carry a secret to the screen and into files
-        raise ConfigError(f"{word}: ${{...}} is not resolved here. Allowed: the value itself.")
     if key == "data.mirror" and value != "null":  # before Hydra writes it into the folder of a sweep
         settings.check(key, unquote(value), None)
     if key.startswith("~") or "@" in key:

@@ -16,12 +16,20 @@ import torch
 from torch import Tensor
 
 from trainer import build, data, device, engine, report, resume, state, training
-from trainer.config import Config
+from trainer.config import Config, from_dict
 from trainer.data.splits import Source
 from trainer.state import Parts, Progress
 from trainer.training import Report, Session
 from trainer.utils import checkpoint, runs, runtime
-from trainer.utils.errors import BusyError, ConfigError, DivergedError, Interrupted, Lost, ResourceError, WorkerError
+from trainer.utils.errors import (
+    BusyError,
+    ConfigError,
+    DivergedError,
+    Interrupted,
+    ProcessLost,
+    ResourceError,
+    WorkerError,
+)
 from trainer.utils.ranks import Ranks, join
 from trainer.utils.recorder import Recorder, read_metrics
 from trainer.utils.screen import Screen
@@ -319,9 +327,23 @@ def conclude(s: Session, recorder: Recorder, test: engine.Evaluation) -> None:
     final["best/val"] = s.progress.best["value"]
     recorder.hyperparameters(report.hyperparameters(s.config), final, s.progress.step)
     if s.config.plots:
-        report.draw(s.config, s.parts, s.progress, s.run, test, recorder)
+        few = s.config.plots == "auto" and s.run.is_job
+        report.draw(s.config, s.parts, s.progress, s.run, test, recorder, few=few)
     report.say_result(s.screen, s.config, s.run, result)
     runs.write_status(s.run, "done", s.started)
+
+
+def draw_all(run: runs.Run) -> None:
+    """Draw all pictures of a run that is done, which were left out because it is a job of a sweep."""
+    config, machine = device.settle(from_dict(runs.read_config(run)))
+    parts = state.assemble(config, data.load(config.data, config.paths), machine)
+    best = run.checkpoints / "best.pt"
+    checkpoint.load_model(parts.measured, checkpoint.weights_to_use(checkpoint.read(best)), best)
+    test = parts.measure(state.eval_batches(config, parts.splits, parts.splits.test, machine))
+    progress = Progress(
+        step=read_metrics(run.outputs)[-1]["step"], best=runs.read_json(run.outputs / "result.json")["best"]
+    )
+    report.draw(config, parts, progress, run, test, None)
 
 
 def load_best(s: Session) -> None:
@@ -344,7 +366,7 @@ def load_best(s: Session) -> None:
 
 def in_our_words(error: BaseException, config: Config) -> BaseException:
     """An error of torch or of the system as one of ours that says what to change; any other error as it is."""
-    if isinstance(error, Lost):
+    if isinstance(error, ProcessLost):
         return error
     if isinstance(error, Interrupted):
         return Interrupted(error.signum, f"interrupted; {report.again(config, 'resume')} goes on.")
@@ -373,7 +395,7 @@ def in_our_words(error: BaseException, config: Config) -> BaseException:
 
 def give_up(run: runs.Run, started: str, error: BaseException, screen: Screen) -> None:
     """Note in status.json why the run ended, and say it in train.log."""
-    if isinstance(error, KeyboardInterrupt) and not isinstance(error, Lost):
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, ProcessLost):
         kind = "interrupted"
     else:
         kind = "diverged" if isinstance(error, DivergedError) else "failed"

@@ -139,7 +139,7 @@ class Config:
     input: str | None
     split: str
     init_from: str | None
-    plots: bool
+    plots: str | bool  # auto, True or False
     save: Save
     early_stopping: EarlyStopping
     stop_at: StopAt
@@ -300,9 +300,9 @@ def check_hydra_option(group: str, choice: str, option: str, value: str) -> None
         raise ConfigError(
             f"{option} is no option of {group}={choice}.{nearest(option, known)} Its options: {listed(known)}."
         )
-    if group == "hydra/launcher" and option in OF_LAUNCHERS:
+    if group == "hydra/launcher" and option in OF_LAUNCHERS and not (value == "null" and options[option] is None):
         try:
-            OF_LAUNCHERS[option](OmegaConf.create(f"value: {value}").value)
+            OF_LAUNCHERS[option](int(value))
         except ValueError:
             raise ConfigError(
                 f"hydra.launcher.{option}={value} is not allowed. Allowed: {OF_LAUNCHERS[option]}."

@@ -145,6 +145,7 @@ RANGES: dict[str, Rule] = {
     "model.impl": OneOf((None, *IMPLS)),
     "loss.impl": OneOf((None, *IMPLS)),
     "optimizer.impl": OneOf((None, *IMPLS)),
+    "plots": OneOf(("auto", True, False)),
     "split": OneOf(("train", "val", "test")),
     "save.every_steps": Range(0, 10**12, whole=True),
     "save.every_seconds": Range(0, 1e9),

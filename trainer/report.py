@@ -90,9 +90,20 @@ def again(config: Config, words: str) -> str:
 
 
 def draw(
-    config: Config, parts: Parts, progress: Progress, run: runs.Run, test: engine.Evaluation, recorder: Recorder
+    config: Config,
+    parts: Parts,
+    progress: Progress,
+    run: runs.Run,
+    test: engine.Evaluation,
+    recorder: Recorder | None,
+    *,
+    few: bool = False,
 ) -> None:
-    """All pictures of a run, as PNG files and in TensorBoard; the model holds the best weights."""
+    """The pictures of a run, as PNG files and in TensorBoard; the model holds the best weights.
+
+    Args:
+        few: only the curves, which take a tenth of the time of all.
+    """
     from trainer.utils import metrics, plots  # matplotlib takes 0.4 s
 
     folder, splits = run.outputs / "plots", parts.splits
@@ -103,7 +114,7 @@ def draw(
     plots.learning_rate(rates, folder / "lr.png")
     runs.write_csv(folder / "lr.csv", [{"step": step, "lr": lr} for step, lr in rates])
     names = ["curves", "lr"]
-    if splits.task == "classification":
+    if splits.task == "classification" and not few:
         confusion = metrics.classification_report(test.outputs, test.labels).confusion
         plots.confusion(confusion, splits.classes, folder / "confusion.png")
         grid(splits, splits.test, test.outputs, folder / "predictions.png")
@@ -114,12 +125,15 @@ def draw(
             names.append("wrong")
         first_batch(splits, parts.train, folder / "batch.png")
         names.append("batch")
-    elif config.model.name == "linreg" and isinstance(splits.test.x, Tensor) and splits.num_outputs == 1:
+    is_line = config.model.name == "linreg" and isinstance(splits.test.x, Tensor) and splits.num_outputs == 1
+    if is_line and not few:
         weights = parts.measured.state_dict()
         weight, bias = weights["linear.weight"].flatten().tolist(), weights["linear.bias"].tolist()[0]
+        assert isinstance(splits.test.x, Tensor)
         plots.fit(splits.test.x, splits.test.y, weight, bias, folder / "fit.png")
         names.append("fit")
-    for name in names:
+    for name in names if recorder is not None else ():
+        assert recorder is not None
         recorder.picture(name, folder / f"{name}.png", progress.step)
 
 

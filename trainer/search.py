@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import space as spaces
 from trainer.ranges import OneOf, Range, Rule, Text, shown
 from trainer.space import Space
-from trainer.utils import screen
+from trainer.utils import runs, screen
 from trainer.utils.errors import ConfigError, listed, nearest
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class Search:
         except OSError:
             return False
         # in use: by a launcher's process that has survived the one that asked; finished: since the trials were read
-        in_use = is_locked(folder / "run.lock") or trial_in(self.study, trial.number).state.is_finished()
+        in_use = runs.is_held(folder) or trial_in(self.study, trial.number).state.is_finished()
         if in_use:
             self.release(trial.number)
         return not in_use
@@ -301,18 +301,6 @@ class Search:
     def release(self, number: int) -> None:
         """The trial is over, or was given up."""
         fcntl.lockf(self.lock, fcntl.LOCK_UN, 1, 1 + number)
-
-
-def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock of a run."""
-    try:
-        with open(path, "r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def trial_in(study: "optuna.Study", number: int) -> "optuna.trial.FrozenTrial":

@@ -139,7 +139,7 @@ def alone(
     """Train the runs one after the other."""
     outcomes: list[Outcome] = []
     for config, screen, report in zip(configs, screens, reports, strict=True):
-        screen.say(f"trained alone, not as one of {len(configs)} together: {reason}")
+        screen.say(f"warning: trained alone, not as one of {len(configs)} together: {reason}")
         config = replace(config, resume="auto")
         try:
             outcomes.append(commands.train(config, stop, report=report, screen=screen, sources=sources))
@@ -359,6 +359,8 @@ def give_up(member: Member, error: BaseException) -> None:
         member.outcome = told
     if member.session is not None:
         commands.give_up(member.run, member.started, told, member.screen)
+        if isinstance(told, Exception):
+            member.screen.say(f"warning: it ends here, the others go on: {told}")
 
 
 class Sums(engine.Totals):

@@ -4,6 +4,7 @@ What is known of a job stands in its own files, and what it was told in outputs/
 does not matter which process it ran in. Torch-free until a job is trained: a finished sweep prints its table at once.
 """
 
+import contextlib
 import fcntl
 import math
 import shlex
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config import OF_THE_COMMAND, Config, flatten
 from trainer.utils import ranks, runs
-from trainer.utils.errors import BusyError, ConfigError, Interrupted, Lost
+from trainer.utils.errors import BusyError, ConfigError, Interrupted, ProcessLost, TrainerError, listed
 from trainer.utils.screen import Screen, is_terminal, shown, table
 from trainer.utils.signals import StopSignal
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from trainer.search import Trial
 
 TO_GO_ON = "interrupted; the same command goes on with the sweep."
+# settings that may be others when a sweep goes on; the runs themselves check those that change their numbers
+MAY_CHANGE = (
+    *("name", "plots", "paths.", "device", "save.", "record.", "sweep.", "hydra"),
+    *("epochs", "early_stopping.", "stop_at."),
+)
 FIGURES = ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds")  # what is averaged over seeds
 
 
@@ -43,6 +49,27 @@ class Job:
     def text(self) -> str:
         """`optimizer.lr=0.1 seed=2`."""
         return " ".join(f"{key}={value}" for key, value in self.overrides.items())
+
+
+def check_same(folder: Path, sweeper: str, words: Mapping[str, str]) -> None:
+    """Refuse a name that another sweep has; outputs/<sweep>/sweep.json says what that one is made of.
+
+    Args:
+        sweeper: basic or optuna.  words: key -> value of what was typed.
+    Raises:
+        ConfigError: names the settings that are others.
+    """
+    made_of = {key: value for key, value in sorted(words.items()) if not key.startswith(MAY_CHANGE)}
+    content = {"sweeper": sweeper, "made_of": made_of}
+    path = folder / "sweep.json"
+    before = runs.read_json(path) if path.is_file() else None
+    if before is None:
+        runs.write_json(path, content)
+    elif before != content:
+        was = before.get("made_of", {}) | {"hydra/sweeper": before.get("sweeper")}
+        now = made_of | {"hydra/sweeper": sweeper}
+        others = sorted(key for key in was | now if was.get(key) != now.get(key))
+        raise ConfigError(f"name={folder.name} is a sweep with other settings: {listed(others)}. Choose another name=.")
 
 
 def run_all(jobs: Sequence[Job], folder: Path, stop: StopSignal) -> None:
@@ -135,7 +162,7 @@ def run(
         began = time.monotonic()
         try:
             objective = train(job, folder, stop, trial, sources)
-        except Lost:
+        except ProcessLost:
             raise
         except Interrupted as error:
             raise Interrupted(error.signum, TO_GO_ON) from None
@@ -180,6 +207,22 @@ def fail(job: Job, folder: Path, error: BaseException) -> float:
     return math.nan
 
 
+def wait_for_jobs(folder: Path, seconds: float = 30.0) -> None:
+    """Wait until no process holds a run of the sweep: those that were told to stop have saved then."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and any(runs.is_held(folder / str(number)) for number in told_in(folder)):
+        time.sleep(0.1)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove the folder of a sweep that was refused, where no job left anything in it."""
+    for name in ("run.lock", "study.lock", "sweep.json"):
+        if all(path.name in ("run.lock", "study.lock", "sweep.json") for path in folder.iterdir()):
+            (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 @contextmanager
 def on_a_gpu(job: Job, folder: Path) -> Iterator[Job]:
     """The job on a GPU that no other job of the sweep has for as long; waits for one.
@@ -219,25 +262,39 @@ def note(job: Job, folder: Path, error: str = "") -> None:
     if not ranks.of_environment().is_first:
         return
     (folder / "jobs").mkdir(parents=True, exist_ok=True)
-    path = folder / "jobs" / f"{job.number}.json"
     content = {"job": job.number, "overrides": dict(job.overrides), "error": error}
-    if not path.is_file() or runs.read_json(path) != content:  # a finished sweep is left as it is
-        runs.write_json(path, content)
+    if told_in(folder, f"{job.number}.json").get(job.number) != content:  # a finished sweep is left as it is
+        runs.write_json(folder / "jobs" / f"{job.number}.json", content)
+
+
+def told_in(folder: Path, pattern: str = "*.json") -> dict[int, dict[str, Any]]:
+    """What `note` wrote, by number, as far as it can be read."""
+    found = {}
+    for path in (folder / "jobs").glob(pattern):
+        with contextlib.suppress(ConfigError, ValueError):
+            content = runs.read_json(path)
+            found[int(path.stem)] = {"job": int(path.stem), "overrides": {}, "error": ""} | content
+    return found
 
 
 def objective_of(job: Job, own: Path) -> float | None:
     """The objective of a job that is done, with these very settings; None where there is something to do."""
-    if job.config is None or runs.status_in(own).get("state") != "done" or not (own / "result.json").is_file():
+    result = runs.result_in(own)
+    if job.config is None or runs.status_in(own).get("state") != "done" or result is None:
+        return None
+    try:
+        saved = runs.read_config(runs.Run("", own, Path()))
+    except ConfigError:
         return None
     was, now = (
         {key: value for key, value in flatten(plain).items() if key not in (*OF_THE_COMMAND, "name")}
-        for plain in (runs.read_config(runs.Run("", own, Path())), job.config.to_dict())
+        for plain in (saved, job.config.to_dict())
     )
     settled = {key for key, value in now.items() if key.startswith("device.") and value == "auto"}
     settled |= {"choices.device", "device.index"}  # where it ran
     if any(was.get(key) != now[key] for key in now if key not in settled):
         return None
-    return float(runs.read_json(own / "result.json")["objective"]["value"])
+    return float(result["objective"]["value"])
 
 
 def rows_of(folder: Path, waiting: Sequence[Job] = ()) -> list[dict[str, Any]]:
@@ -246,11 +303,9 @@ def rows_of(folder: Path, waiting: Sequence[Job] = ()) -> list[dict[str, Any]]:
     Args:
         waiting: jobs that are to come; those that left nothing yet have a line too.
     """
-    told = {int(path.stem): runs.read_json(path) for path in (folder / "jobs").glob("*.json")}
+    told = told_in(folder)
     for job in waiting:
         told.setdefault(job.number, {"job": job.number, "overrides": dict(job.overrides), "error": ""})
-    if waiting:  # not those of another sweep that had the name
-        told = {job.number: told[job.number] for job in waiting}
     keys = list(dict.fromkeys(key for job in told.values() for key in job["overrides"]))
     return [row_of(told[number], folder / str(number), keys) for number in sorted(told)]
 
@@ -258,7 +313,7 @@ def rows_of(folder: Path, waiting: Sequence[Job] = ()) -> list[dict[str, Any]]:
 def row_of(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[str, Any]:
     """The figures of one job, from the files in its own directory."""
     state = "failed" if job["error"] else runs.status_in(own).get("state", "waiting")
-    result = runs.read_json(own / "result.json") if state == "done" else None
+    result = runs.result_in(own) if state == "done" else None
     best, test = (result["best"], result["test"]) if result else ({}, {})
     return {
         "job": job["job"],
@@ -279,9 +334,9 @@ def row_of(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[str, 
 
 
 def best_first(rows: Sequence[Mapping[str, Any]], key: str = "objective") -> list[Mapping[str, Any]]:
-    """The rows with the best objective first; those without one last, in their order."""
+    """The rows with the best objective first, metric by metric; those without one last, in their order."""
     done = [row for row in rows if row[key] is not None]
-    done.sort(key=lambda row: -row[key] if row["metric"].endswith("accuracy") else row[key])
+    done.sort(key=lambda row: (row["metric"], -row[key] if row["metric"].endswith("accuracy") else row[key]))
     return done + [row for row in rows if row[key] is None]
 
 
@@ -313,7 +368,7 @@ def swept(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return columns[columns.index("overrides") + 1 : columns.index("status")]
 
 
-def finish(folder: Path, waiting: Sequence[Job], *, plots: bool, paths: Sequence[str]) -> list[dict[str, Any]]:
+def finish(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> list[dict[str, Any]]:
     """Write sweep.csv, summary.csv and the pictures, print the table, the best job first, and return its rows.
 
     Args:
@@ -327,18 +382,42 @@ def finish(folder: Path, waiting: Sequence[Job], *, plots: bool, paths: Sequence
     settings = settings_of(rows)
     if settings:
         runs.write_csv(folder / "summary.csv", settings)
-    shown = ["job", "overrides", "status", *FIGURES[:-1], "seconds", "stopped", "error"]
-    kept = [key for key in shown if key in shown[:3] or any(row[key] not in (None, "") for row in rows)]
-    print("\n" + table([{key: row[key] for key in kept} for row in best_first(rows)]))
+    shown = ("job", "overrides", "status", *FIGURES, "stopped", "error")
+    print("\n" + table(without_empty([{key: row[key] for key in shown} for row in best_first(rows)])))
     if len(settings) > 1 and any(line["of"] > 1 for line in settings):
-        print("\n" + table([in_short(line) for line in settings]))
-    if settings:
-        if plots and (is_news or not (folder / "plots").is_dir()):
+        print("\n" + table(without_empty([in_short(line) for line in settings])))
+    metrics = {line["metric"] for line in settings}
+    if len(metrics) > 1:
+        print(f"no best one: {listed(sorted(metrics))} cannot be compared")
+    elif settings:
+        best = best_first(rows)[0]
+        saved = runs.read_config(runs.Run("", folder / str(best["job"]), Path()))
+        if saved["plots"] and (is_news or not (folder / "plots").is_dir()):
             from trainer.utils import sweep_plots  # matplotlib takes 0.4 s
 
             sweep_plots.draw(rows, swept(rows), folder / "plots")
-        say_best(best_first(rows)[0], folder, "".join(f" {shlex.quote(word)}" for word in paths), plots)
+            if saved["plots"] == "auto":
+                draw_best(folder, best["job"], saved)
+        say_best(best, saved, folder, "".join(f" {shlex.quote(word)}" for word in paths))
     return rows
+
+
+def draw_best(folder: Path, number: int, saved: Mapping[str, Any]) -> None:
+    """All pictures of the best job, of which only the curves were drawn."""
+    from trainer import commands  # imports torch
+
+    name = f"{folder.name}/{number}"
+    run = runs.Run(name, folder / str(number), Path(saved["paths"]["checkpoints"]) / name)
+    try:
+        commands.draw_all(run)
+    except (TrainerError, OSError) as error:  # its files or its data may be elsewhere
+        print(f"warning: without pictures of {name}: {error}")
+
+
+def without_empty(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without the columns that have nothing in any row."""
+    kept = [key for key in rows[0] if any(row[key] not in (None, "") for row in rows)]
+    return [{key: row[key] for key in kept} for row in rows]
 
 
 def in_short(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,19 +426,17 @@ def in_short(line: Mapping[str, Any]) -> dict[str, Any]:
     short = {key: line[key] for key in columns[: columns.index("metric")]}
     for figure in FIGURES[:-1]:
         mean, std = line[f"{figure}_mean"], line[f"{figure}_std"]
-        if mean is not None:
-            short[figure] = f"{mean:.4f}" + (f" +- {std:.4f}" if std is not None else "")
+        short[figure] = None if mean is None else f"{mean:.4f}" + (f" +- {std:.4f}" if std is not None else "")
     return short
 
 
-def say_best(best: Mapping[str, Any], folder: Path, paths: str, plots: bool) -> None:
-    """The best job with its checkpoint, and what to type next."""
+def say_best(best: Mapping[str, Any], saved: Mapping[str, Any], folder: Path, paths: str) -> None:
+    """The best job with its checkpoint, and what to type next; `saved` are its settings."""
     run = f"{folder.name}/{best['job']}"
-    checkpoints = runs.read_config(runs.Run("", folder / str(best["job"]), Path()))["paths"]["checkpoints"]
     print(f"best         {run} ({best['overrides']}): {best['metric']} {shown(best['objective'])}")
-    print(f"checkpoint   {Path(checkpoints) / run / 'best.pt'}")
+    print(f"checkpoint   {Path(saved['paths']['checkpoints']) / run / 'best.pt'}")
     print(f"eval         python main.py eval checkpoint={run}{paths}")
     print(f"tensorboard  tensorboard --logdir {shlex.quote(str(folder))}")
-    if plots:
+    if saved["plots"]:
         print(f"pictures     {folder / 'plots'}")
     print(f"table        {folder / 'sweep.csv'}, {folder / 'summary.csv'}")

@@ -1,6 +1,5 @@
 """The processes that decode pictures: how they start and end, so that no signal and no error leaves one behind."""
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from trainer.utils.signals import end_with_parent
 
 
 def start_worker(worker: int) -> None:
@@ -18,10 +17,9 @@ def start_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    if sys.platform == "linux":  # torch's own watch takes five seconds, and misses a kill before it began
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent.pid:
-            os._exit(1)
+    end_with_parent(signal.SIGKILL)  # torch's own watch takes five seconds, and misses a kill before it began
+    if sys.platform == "linux" and os.getppid() != parent.pid:
+        os._exit(1)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The live board of a sweep: what every job is doing, read from the files of the jobs, whatever process they run in."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from trainer.utils import runs
+from trainer.utils.errors import ConfigError
 from trainer.utils.screen import is_terminal, shown
 
 LOOKS_PER_SECOND = 2
@@ -59,14 +61,15 @@ class Board:
     def lines(self) -> list[dict[str, str]]:
         """What is known of each job, by number."""
         for path in (self.folder / "jobs").glob("*.json"):
-            if int(path.stem) not in self.overrides:  # its launcher made it up
-                told = runs.read_json(path)["overrides"]
-                self.overrides[int(path.stem)] = " ".join(f"{key}={value}" for key, value in told.items())
+            with contextlib.suppress(ConfigError, ValueError, KeyError):  # a file that is not ours
+                if int(path.stem) not in self.overrides:  # its launcher made it up
+                    told = runs.read_json(path)["overrides"]
+                    self.overrides[int(path.stem)] = " ".join(f"{key}={value}" for key, value in told.items())
         return [self._ended.get(number) or self._look(number) for number in sorted(self.overrides)]
 
     def _look(self, number: int) -> dict[str, str]:
         line = line_of(self.folder, number) | {"overrides": self.overrides[number]}
-        if line["state"] in ("done", "failed"):  # the failed ones of an earlier command wait
+        if line["state"] == "done":
             self._ended[number] = line
         return line
 
@@ -80,12 +83,14 @@ def line_of(folder: Path, number: int) -> dict[str, str]:
     """What the files of one job say: state, epoch, best metric so far, time; of a failed one the reason."""
     own, told = folder / str(number), folder / "jobs" / f"{number}.json"
     line = dict.fromkeys(COLUMNS, "") | {"job": str(number), "state": "waiting"}
-    error = runs.read_json(told)["error"] if told.is_file() else ""
+    error = ""
+    with contextlib.suppress(ConfigError, KeyError):
+        error = runs.read_json(told)["error"] if told.is_file() else ""
     status = runs.status_in(own)
     if error:
         return line | {"state": "failed", "best metric": error}
     if status:
-        line["state"] = status["state"] if status["state"] in ("running", "done") else "waiting"
+        line["state"] = {"diverged": "failed", "interrupted": "waiting"}.get(status["state"], status["state"])
         began = datetime.fromisoformat(status["started"])
         line["time"] = f"{(datetime.now(UTC) - began).total_seconds():.0f} s"
     rows = rows_in(own)

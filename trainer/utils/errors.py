@@ -59,7 +59,7 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signum
 
 
-class Lost(Interrupted):
+class ProcessLost(Interrupted):
     """One of several processes ended or failed while the others went on: they cannot, and no next job can."""
 
     def __init__(self, exit_code: int, message: str) -> None:

@@ -131,7 +131,8 @@ def save(figure: Figure, path: Path, *, cropped: bool = False) -> None:
     with warnings.catch_warnings():
         # A class name in a script without an installed font shows as boxes; a warning per glyph would flood the screen.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(path, format="png", bbox_inches="tight" if cropped else None)  # cropping draws it twice
+        quick = {"compress_level": 1}  # a third of the time, for a file that is a tenth larger
+        figure.savefig(path, format="png", bbox_inches="tight" if cropped else None, pil_kwargs=quick)
 
 
 def _style_with_cjk() -> dict[Any, Any]:

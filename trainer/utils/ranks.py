@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainer.utils.errors import Interrupted, Lost, TrainerError, failure
+from trainer.utils.errors import ConfigError, Interrupted, ProcessLost, TrainerError, failure
 from trainer.utils.signals import StopSignal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-FIRST_SPEAKS = (
-    2.0  # seconds that the others leave rank 0 to say what all of them refuse: torchrun ends it with the first
-)
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+# seconds that the others leave rank 0 to say what all of them refuse: torchrun ends it with the first
+FIRST_SPEAKS = 2.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Ranks:
 
     @contextmanager
     def watching(self, stop: StopSignal) -> Iterator["StopSignal | AgreedStop"]:
-        """The stop signal of all ranks instead of one's own, and Lost in the place of errors that the others miss."""
+        """The stop signal of all ranks instead of one's own, and ProcessLost for errors that the others miss."""
         if self.world == 1:
             yield stop
             return
@@ -128,7 +127,7 @@ class Ranks:
                 raise self.known(error) from error.__cause__
 
     def known(self, error: BaseException) -> BaseException:
-        """The error, if all ranks have it; else Lost, with the reason of the rank that failed first."""
+        """The error, if all ranks have it; else ProcessLost, with the reason of the rank that failed first."""
         if self.world == 1 or getattr(error, "agreed", False):
             return error
         import torch.distributed as dist
@@ -144,7 +143,7 @@ class Ranks:
         if first == own and not is_parted and not isinstance(error, TrainerError):  # a bug
             traceback.print_exception(error)
         code, _, text = first.partition(" ")
-        lost = Lost(int(code), text)
+        lost = ProcessLost(int(code), text)
         lost.__cause__ = error
         return lost
 
@@ -199,7 +198,11 @@ def of_environment() -> Ranks:
     """What torchrun says in the environment; rank 0 of 1 where it did not start this process."""
     if not all(name in os.environ for name in VARIABLES):
         return Ranks()
-    rank, world, local = (int(os.environ[name]) for name in VARIABLES)
+    try:
+        rank, world, local = (int(os.environ[name]) for name in VARIABLES[:3])
+    except ValueError:
+        said = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES[:3])
+        raise ConfigError(f"{said}: the environment has what torchrun sets, but these are no numbers.") from None
     return Ranks(rank, world, local) if world > 1 else Ranks()
 
 
@@ -229,7 +232,7 @@ def leave(error: TrainerError | Interrupted, text: str) -> int:
     """
     if of_environment().is_first:
         print(text, file=sys.stderr)
-    elif error.agreed and not isinstance(error, Lost):
+    elif error.agreed and not isinstance(error, ProcessLost):
         return 0
     elif not error.agreed:
         time.sleep(FIRST_SPEAKS)

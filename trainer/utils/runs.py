@@ -29,6 +29,11 @@ class Run:
     outputs: Path
     checkpoints: Path
 
+    @property
+    def is_job(self) -> bool:
+        """Whether it is a job of a sweep."""
+        return "/" in self.name
+
 
 @dataclass(frozen=True)
 class Found:
@@ -170,6 +175,28 @@ def status_in(folder: Path) -> dict[str, Any]:
         return read_json(folder / "status.json")
     except ConfigError:
         return {}
+
+
+def result_in(folder: Path) -> dict[str, Any] | None:
+    """The result of the run whose outputs are in `folder`; None where there is none that can be used."""
+    try:
+        result = read_json(folder / "result.json")
+        complete = {"best", "test", "seconds"} <= set(result) and float(result["objective"]["value"]) is not None
+    except (ConfigError, KeyError, TypeError, ValueError):
+        return None
+    return result if complete else None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process holds the run whose outputs are in `folder`."""
+    try:
+        with open(folder / "run.lock", "r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def check_writable(*folders: Path) -> None:

@@ -1,6 +1,8 @@
 """SIGINT and SIGTERM, in all of a command. Torch-free, so that it is there before anything slow."""
 
+import ctypes
 import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +12,14 @@ from typing import TypeVar
 from trainer.utils.errors import Interrupted
 
 T = TypeVar("T")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PATIENCE = 2.0  # seconds
+
+
+def end_with_parent(signum: int) -> None:
+    """Let the kernel send this process a signal when its parent ends, however that ends; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
 
 
 class StopSignal:
