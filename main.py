@@ -32,6 +32,8 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 # another value of these goes on with the same sweep
 NOT_IN_THE_NAME = ("name", "hydra/launcher", "hydra.launcher.", "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials")
 
+JOBLIB = ("processes", "gpus")  # the launchers whose processes are this one's
+
 HELP = """\
 python main.py [train] [group=choice ...] [key=value ...]        train a model (train is the default)
 python main.py eval    checkpoint=RUN|PATH [split=test] [...]    measure a trained model
@@ -204,7 +206,7 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
         sweep.run_all(jobs, folder, stop)
         return
     paths = [f"{key}={unquote(value)}" for key, value in map(split_word, words) if key.startswith("paths.")]
-    is_new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     with contextlib.ExitStack() as held:
         folder.mkdir(parents=True, exist_ok=True)
         if engines["hydra/sweeper"] == "basic":  # a study is made for many processes, a list of jobs is not
@@ -217,8 +219,7 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
                 else:
                     launch(command, words, folder, stop)
         except ConfigError:  # refused before a job began
-            if is_new:
-                sweep.remove_empty(folder)
+            sweep.remove_empty(new)
             raise
         except BaseException:
             sweep.finish(folder, jobs, paths)
@@ -239,9 +240,10 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
     from hydra.errors import HydraException
 
     try:
-        pairs = zip(words, parse(words), strict=True)
+        typed, pairs = dict(map(split_word, words)), zip(words, parse(words), strict=True)
         fixed = {split_word(word)[0] for word, override in pairs if not override.is_sweep_override()}
-        run_hydra(command, [*words, f"hydra.sweep.dir={quote(str(folder))}"], RunJob(folder, fixed, command), stop)
+        with stop.forwarded() if settings.engines(typed)["hydra/launcher"] in JOBLIB else contextlib.nullcontext():
+            run_hydra(command, [*words, f"hydra.sweep.dir={quote(str(folder))}"], RunJob(folder, fixed, command), stop)
         if "joblib" in sys.modules:  # else it complains, at the end of this process, of what it left
             sys.modules["joblib.externals.loky"].get_reusable_executor().shutdown(wait=True)
     except TrainerError:
@@ -249,11 +251,10 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
     except HydraException as error:
         raise ConfigError(explain(str(error), command)) from None
     except Interrupted as error:
-        for process in multiprocessing.active_children():  # they save, also where the signal came to this one alone
-            os.kill(process.pid or 0, signal.SIGTERM)
-        sweep.wait_for_jobs(folder)
         raise Interrupted(error.signum, sweep.TO_GO_ON) from None
     except Exception as error:
+        if stop.signum:  # this is what the launcher made of it
+            raise Interrupted(stop.signum, sweep.TO_GO_ON) from None
         told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         raise SweepError(f"the launcher gave up ({told}); the same command goes on with the sweep.") from error
 
@@ -350,7 +351,13 @@ class RunJob:
 
                 epochs = job.config.epochs if job.config is not None else 0
                 trial = held.enter_context(search.trial_of(own.sweeper, self.folder, number, epochs))
-            return sweep.run(job, self.folder, stop, trial=trial)
+            try:
+                return sweep.run(job, self.folder, stop, trial=trial)
+            except Interrupted as error:
+                if multiprocessing.parent_process() is not None:
+                    sweep.wait_for_jobs(self.folder)  # the launcher kills all its processes when the first one ends
+                    os._exit(error.exit_code)
+                raise
 
 
 def explain(message: str, command: Command) -> str:
@@ -407,4 +414,6 @@ if __name__ == "__main__":
     with contextlib.suppress(OSError, AttributeError):  # the reader of a pipe may have left, or there is no output
         sys.stdout.flush()
         sys.stderr.flush()
+    if "joblib" in sys.modules:  # it has folders to remove
+        sys.exit(exit_code)
     os._exit(exit_code)  # everything is written; Python's own way out takes torch apart, for a second

@@ -11,12 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Cli, assert_refused, start
+from conftest import ROOT, Cli, assert_refused, start, wait_for
 from PIL import Image
 
 from trainer import data, sweep
@@ -138,7 +139,7 @@ def test_one_copy_of_the_data_serves_every_job(cli: Cli, tiny_mnist: Path, monke
         (("optimizer.lr=0.1,0.2", "hydra/launcher=processes", "hydra.launcher.njobs=2"), "Did you mean n_jobs?"),
         (("optimizer.lr=0.1,0.2", "hydra/launcher=processes", "hydra.launcher.n_jobs=0"), "from 1 to"),
         (("optimizer.lr=0.1,0.2", "hydra.launcher.n_jobs=2"), "choose one with hydra/launcher="),
-        (("optimizer.lr=0.1,0.2", "hydra/launcher=processes", "hydra.launcher._target_=os.system"), "is no option of"),
+        (("optimizer.lr=0.1,0.2", "hydra/launcher=processes", "hydra.launcher._target_=os.system"), "is not allowed"),
         (("optimizer.lr=0.1,0.2", "hydra.job.num=3"), "not for the command line"),
         (("seed=shuffle(range(0,5))",), "has to find the same jobs"),
         (("seed=0,", "hydra/launcher=processes"), "cannot read the command line"),
@@ -220,6 +221,25 @@ def test_processes_run_the_jobs_of_a_sweep_and_leave_the_finished_ones(tmp_path:
     said, errors = again.communicate(timeout=120)
     assert "[s/0] optimizer.lr=0.01: done before" in said
     assert snapshot(Path("outputs/s/0")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_the_processes_of_a_launcher_save_and_end_with_it(signum: int, tmp_path: Path, cli: Cli) -> None:
+    words = ("-m", "hydra/launcher=processes", "hydra.launcher.n_jobs=2", "seed=0,1", "epochs=5000", "plots=false")
+    process = start(*words, "name=s", cwd=tmp_path)
+    wait_for(lambda: all(Path("outputs/s", job, "metrics.jsonl").is_file() for job in "01"), process)
+    process.send_signal(signum)
+    process.communicate(timeout=60)
+    assert process.returncode == (143 if signum == signal.SIGTERM else -9)
+    until = time.monotonic() + 10
+    while any(read(Path("outputs/s", job, "status.json"))["state"] != "interrupted" for job in "01"):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    for job in "01":
+        steps = sorted(Path("checkpoints/s", job).glob("step_*.pt"))
+        saved = torch.load(steps[-1], weights_only=True)["progress"]
+        assert saved["epoch"] == len(metrics_of(f"s/{job}")) + 1  # nothing was lost
 
 
 @pytest.mark.slow

@@ -116,7 +116,14 @@ def test_torchruns_variables_say_which_rank_this_is(monkeypatch: pytest.MonkeyPa
     assert ranks.of_environment() == Ranks()
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "1")
+    assert ranks.of_environment() == Ranks()
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     assert ranks.of_environment() == Ranks(3, 4, 1)
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ConfigError, match="RANK=first"):
+        ranks.of_environment()
+    monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert ranks.of_environment() == Ranks()
 
@@ -127,7 +134,8 @@ def test_rank_0_speaks_for_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     errors = (ConfigError("a"), DivergedError("b"), Interrupted(15), ProcessLost(4, "c"))
     assert [ranks.leave(error, "said") for error in errors] == [2, 3, 143, 4]
     assert capsys.readouterr().err == "said\n" * 4
-    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+    values = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in values.items():
         monkeypatch.setenv(name, value)
     assert [ranks.leave(error, "said") for error in errors] == [2, 0, 0, 4]
     assert capsys.readouterr().err == ""

@@ -214,13 +214,15 @@ def wait_for_jobs(folder: Path, seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-def remove_empty(folder: Path) -> None:
-    """Remove the folder of a sweep that was refused, where no job left anything in it."""
-    for name in ("run.lock", "study.lock", "sweep.json"):
-        if all(path.name in ("run.lock", "study.lock", "sweep.json") for path in folder.iterdir()):
-            (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+def remove_empty(new: Sequence[Path]) -> None:
+    """Remove the folders that were made for a sweep which was then refused; the first is its own."""
+    ours = {"run.lock", "study.lock", "sweep.json"}
+    if new and {path.name for path in new[0].iterdir()} <= ours:
+        for name in ours:
+            (new[0] / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another process may have begun it meanwhile
+        for folder in new:
+            folder.rmdir()
 
 
 @contextmanager

@@ -58,6 +58,10 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
         self.exit_code = 128 + signum
 
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, str]]:
+        """So that a launcher can bring it from another process."""
+        return type(self), (self.signum, str(self))
+
 
 class ProcessLost(Interrupted):
     """One of several processes ended or failed while the others went on: they cannot, and no next job can."""

@@ -1,6 +1,8 @@
 """SIGINT and SIGTERM, in all of a command. Torch-free, so that it is there before anything slow."""
 
 import ctypes
+import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -34,6 +36,7 @@ class StopSignal:
         self.signum = 0
         self._held = False
         self._deferred = False
+        self._forwards = False
         self._raised_at = 0.0
 
     def __enter__(self) -> "StopSignal":
@@ -67,6 +70,15 @@ class StopSignal:
         finally:
             self._held = self._deferred = False
 
+    @contextmanager
+    def forwarded(self) -> Iterator[None]:
+        """Hand the first signal on to the processes that this one started, and wait for what they make of it."""
+        self._forwards = True
+        try:
+            yield
+        finally:
+            self._forwards = False
+
     def watched(self, items: Iterable[T]) -> Iterable[T]:
         """The items: outside held() a signal ends what is done with them by itself."""
         return items
@@ -75,6 +87,11 @@ class StopSignal:
         if self.signum and signum == signal.SIGINT and not self._deferred:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
+        if self._forwards and not self.signum:
+            self.signum = signum
+            for process in multiprocessing.active_children():
+                os.kill(process.pid or 0, signal.SIGTERM)
+            return
         swallowed = self.signum and time.monotonic() - self._raised_at > PATIENCE
         if (not self.signum or swallowed) and not self._held:
             self._raised_at = time.monotonic()
