@@ -228,7 +228,7 @@ def test_processes_run_the_jobs_of_a_sweep_and_leave_the_finished_ones(tmp_path:
 def test_the_processes_of_a_launcher_save_and_end_with_it(signum: int, tmp_path: Path, cli: Cli) -> None:
     words = ("-m", "hydra/launcher=processes", "hydra.launcher.n_jobs=2", "seed=0,1", "epochs=5000", "plots=false")
     process = start(*words, "name=s", cwd=tmp_path)
-    wait_for(lambda: all(Path("outputs/s", job, "metrics.jsonl").is_file() for job in "01"), process)
+    wait_for(lambda: all(list(Path("checkpoints/s", job).glob("step_*.pt")) for job in "01"), process)
     process.send_signal(signum)
     process.communicate(timeout=60)
     assert process.returncode == (143 if signum == signal.SIGTERM else -9)
