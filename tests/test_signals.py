@@ -1,8 +1,10 @@
 """SIGINT and SIGTERM: at once outside of held work, at its end inside."""
 
+import multiprocessing
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,24 @@ def test_the_handlers_come_back() -> None:
     with pytest.raises(Interrupted), StopSignal():
         signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_sigterm_soon_after_the_held_work_ended_raises_no_second_time() -> None:
+    with StopSignal() as stop:
+        with pytest.raises(Interrupted), stop.held():
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # while the first one is being dealt with
+
+
+def test_a_forwarded_signal_reaches_the_processes_that_were_started_and_is_noted() -> None:
+    context = multiprocessing.get_context("fork")
+    with StopSignal() as stop, stop.forwarded():
+        process = context.Process(target=time.sleep, args=(60,))
+        process.start()
+        signal.raise_signal(signal.SIGINT)
+        process.join(timeout=30)
+        assert stop.signum == signal.SIGINT
+    assert process.exitcode is not None
 
 
 TWICE = """

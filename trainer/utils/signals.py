@@ -56,6 +56,7 @@ class StopSignal:
         finally:
             self._held = False
         if self.signum:
+            self._raised_at = time.monotonic()
             raise Interrupted(self.signum)
 
     @contextmanager
