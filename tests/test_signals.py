@@ -74,7 +74,7 @@ def test_a_second_sigterm_soon_after_the_held_work_ended_raises_no_second_time()
 
 
 def test_a_forwarded_signal_reaches_the_processes_that_were_started_and_is_noted() -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a forked one would have our handlers
     with StopSignal() as stop, stop.forwarded():
         process = context.Process(target=time.sleep, args=(60,))
         process.start()
