@@ -1,5 +1,5 @@
 # make train [ARGS="model=lenet data=mnist"]   set up, then train (linear regression on made-up data by default)
-# make test  [ARGS="-m slow -n 0"]             set up, then run the tests, on all cores; -n 0: one after another
+# make test  [ARGS="-m slow -n 0"]             set up, then run the tests, two at a time; -n 0: one after another
 # make check                                   set up, then lint and types
 # make bench [ARGS="--quick mlp"]              set up, then measure speed (benchmarks/README.md)
 PYTHON ?= python3
@@ -11,7 +11,7 @@ train: .venv/run
 	$(BIN)/python main.py $(ARGS)
 
 test: .venv/dev
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: .venv/dev
 	$(BIN)/ruff check .
