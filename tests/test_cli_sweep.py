@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Cli, assert_refused, start, wait_for
+from conftest import ROOT, Cli, assert_refused, start, torchrun_command, wait_for
 from PIL import Image
 
 from trainer import data, sweep
@@ -255,7 +255,7 @@ def test_the_local_executor_of_submitit_runs_a_sweep(tmp_path: Path, monkeypatch
 @pytest.mark.slow
 def test_torchrun_trains_each_run_of_a_sweep_with_all_its_processes(tmp_path: Path, cli: Cli) -> None:
     words = ("-m", "optimizer.lr=0.01,-1,0.02", "device.precision=fp64", *QUICK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(ROOT / "main.py"), *words]
+    command = [*torchrun_command(), str(ROOT / "main.py"), *words]
     done = subprocess.run([*command, "name=two"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.count("[two/1] failed: ConfigError: optimizer.lr=-1 is not allowed") == 1

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Cli, start, wait_for, write_class_folders
+from conftest import ROOT, Cli, start, torchrun_command, wait_for, write_class_folders
 
 from trainer import build, check_resume, commands, config, state, training
 from trainer.data.pictures import PictureError
@@ -742,9 +742,8 @@ MANY = (*PLAIN, "device=cpu", "device.precision=fp64", "data.num_examples=1005",
 
 
 def torchrun(*words: str, cwd: Path, options: Sequence[str] = (), ranks: int = 2) -> subprocess.Popen[str]:
-    command = ["torch.distributed.run", f"--nproc_per_node={ranks}", *options, str(ROOT / "main.py"), *words]
     return subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [*torchrun_command(ranks), *options, str(ROOT / "main.py"), *words],
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,
@@ -818,7 +817,7 @@ def test_row_37_the_death_of_a_rank_ends_the_others_and_a_relaunch_goes_on(
 
 def test_row_39_a_save_that_fails_on_rank_0_is_known_to_all(two_ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(two_ranks)
-    command = f"exec {sys.executable} -m torch.distributed.run --nproc_per_node=2 {ROOT / 'main.py'}"
+    command = " ".join(["exec", *torchrun_command(), str(ROOT / "main.py")])
     words = " ".join((*MANY, "name=full"))  # files of 8 KiB are enough for all but the checkpoints
     full = subprocess.run(["bash", "-c", f"ulimit -f 8; {command} {words}"], cwd=two_ranks, timeout=120)
     assert full.returncode != 0
