@@ -865,7 +865,9 @@ def test_row_37_38_whatever_ends_a_rank_a_relaunch_is_bit_identical(
     assert seconds < 30
     if end in (stop_rank_1, interrupt_all):
         assert status_of(name)["state"] == "interrupted"
-    assert torchrun(*MANY, f"name={name}", "resume=auto", cwd=two_ranks).wait(timeout=120) == 0
+    again = torchrun(*MANY, f"name={name}", "resume=auto", cwd=two_ranks)
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, said
     assert_same("straight", name)
 
 
