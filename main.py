@@ -19,7 +19,7 @@ from typing import Any
 
 from trainer import config as settings
 from trainer import sweep
-from trainer.command_line import GROUPS, RECIPES, Command, prepare, quote, split_word, unquote
+from trainer.command_line import GROUPS, PLUGINS, RECIPES, Command, prepare, quote, split_word, unquote
 from trainer.utils import ranks, runs
 from trainer.utils.board import Board
 from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed
@@ -31,8 +31,6 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 # another value of these goes on with the same sweep
 NOT_IN_THE_NAME = ("name", "hydra/launcher", "hydra.launcher.", "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials")
-
-JOBLIB = ("processes", "gpus")  # the launchers whose processes are this one's
 
 HELP = """\
 python main.py [train] [group=choice ...] [key=value ...]        train a model (train is the default)
@@ -242,7 +240,8 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
     try:
         typed, pairs = dict(map(split_word, words)), zip(words, parse(words), strict=True)
         fixed = {split_word(word)[0] for word, override in pairs if not override.is_sweep_override()}
-        with stop.forwarded() if settings.engines(typed)["hydra/launcher"] in JOBLIB else contextlib.nullcontext():
+        has_children = PLUGINS.get(settings.engines(typed)["hydra/launcher"]) == "hydra-joblib-launcher"
+        with stop.forwarded() if has_children else contextlib.nullcontext():
             run_hydra(command, [*words, f"hydra.sweep.dir={quote(str(folder))}"], RunJob(folder, fixed, command), stop)
         if "joblib" in sys.modules:  # else it complains, at the end of this process, of what it left
             sys.modules["joblib.externals.loky"].get_reusable_executor().shutdown(wait=True)

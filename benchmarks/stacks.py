@@ -26,7 +26,7 @@ from trainer import build, commands, config, data, engine, groups, stack, stacke
 from trainer.config import Choice
 from trainer.data.splits import Source, Split
 from trainer.models import MODELS
-from trainer.utils.recorder import read_metrics
+from trainer.utils.runs import read_metrics
 from trainer.utils.signals import StopSignal
 
 EPOCHS = 3

@@ -15,7 +15,7 @@ from trainer import compare_impl, device
 from trainer.config import from_dict
 from trainer.ranges import IMPLS
 from trainer.utils import checkpoint
-from trainer.utils.recorder import read_metrics
+from trainer.utils.runs import read_metrics
 
 OTHERS = [impl for impl in IMPLS if impl != "concise"]
 

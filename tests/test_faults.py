@@ -12,7 +12,7 @@ import torch
 from conftest import Cli
 
 from trainer import engine, training
-from trainer.utils.recorder import read_metrics
+from trainer.utils.runs import read_metrics
 
 TESTS = Path(__file__).parent
 NUM_ROWS = 46

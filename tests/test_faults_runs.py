@@ -25,7 +25,8 @@ from trainer import build, check_resume, commands, config, state, training
 from trainer.data.pictures import PictureError
 from trainer.utils import checkpoint
 from trainer.utils.errors import DamagedError, ResourceError, WorkerError
-from trainer.utils.recorder import Recorder, read_metrics
+from trainer.utils.recorder import Recorder
+from trainer.utils.runs import read_metrics
 
 PLAIN = ("plots=false", "device.num_threads=1")
 LINE = (*PLAIN, "data.num_examples=100", "epochs=4", "record.every_steps=1")  # 9 steps an epoch

@@ -13,7 +13,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from trainer.utils.recorder import Recorder, read_metrics
+from trainer.utils.recorder import Recorder
+from trainer.utils.runs import read_metrics
 
 
 @pytest.fixture(autouse=True)

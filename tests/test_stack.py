@@ -23,7 +23,7 @@ from trainer.groups import groups
 from trainer.models import MODELS
 from trainer.utils import runs, runtime
 from trainer.utils.errors import ConfigError, DivergedError, Interrupted
-from trainer.utils.recorder import read_metrics
+from trainer.utils.runs import read_metrics
 from trainer.utils.signals import StopSignal
 
 TIMES = ("seconds", "samples_per_second")

@@ -22,7 +22,7 @@ from trainer import commands
 from trainer.config import Config, Paths, Save, from_dict
 from trainer.utils import checkpoint, runs
 from trainer.utils.errors import ConfigError, Interrupted, TrainerError, failure
-from trainer.utils.recorder import read_metrics
+from trainer.utils.runs import read_metrics
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 

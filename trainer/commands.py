@@ -31,7 +31,8 @@ from trainer.utils.errors import (
     WorkerError,
 )
 from trainer.utils.ranks import Ranks, join
-from trainer.utils.recorder import Recorder, read_metrics
+from trainer.utils.recorder import Recorder
+from trainer.utils.runs import read_metrics
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 

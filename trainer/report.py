@@ -14,7 +14,8 @@ from trainer.data.batches import Batches
 from trainer.data.splits import Split, Splits
 from trainer.state import Parts, Progress
 from trainer.utils import runs
-from trainer.utils.recorder import Recorder, read_metrics
+from trainer.utils.recorder import Recorder
+from trainer.utils.runs import read_metrics
 from trainer.utils.screen import Screen, shown
 
 NUM_PICTURES = 32  # in a grid

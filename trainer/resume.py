@@ -11,7 +11,7 @@ from trainer.ranges import shown as as_yaml
 from trainer.state import Parts, Progress
 from trainer.utils import checkpoint, runs
 from trainer.utils.errors import ConfigError, DamagedError
-from trainer.utils.recorder import read_metrics
+from trainer.utils.runs import read_metrics
 from trainer.utils.screen import Screen
 
 

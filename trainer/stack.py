@@ -30,7 +30,7 @@ from trainer.state import Parts, Progress
 from trainer.training import Report, Session
 from trainer.utils import checkpoint, runs, runtime
 from trainer.utils.errors import ConfigError, DamagedError, DivergedError, Interrupted
-from trainer.utils.recorder import read_metrics
+from trainer.utils.runs import read_metrics
 from trainer.utils.runtime import Machine
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal

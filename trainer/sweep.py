@@ -48,7 +48,7 @@ class Job:
     @property
     def text(self) -> str:
         """`optimizer.lr=0.1 seed=2`."""
-        return " ".join(f"{key}={value}" for key, value in self.overrides.items())
+        return runs.words(self.overrides)
 
 
 def check_same(folder: Path, sweeper: str, words: Mapping[str, str]) -> None:
@@ -210,7 +210,7 @@ def fail(job: Job, folder: Path, error: BaseException) -> float:
 def wait_for_jobs(folder: Path, seconds: float = 30.0) -> None:
     """Wait until no process holds a run of the sweep: those that were told to stop have saved then."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until and any(runs.is_held(folder / str(number)) for number in told_in(folder)):
+    while time.monotonic() < until and any(runs.is_held(folder / str(number)) for number in runs.told_in(folder)):
         time.sleep(0.1)
 
 
@@ -265,18 +265,8 @@ def note(job: Job, folder: Path, error: str = "") -> None:
         return
     (folder / "jobs").mkdir(parents=True, exist_ok=True)
     content = {"job": job.number, "overrides": dict(job.overrides), "error": error}
-    if told_in(folder, f"{job.number}.json").get(job.number) != content:  # a finished sweep is left as it is
+    if runs.told_in(folder, f"{job.number}.json").get(job.number) != content:  # a finished sweep is left as it is
         runs.write_json(folder / "jobs" / f"{job.number}.json", content)
-
-
-def told_in(folder: Path, pattern: str = "*.json") -> dict[int, dict[str, Any]]:
-    """What `note` wrote, by number, as far as it can be read."""
-    found = {}
-    for path in (folder / "jobs").glob(pattern):
-        with contextlib.suppress(ConfigError, ValueError):
-            content = runs.read_json(path)
-            found[int(path.stem)] = {"job": int(path.stem), "overrides": {}, "error": ""} | content
-    return found
 
 
 def objective_of(job: Job, own: Path) -> float | None:
@@ -305,7 +295,7 @@ def rows_of(folder: Path, waiting: Sequence[Job] = ()) -> list[dict[str, Any]]:
     Args:
         waiting: jobs that are to come; those that left nothing yet have a line too.
     """
-    told = told_in(folder)
+    told = runs.told_in(folder)
     for job in waiting:
         told.setdefault(job.number, {"job": job.number, "overrides": dict(job.overrides), "error": ""})
     keys = list(dict.fromkeys(key for job in told.values() for key in job["overrides"]))
@@ -319,7 +309,7 @@ def row_of(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[str, 
     best, test = (result["best"], result["test"]) if result else ({}, {})
     return {
         "job": job["job"],
-        "overrides": " ".join(f"{key}={value}" for key, value in job["overrides"].items()),
+        "overrides": runs.words(job["overrides"]),
         **{key: job["overrides"].get(key) for key in keys},
         "status": state,
         "stopped": (result or {}).get("stopped"),

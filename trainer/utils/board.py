@@ -1,6 +1,5 @@
 """The live board of a sweep: what every job is doing, read from the files of the jobs, whatever process they run in."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +7,6 @@ from types import TracebackType
 from typing import Any
 
 from trainer.utils import runs
-from trainer.utils.errors import ConfigError
 from trainer.utils.screen import is_terminal, shown
 
 LOOKS_PER_SECOND = 2
@@ -60,15 +58,16 @@ class Board:
 
     def lines(self) -> list[dict[str, str]]:
         """What is known of each job, by number."""
-        for path in (self.folder / "jobs").glob("*.json"):
-            with contextlib.suppress(ConfigError, ValueError, KeyError):  # a file that is not ours
-                if int(path.stem) not in self.overrides:  # its launcher made it up
-                    told = runs.read_json(path)["overrides"]
-                    self.overrides[int(path.stem)] = " ".join(f"{key}={value}" for key, value in told.items())
-        return [self._ended.get(number) or self._look(number) for number in sorted(self.overrides)]
+        told = runs.told_in(self.folder)
+        for number in told:  # those that a launcher made up
+            self.overrides.setdefault(number, runs.words(told[number]["overrides"]))
+        return [
+            self._ended.get(number) or self._look(number, told.get(number, {})) for number in sorted(self.overrides)
+        ]
 
-    def _look(self, number: int) -> dict[str, str]:
-        line = line_of(self.folder, number) | {"overrides": self.overrides[number]}
+    def _look(self, number: int, told: Mapping[str, Any]) -> dict[str, str]:
+        line = line_of(self.folder / str(number), told.get("error", "")) | {"job": str(number)}
+        line["overrides"] = self.overrides[number]
         if line["state"] == "done":
             self._ended[number] = line
         return line
@@ -79,13 +78,9 @@ STYLES = {"running": "bold", "failed": "red", "waiting": "dim"}
 ORDER = ("running", "failed", "waiting", "done")  # who gets a line where there are not enough
 
 
-def line_of(folder: Path, number: int) -> dict[str, str]:
+def line_of(own: Path, error: str) -> dict[str, str]:
     """What the files of one job say: state, epoch, best metric so far, time; of a failed one the reason."""
-    own, told = folder / str(number), folder / "jobs" / f"{number}.json"
-    line = dict.fromkeys(COLUMNS, "") | {"job": str(number), "state": "waiting"}
-    error = ""
-    with contextlib.suppress(ConfigError, KeyError):
-        error = runs.read_json(told)["error"] if told.is_file() else ""
+    line = dict.fromkeys(COLUMNS, "") | {"state": "waiting"}
     status = runs.status_in(own)
     if error:
         return line | {"state": "failed", "best metric": error}
@@ -93,7 +88,7 @@ def line_of(folder: Path, number: int) -> dict[str, str]:
         line["state"] = {"diverged": "failed", "interrupted": "waiting"}.get(status["state"], status["state"])
         began = datetime.fromisoformat(status["started"])
         line["time"] = f"{(datetime.now(UTC) - began).total_seconds():.0f} s"
-    rows = rows_in(own)
+    rows = runs.read_metrics(own)
     if rows:
         line["epoch"] = str(rows[-1]["epoch"])
         metric = next((m for m in ("val_accuracy", "val_loss", "train_accuracy", "train_loss") if m in rows[-1]), "")
@@ -102,13 +97,6 @@ def line_of(folder: Path, number: int) -> dict[str, str]:
     if line["state"] == "done":
         line["time"] = f"{sum(row['seconds'] for row in rows):.1f} s"
     return line
-
-
-def rows_in(own: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
-    from trainer.utils.recorder import read_metrics
-
-    return read_metrics(own)
 
 
 def chosen(lines: Sequence[dict[str, str]], room: int) -> list[dict[str, str]]:

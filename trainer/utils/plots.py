@@ -140,7 +140,8 @@ def _style_with_cjk() -> dict[Any, Any]:
     return {**STYLE, "font.family": ["DejaVu Sans", *(font for font in CJK_FONTS if font in installed)]}
 
 
-def _short(text: str, width: int) -> str:
+def short(text: str, width: int) -> str:
+    """At most `width` characters of a text."""
     return text if len(text) <= width else text[: width - 3].rstrip() + "..."
 
 
@@ -254,7 +255,7 @@ def _confusion_figure(matrix: Tensor, classes: Sequence[str]) -> Figure:
     accuracy = counts.trace().item() / max(counts.sum().item(), 1)
     axes.set(title=f"{accuracy:.2%} of {int(counts.sum()):,} right", xlabel="predicted class", ylabel="true class")
     if num_classes <= 60:
-        names, size = [_short(name, 18) for name in classes], 10 if num_classes <= 20 else 7
+        names, size = [short(name, 18) for name in classes], 10 if num_classes <= 20 else 7
         slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks(range(num_classes), names, fontsize=size, parse_math=False, **slanted)
         axes.set_yticks(range(num_classes), names, fontsize=size, parse_math=False)
@@ -285,7 +286,7 @@ def _prediction_figure(pictures: Tensor, titles: Sequence[str], wrong: Sequence[
         is_wrong = wrong is not None and wrong[index]
         if is_wrong:
             axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=RED, linewidth=2.5))
-        text = "\n".join(_short(line, 18) for line in titles[index].replace(" / ", " /\n").split("\n"))
+        text = "\n".join(short(line, 18) for line in titles[index].replace(" / ", " /\n").split("\n"))
         color, weight = (RED, "bold") if is_wrong else (INK, "normal")
         place: dict[str, Any] = {"ha": "center", "va": "bottom", "linespacing": 1.0, "parse_math": False}
         axes.text(left + width / 2, top - 0.05, text, fontsize=8, color=color, weight=weight, **place)

@@ -1,6 +1,5 @@
 """Numbers over time: metrics.jsonl, which scripts read, and TensorBoard, which people look at."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from trainer.utils.runs import read_metrics
 
 
 class Recorder:
@@ -132,15 +133,3 @@ class Recorder:
     def close(self) -> None:
         """Write out what is still in memory."""
         self._board("close")
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; lines that a crash cut short or a disk garbled are left out."""
-    path = folder / "metrics.jsonl"
-    rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and "epoch" in row:
-                rows.append(row)
-    return rows

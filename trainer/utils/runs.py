@@ -1,5 +1,6 @@
 """Run directories: their names, where they are, who holds them, and the JSON files in them. Torch-free."""
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -185,6 +186,33 @@ def result_in(folder: Path) -> dict[str, Any] | None:
     except (ConfigError, KeyError, TypeError, ValueError):
         return None
     return result if complete else None
+
+
+def told_in(folder: Path, pattern: str = "*.json") -> dict[int, dict[str, Any]]:
+    """What each job of the sweep in `folder` was told and why it failed, by number, as far as it can be read."""
+    found = {}
+    for path in (folder / "jobs").glob(pattern):
+        with contextlib.suppress(ConfigError, ValueError):
+            content = read_json(path)
+            found[int(path.stem)] = {"job": int(path.stem), "overrides": {}, "error": ""} | content
+    return found
+
+
+def words(overrides: Mapping[str, str]) -> str:
+    """{"optimizer.lr": "0.1", "seed": "2"} -> `optimizer.lr=0.1 seed=2`."""
+    return " ".join(f"{key}={value}" for key, value in overrides.items())
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; lines that a crash cut short or a disk garbled are left out."""
+    path = folder / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "epoch" in row:
+                rows.append(row)
+    return rows
 
 
 def is_held(folder: Path) -> bool:

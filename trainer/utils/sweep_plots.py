@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from trainer.utils.plots import BLUE, FAINT, INK, ORANGE, PLAIN, STYLE, save, side_by_side
+from trainer.utils.plots import BLUE, FAINT, INK, ORANGE, PLAIN, STYLE, save, short, side_by_side
 
+WIDTH = 16  # characters of a name
 MAX_PANELS, MAX_NAMES, MAX_NUMBERS = 6, 12, 6  # options in a picture; names and numbers that an axis has room for
 
 
@@ -75,7 +76,7 @@ def mark(axes: Axes, places: Sequence[float], names: Sequence[str] | None) -> No
         axes.set_xticks(sorted(set(places)), [f"{place:g}" for place in sorted(set(places))])
     elif names is not None:
         step = -(-len(names) // MAX_NAMES)
-        axes.set_xticks(range(0, len(names), step), [short(name) for name in names[::step]], parse_math=False)
+        axes.set_xticks(range(0, len(names), step), [short(name, WIDTH) for name in names[::step]], parse_math=False)
 
 
 def parallel_figure(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figure:
@@ -93,7 +94,9 @@ def parallel_figure(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> F
             labels = {height: labels[height] for height in (min(labels), max(labels))}
         for height, label in labels.items():
             box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-            axes.text(x + 0.03, height, short(label), fontsize=8, color=INK, va="center", parse_math=False, bbox=box)
+            axes.text(
+                x + 0.03, height, short(label, WIDTH), fontsize=8, color=INK, va="center", parse_math=False, bbox=box
+            )
     is_better = -1 if rows[0]["metric"].endswith("accuracy") else 1
     ranked = sorted(range(len(rows)), key=lambda i: -is_better * rows[i]["objective"])  # the best last, so on top
     for rank, index in enumerate(ranked, 1):
@@ -107,8 +110,3 @@ def parallel_figure(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> F
     axes.spines[:].set(visible=False)
     axes.set_title("Each line is a job: the better, the darker")
     return figure
-
-
-def short(text: str) -> str:
-    """At most 16 characters of a value."""
-    return text if len(text) <= 16 else text[:13] + "..."
