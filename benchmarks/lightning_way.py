@@ -22,7 +22,7 @@ from torchmetrics import Accuracy, MaxMetric, MeanMetric
 
 from benchmarks.loops import make_model, parser, picture_sets
 from benchmarks.tasks import TASKS, Task
-from trainer.config import CONFIGS
+from trainer.config.options import CONFIGS
 
 
 class Classifier(L.LightningModule):

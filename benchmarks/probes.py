@@ -20,17 +20,18 @@ CHOICE = {"mirror": None, "val_fraction": 0.1, "split_seed": 0, "limit": None, "
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """Versions, hardware and commit, as main.py writes them down."""
-    from trainer.utils import runtime
+    from trainer.run.environment import provenance
+    from trainer.run.machine import Machine
 
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    return runtime.describe(runtime.Machine(device)) | {"cores": len(os.sched_getaffinity(0))}
+    return provenance(Machine(device)) | {"cores": len(os.sched_getaffinity(0))}
 
 
 def data_ready(args: argparse.Namespace) -> float:
     """Seconds from an imported torch to CIFAR-10 cut into its splits."""
     began = time.perf_counter()
     from trainer import data
-    from trainer.config import Choice, Paths
+    from trainer.config.schema import Choice, Paths
 
     data.load(Choice("cifar10", CHOICE), Paths(args.cifar, "", "", "datasets/.cache"))
     return time.perf_counter() - began
@@ -39,7 +40,7 @@ def data_ready(args: argparse.Namespace) -> float:
 def augmentation(args: argparse.Namespace) -> dict[str, float]:
     """Microseconds to prepare 128 CIFAR-10 pictures without and with crop and flip: medians of five epochs each."""
     from trainer import data
-    from trainer.config import Choice, Paths
+    from trainer.config.schema import Choice, Paths
     from trainer.data.batches import Batches, Placement
 
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")

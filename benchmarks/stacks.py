@@ -1,4 +1,4 @@
-"""Runs of a sweep one after another against the same runs stacked, in turn in one process; see trainer/groups.py.
+"""Runs of a sweep one after another against the same runs stacked, in turn in one process.
 
 python -m benchmarks.stacks                           all sizes, K = 4 and 16, 1 and 2 threads: a quarter of an hour
 python -m benchmarks.stacks linreg softmax --rounds 5 --runs 16 --threads 2
@@ -22,11 +22,19 @@ from typing import Any
 
 import torch
 
-from trainer import build, commands, config, data, engine, groups, stack, stacked
-from trainer.config import Choice
+from trainer import build, data, engine
+from trainer.commands.train import train
+from trainer.config.freeze import from_dict
+from trainer.config.options import group_choices
+from trainer.config.schema import Choice, Config
 from trainer.data.splits import Source, Split
 from trainer.models import MODELS
-from trainer.utils.runs import read_metrics
+from trainer.run import directory
+from trainer.sweep.stack import layers
+from trainer.sweep.stack.eligible import group_runs
+from trainer.sweep.stack.optim import StackedSGD
+from trainer.sweep.stack.training import train_stack
+from trainer.totals import Totals
 from trainer.utils.signals import StopSignal
 
 EPOCHS = 3
@@ -41,16 +49,16 @@ class Size:
     batch_size: int = 256
     model: dict[str, Any] = field(default_factory=dict)
 
-    def config(self, folder: Path, name: str, lr: float, threads: int) -> config.Config:
+    def config(self, folder: Path, name: str, lr: float, threads: int) -> Config:
         """A run's settings."""
-        choices = config.settle({"data": self.data, "model": "mlp"} if self.model else {"data": self.data})
+        choices = group_choices({"data": self.data, "model": "mlp"} if self.model else {"data": self.data})
         plain: dict[str, Any] = {"choices": choices, "epochs": EPOCHS, "batch_size": self.batch_size, "plots": False}
         plain |= {"paths": {key: str(folder / key) for key in ("outputs", "checkpoints")}, "sweep": {"stack": True}}
         plain |= {"optimizer": {"lr": lr}, "device": {"num_threads": threads}, "model": dict(self.model)}
         plain["data"] = {"val_fraction": 100}
         if self.data == "synthetic":
             plain["data"]["num_examples"] = self.steps * self.batch_size + 100
-        return replace(config.from_dict(plain), name=name)
+        return replace(from_dict(plain), name=name)
 
 
 SIZES = {
@@ -76,7 +84,7 @@ def noise(steps: int) -> Source:
 
 def seconds_of_epochs(outputs: Path, names: Sequence[str]) -> list[float]:
     """What the steps of each epoch but the first took, all runs together."""
-    runs = [read_metrics(outputs / name) for name in names]
+    runs = [directory.read_metrics(outputs / name) for name in names]
     return [sum(rows[epoch]["seconds"] for rows in runs) for epoch in range(1, EPOCHS)]
 
 
@@ -90,11 +98,11 @@ def measure(size: Size, num_runs: int, threads: int, rounds: int) -> dict[str, l
             folder, lrs = Path(name), [0.01 * (k + 1) / num_runs for k in range(num_runs)]
             began = time.perf_counter()
             for k, lr in enumerate(lrs):
-                commands.train(size.config(folder, f"a/{k}", lr, threads), StopSignal(), sources=sources)
+                train(size.config(folder, f"a/{k}", lr, threads), StopSignal(), sources=sources)
             between = time.perf_counter()
             configs = [size.config(folder, f"s/{k}", lr, threads) for k, lr in enumerate(lrs)]
-            assert groups.groups(configs).stacks == [list(range(num_runs))]
-            stack.train_stack(configs, StopSignal(), sources=sources)
+            assert group_runs(configs).stacks == [list(range(num_runs))]
+            train_stack(configs, StopSignal(), sources=sources)
             taken["whole stacked"].append(time.perf_counter() - between)
             taken["whole alone"].append(between - began)
             for way, sweep in (("alone", "a"), ("stacked", "s")):
@@ -109,11 +117,13 @@ def steps(hidden: Sequence[int], num_runs: int) -> list[float]:
     choice = Choice("mlp", {"num_hiddens": hidden}) if hidden else Choice("softmax", {})
     options = {"lr": 0.01, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "decay_all": True}
     lone = [build.build_model(choice, "concise", (784,), 10) for _ in range(num_runs)]
-    together = MODELS[choice.name](stacked.layers(num_runs), (784,), 10, **{**choice.options, "init_std": "torch"})
-    stacked.stack(together, lone)
+    together = MODELS[choice.name](
+        layers.stacked_layers(num_runs), (784,), 10, **{**choice.options, "init_std": "torch"}
+    )
+    layers.copy_into_stack(together, lone)
     loss_fn = build.build_loss(Choice("cross_entropy", {"label_smoothing": 0.0}), "concise")
-    objective = partial(stacked.objective, loss_fn, is_sum=False, classes_second=True)
-    optimizer: Any = stacked.SGD(together, [options] * num_runs)
+    objective = partial(layers.objective, loss_fn, is_sum=False, classes_second=True)
+    optimizer: Any = StackedSGD(together, [options] * num_runs)
     own = [build.build_optimizer(Choice("sgd", options), "concise", model) for model in lone]
 
     def seconds(model: Any, loss_fn: Any, optimizer: Any, lr: Any, totals: Any) -> float:
@@ -128,14 +138,14 @@ def steps(hidden: Sequence[int], num_runs: int) -> list[float]:
     ratios = []
     for _ in range(6):
         alone = sum(
-            seconds(model, loss_fn, each, 0.01, engine.Totals(torch.device("cpu")))
+            seconds(model, loss_fn, each, 0.01, Totals(torch.device("cpu")))
             for model, each in zip(lone, own, strict=True)
         )
         ratios.append(alone / seconds(together, objective, optimizer, torch.full((num_runs,), 0.01), Uncounted()))
     return ratios[1:]
 
 
-class Uncounted(engine.Totals):
+class Uncounted(Totals):
     """Totals that nothing is added to: in the program this waits until there is enough for one round."""
 
     def __init__(self) -> None:

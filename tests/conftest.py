@@ -20,8 +20,8 @@ from PIL import Image
 import main
 from trainer import data
 from trainer.data import vision
-from trainer.utils import runtime
-from trainer.utils.recorder import Recorder
+from trainer.run.machine import set_up
+from trainer.run.recorder import Recorder
 
 ROOT = Path(main.__file__).parent
 
@@ -58,7 +58,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
             code = main.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
-        runtime.set_up("cpu")  # threads and matrix products as before
+        set_up("cpu")  # threads and matrix products as before
         np.seterr(all="warn")
         captured = capfd.readouterr()
         return Outcome(code, captured.out, captured.err)

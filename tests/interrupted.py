@@ -62,6 +62,15 @@ def pause_at(place: str, nth: int) -> None:
     PLACES[place](reached)
 
 
+def put(owner: Any, name: str, value: Any) -> None:
+    """Replace a function where it is defined and in every module that imported it by its name."""
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    for key, module in list(sys.modules.items()):
+        if key.startswith("trainer.") and getattr(module, name, None) is original:
+            setattr(module, name, value)
+
+
 def around(owner: Any, name: str, *, before: Callable[..., None] | None = None, after: Any = None) -> None:
     """Replace a function by one that also calls `before` and `after` with its arguments."""
     original = getattr(owner, name)
@@ -74,7 +83,7 @@ def around(owner: Any, name: str, *, before: Callable[..., None] | None = None, 
             after(*args)
         return result
 
-    setattr(owner, name, wrapped)
+    put(owner, name, wrapped)
 
 
 def watch_steps() -> None:
@@ -195,7 +204,7 @@ def at_unlink(reached: Callable[[], None]) -> None:
     around(Path, "unlink", after=look)
 
 
-CHECKPOINT = "trainer.utils.checkpoint"
+CHECKPOINT = "trainer.run.checkpoint_files"
 PLACES: dict[str, Callable[[Callable[[], None]], None]] = {
     "composing": lambda reached: at_call(reached, "omegaconf.listconfig", "ListConfig._set_item_impl", before=True),
     "loading": lambda reached: at_call(reached, "trainer.data", "load", before=True),
@@ -217,9 +226,9 @@ PLACES: dict[str, Callable[[Callable[[], None]], None]] = {
     "pruned_one": at_unlink,
     "pruned": lambda reached: at_call(reached, CHECKPOINT, "tidy", before=False),
     # the other files
-    "recorded": lambda reached: at_call(reached, "trainer.utils.recorder", "Recorder.epoch", before=False),
-    "started": lambda reached: at_call(reached, "trainer.utils.runs", "write_status", before=False),
-    "result": lambda reached: at_call(reached, "trainer.report", "say_result", before=True),
+    "recorded": lambda reached: at_call(reached, "trainer.run.recorder", "Recorder.epoch", before=False),
+    "started": lambda reached: at_call(reached, "trainer.run.directory", "write_status", before=False),
+    "result": lambda reached: at_call(reached, "trainer.run.result", "say_result", before=True),
 }
 TEMPORARY_LEFT = ("half_written", "written", "synced", "best_linked")  # places at which a temporary file is there
 
@@ -228,33 +237,34 @@ def keep_every_file(folder: str) -> None:
     """Copy the run's files to <folder>/<number> after every save, as they are then; nothing is pruned."""
     import shutil
 
-    from trainer.utils import checkpoint
+    from trainer.run import checkpoint_files
+    from trainer.run.checkpoint_files import steps_in
 
-    def tidy(_: Path) -> None:
+    def keep(_: Path) -> None:
         number = len(os.listdir(folder)) if os.path.isdir(folder) else 0
         for part in (CHECKPOINTS, OUTPUTS):
             shutil.copytree(part, Path(folder, f"{number:03d}", part), ignore=shutil.ignore_patterns("tb", "step_*"))
-        newest = checkpoint.steps_in(CHECKPOINTS)[-1]
+        newest = steps_in(CHECKPOINTS)[-1]
         shutil.copyfile(newest, Path(folder, f"{number:03d}", CHECKPOINTS, newest.name))
 
-    checkpoint.tidy = tidy
+    put(checkpoint_files, "tidy", keep)
 
 
 def save_for_ever(folder: str, first: int, atomic: bool) -> None:
     """Save about 8 MB again and again, as state.save does or plainly, and tell the number of each complete save."""
     import torch
 
-    from trainer.utils import checkpoint
+    from trainer.run.checkpoint_files import keep_as_best, path_of_step, tidy, write_checkpoint
 
     place = Path(folder)
     for number in itertools.count(first):
         content = big_content(number)
         if atomic:
-            path = checkpoint.path_of_step(place, number)
-            checkpoint.write(path, content)
+            path = path_of_step(place, number)
+            write_checkpoint(path, content)
             tell(f"saved {number}")
-            checkpoint.keep_as_best(path, place)
-            checkpoint.tidy(place)
+            keep_as_best(path, place)
+            tidy(place)
         else:
             torch.save(content, place / "plain.pt")
             tell(f"saved {number}")
@@ -328,7 +338,7 @@ def serve() -> None:
     import torch.utils.tensorboard  # noqa: F401
 
     import main  # noqa: F401
-    from trainer import commands, measure  # noqa: F401
+    from trainer.commands import predict, train  # noqa: F401
 
     gc.freeze()  # children leave the shared memory alone: a third of their time
     print(len(os.listdir("/proc/self/task")), flush=True)
@@ -508,12 +518,13 @@ PARTS = ("model", "optimizer", "scaler", "ema", "rng", "progress", "best", "earl
 
 def final_digest(folder: Path) -> dict[str, str]:
     """What must be equal at the end of a run, by name, so that a difference says where it is."""
-    from trainer.utils import checkpoint
+    from trainer.run.checkpoint_files import steps_in
+    from trainer.run.safe_load import read_checkpoint
 
-    files = [checkpoint.steps_in(folder / CHECKPOINTS)[-1], folder / CHECKPOINTS / "best.pt"]
+    files = [steps_in(folder / CHECKPOINTS)[-1], folder / CHECKPOINTS / "best.pt"]
     found = {"newest": files[0].name}
     for path in files:
-        content = checkpoint.read(path)
+        content = read_checkpoint(path)
         content["progress"].pop("seconds")
         stem = path.stem.partition("_")[0]
         found |= {f"{stem}.{part}": digest(content[part]) for part in PARTS}
@@ -529,13 +540,13 @@ def final_digest(folder: Path) -> dict[str, str]:
 
 def unreadable_files(folder: Path) -> int:
     """Reads every checkpoint of the run; counts those that are refused."""
-    from trainer.utils import checkpoint
+    from trainer.run.safe_load import read_checkpoint
     from trainer.utils.errors import ConfigError
 
     count = 0
     for path in (folder / CHECKPOINTS).glob("*.pt"):
         try:
-            checkpoint.read(path)
+            read_checkpoint(path)
         except ConfigError:
             count += 1
     return count
@@ -543,10 +554,11 @@ def unreadable_files(folder: Path) -> int:
 
 def newest_step(folder: Path) -> int:
     """The step that the run would go on from; 0 where there is no file."""
-    from trainer.utils import checkpoint
+    from trainer.run.checkpoint_files import steps_in
+    from trainer.run.safe_load import read_checkpoint
 
-    files = checkpoint.steps_in(folder / CHECKPOINTS)
-    return checkpoint.read(files[-1])["progress"]["step"] if files else 0
+    files = steps_in(folder / CHECKPOINTS)
+    return read_checkpoint(files[-1])["progress"]["step"] if files else 0
 
 
 def temporaries(folder: Path) -> list[Path]:

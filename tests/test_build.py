@@ -13,7 +13,8 @@ import yaml
 from torch import Tensor, nn
 
 from trainer import build
-from trainer.config import Choice
+from trainer.build import LOSSES, OPTIMIZERS, LossFn
+from trainer.config.schema import Choice
 from trainer.schedules import SCHEDULES
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -30,7 +31,7 @@ def options_of(group: str, name: str) -> dict[str, Any]:
     return loaded
 
 
-def loss_of(name: str, **options: Any) -> build.LossFn:
+def loss_of(name: str, **options: Any) -> LossFn:
     return build.build_loss(Choice(name, options), "concise")
 
 
@@ -167,10 +168,10 @@ def test_optimizers_are_torchs_plain_ones(name: str, options: dict[str, Any]) ->
 
 
 @pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # of torch 2.11
-@pytest.mark.parametrize("name", sorted(build.OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_torchs_profiler_is_not_told_of_each_step(name: str) -> None:
     model = net()
-    optimizer = build.OPTIMIZERS[name](model.parameters())
+    optimizer = OPTIMIZERS[name](model.parameters())
     with torch.profiler.profile() as profile:
         model(draw(5, 4)).sum().backward()
         optimizer.step()
@@ -196,19 +197,19 @@ def test_lr_at_is_the_rate_times_the_schedules_factor(name: str) -> None:
     assert [lr_at(step) for step in range(41)] == [0.3 * factor(step) for step in range(41)]
 
 
-@pytest.mark.parametrize(("group", "table"), [("loss", build.LOSSES), ("optimizer", build.OPTIMIZERS)])
+@pytest.mark.parametrize(("group", "table"), [("loss", LOSSES), ("optimizer", OPTIMIZERS)])
 def test_every_entry_has_its_yaml_file(group: str, table: dict[str, Any]) -> None:
     assert {path.stem for path in (CONFIGS / group).rglob("*.yaml")} == set(table)
 
 
-@pytest.mark.parametrize("name", build.LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_yaml_keys_of_a_loss_are_its_keywords(name: str) -> None:
-    parameters = inspect.signature(build.LOSSES[name]).parameters.values()
+    parameters = inspect.signature(LOSSES[name]).parameters.values()
     assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == list(options_of("loss", name))
     assert len([p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]) == 2
 
 
-@pytest.mark.parametrize("name", build.OPTIMIZERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_yaml_keys_of_an_optimizer_are_torchs_arguments(name: str) -> None:
     """What torch offers beyond them is either how it computes or a variant of the method, listed here by name."""
     how = {"params", "foreach", "maximize", "capturable", "differentiable", "fused"}

@@ -7,20 +7,20 @@ import pytest
 import torch
 from conftest import ROOT, Cli, start, write_class_folders
 
-from trainer import check_resume
+from trainer.commands.check_resume import differences_between
 
 DROPOUT = ("data=folder", "data.root=p", "data.size=8", "model=mlp", "model.dropout=0.5", "batch_size=8")
 # Python runs a module of this name at the start of every process that finds it, so also of those that are started here
 SABOTAGE = "sitecustomize.py"
 FORGET = """
-from trainer.utils import runtime
-runtime.restore_rng = lambda state, device: None
+from trainer.run import seeds
+seeds.restore_rng = lambda state, device: None
 """
 UNSTEADY = """
 import time
-from trainer.utils import runtime
-seed_everything = runtime.seed_everything
-runtime.seed_everything = lambda seed: seed_everything(time.time_ns() % 2**32)
+from trainer.run import seeds
+seed_everything = seeds.seed_everything
+seeds.seed_everything = lambda seed: seed_everything(time.time_ns() % 2**32)
 """
 
 
@@ -68,10 +68,10 @@ def test_the_comparison_sees_a_single_bit_and_not_the_clock() -> None:
     parts = ("model", "optimizer", "scaler", "ema", "rng", "progress", "early_stop", "best")
     one = dict.fromkeys(parts) | {"model": {"w": torch.zeros(3)}, "metrics": [{"loss": 0.1, "seconds": 1.0}]}
     later = one | {"metrics": [{"loss": 0.1, "seconds": 2.0}]}
-    assert list(check_resume.compare(one, later)) == []
+    assert list(differences_between(one, later)) == []
     flipped = one | {"model": {"w": torch.tensor([0.0, 1e-45, 0.0])}}
-    assert [line.split(":")[0] for line in check_resume.compare(one, flipped)] == ["model.w"]
+    assert [line.split(":")[0] for line in differences_between(one, flipped)] == ["model.w"]
     other = one | {"metrics": [{"loss": 0.10000000000000002, "seconds": 1.0}]}
-    assert list(check_resume.compare(one, other)) == ["metrics.0.loss: 0.1 and 0.10000000000000002"]
+    assert list(differences_between(one, other)) == ["metrics.0.loss: 0.1 and 0.10000000000000002"]
     missing = one | {"model": {}}
-    assert len(list(check_resume.compare(one, missing))) == 1
+    assert len(list(differences_between(one, missing))) == 1

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer import build
-from trainer.config import Choice
-from trainer.utils import checkpoint
+from trainer.config.schema import Choice
+from trainer.run.checkpoint import load_backbone, load_model, load_optimizer, optimizer_state
+from trainer.run.checkpoint_files import FORMAT, keep_as_best, path_of_step, steps_in, tidy, write_checkpoint
+from trainer.run.safe_load import SCHEMA, read_checkpoint, read_weights
 from trainer.utils.errors import ConfigError, ResourceError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +31,7 @@ def content_of(numbers: int = 12, **changes: Any) -> dict[str, Any]:
     """A checkpoint of the agreed form with `numbers` weights."""
     draw = torch.Generator().manual_seed(0)
     fresh = {
-        "format": checkpoint.FORMAT,
+        "format": FORMAT,
         "kind": "train",
         "arch": {"name": "mlp", "num_outputs": 2, "in_shape": [3], "args": {"num_hiddens": [4], "init_std": None}},
         "classes": ["cat", "dog"],
@@ -60,7 +62,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def saved(folder: Path, content: dict[str, Any] | None = None, name: str = "a.pt") -> Path:
-    checkpoint.write(folder / name, content or content_of())
+    write_checkpoint(folder / name, content or content_of())
     return folder / name
 
 
@@ -71,7 +73,7 @@ def temporaries(folder: Path) -> list[Path]:
 def refused_or_equal(path: Path, original: dict[str, Any]) -> bool:
     """Whether reading refuses the file; fails where it returns anything but the original."""
     try:
-        content = checkpoint.read(path)
+        content = read_checkpoint(path)
     except ConfigError as error:
         message = str(error)
     else:
@@ -84,7 +86,7 @@ def refused_or_equal(path: Path, original: dict[str, Any]) -> bool:
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     content = content_of()
     path = saved(tmp_path / "made" / "for it", content)
-    assert same(checkpoint.read(path), content)
+    assert same(read_checkpoint(path), content)
     assert not temporaries(path.parent)
 
 
@@ -98,8 +100,8 @@ def test_the_comparison_of_these_tests_sees_a_single_bit() -> None:
 def test_writing_replaces_the_file_of_before(tmp_path: Path) -> None:
     path = saved(tmp_path)
     second = content_of(classes=["other", "another"])
-    checkpoint.write(path, second)
-    assert same(checkpoint.read(path), second)
+    write_checkpoint(path, second)
+    assert same(read_checkpoint(path), second)
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
@@ -163,7 +165,7 @@ def write_malicious(form: str, path: Path, marker: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "raw", "tar"])
-@pytest.mark.parametrize("read", [checkpoint.read, checkpoint.read_weights])
+@pytest.mark.parametrize("read", [read_checkpoint, read_weights])
 def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(
     form: str, read: Callable[[Path], Any], tmp_path: Path
 ) -> None:
@@ -193,7 +195,7 @@ def test_deflated_members_are_refused(tmp_path: Path) -> None:
     deflate(path)
     assert path.stat().st_size < 100_000
     with pytest.raises(ConfigError, match="members"):
-        checkpoint.read(path)
+        read_checkpoint(path)
 
 
 def test_deflated_members_are_refused_also_in_a_file_padded_to_their_size(tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_deflated_members_are_refused_also_in_a_file_padded_to_their_size(tmp_pa
         archive.comment = bytes(60_000)
         assert sum(member.file_size for member in archive.infolist()) < 60_000
     with pytest.raises(ConfigError, match="members"):
-        checkpoint.read(path)
+        read_checkpoint(path)
 
 
 def test_a_bare_state_dict_is_for_init_from_only(tmp_path: Path) -> None:
@@ -211,34 +213,34 @@ def test_a_bare_state_dict_is_for_init_from_only(tmp_path: Path) -> None:
     for new in (True, False):
         torch.save(weights, tmp_path / "bare.pth", _use_new_zipfile_serialization=new)
         with pytest.raises(ConfigError, match=r"bare\.pth"):
-            checkpoint.read(tmp_path / "bare.pth")
-        assert same(dict(checkpoint.read_weights(tmp_path / "bare.pth")), dict(weights))
+            read_checkpoint(tmp_path / "bare.pth")
+        assert same(dict(read_weights(tmp_path / "bare.pth")), dict(weights))
     torch.save(weights, tmp_path / "bare.pth")
     with pytest.raises(ConfigError, match="init_from="):
-        checkpoint.read(tmp_path / "bare.pth")
+        read_checkpoint(tmp_path / "bare.pth")
 
 
 def test_init_from_takes_the_weights_of_our_checkpoints(tmp_path: Path) -> None:
     content = content_of()
-    assert same(checkpoint.read_weights(saved(tmp_path, content)), content["model"])
+    assert same(read_weights(saved(tmp_path, content)), content["model"])
 
 
 @pytest.mark.parametrize("other", [{"a": 1}, {}, [torch.zeros(2)], torch.zeros(2), "text"])
 def test_what_is_neither_is_refused_by_both(other: Any, tmp_path: Path) -> None:
     torch.save(other, tmp_path / "other.pt")
-    for read in (checkpoint.read, checkpoint.read_weights):
+    for read in (read_checkpoint, read_weights):
         with pytest.raises(ConfigError, match=r"other\.pt"):
             read(tmp_path / "other.pt")
 
 
-@pytest.mark.parametrize("read", [checkpoint.read, checkpoint.read_weights])
+@pytest.mark.parametrize("read", [read_checkpoint, read_weights])
 def test_a_missing_file_is_named(read: Callable[[Path], Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.pt"):
         read(tmp_path / "absent.pt")
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 1000, b"not a checkpoint", b"PK\x03\x04", b"PK\x05\x06" + bytes(18)])
-@pytest.mark.parametrize("read", [checkpoint.read, checkpoint.read_weights])
+@pytest.mark.parametrize("read", [read_checkpoint, read_weights])
 def test_other_files_are_refused(read: Callable[[Path], Any], data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(data)
     with pytest.raises(ConfigError, match=r"a\.pt"):
@@ -247,30 +249,30 @@ def test_other_files_are_refused(read: Callable[[Path], Any], data: bytes, tmp_p
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        checkpoint.read(tmp_path)
+        read_checkpoint(tmp_path)
 
 
 def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
-    path = saved(tmp_path, content_of(format=checkpoint.FORMAT + 998))
+    path = saved(tmp_path, content_of(format=FORMAT + 998))
     with pytest.raises(ConfigError, match=r"format 999.*reads 1"):
-        checkpoint.read(path)
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused(bad: float, tmp_path: Path) -> None:
     path = saved(tmp_path, content_of(model={"w": torch.tensor([0.0, bad]), "n": torch.tensor(1)}))
     with pytest.raises(ConfigError, match="not finite"):
-        checkpoint.read(path)
+        read_checkpoint(path)
 
 
 def test_a_newer_format_is_told_by_its_number_even_if_it_holds_other_things(tmp_path: Path) -> None:
-    path = saved(tmp_path, {"format": checkpoint.FORMAT + 998, "weights": {}})
+    path = saved(tmp_path, {"format": FORMAT + 998, "weights": {}})
     with pytest.raises(ConfigError, match="format 999"):
-        checkpoint.read(path)
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("wrong", ["absent", "of another type"])
-@pytest.mark.parametrize("key", checkpoint.SCHEMA)
+@pytest.mark.parametrize("key", SCHEMA)
 def test_what_is_absent_or_of_another_type_is_refused_by_its_name(key: str, wrong: str, tmp_path: Path) -> None:
     content = copy.deepcopy(content_of())
     node, _, leaf = key.rpartition(".")
@@ -279,13 +281,13 @@ def test_what_is_absent_or_of_another_type_is_refused_by_its_name(key: str, wron
     if wrong == "of another type":
         parent[leaf] = 1.5
     with pytest.raises(ConfigError, match=f"no checkpoint of this program: it has no {key}"):
-        checkpoint.read(saved(tmp_path, content))
+        read_checkpoint(saved(tmp_path, content))
 
 
 @pytest.mark.parametrize("model", ["text", [torch.zeros(1)], {"w": 5}, {"w": "text"}, {"w": [torch.zeros(1)]}])
 def test_weights_that_are_no_tensors_by_name_are_refused(model: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        checkpoint.read(saved(tmp_path, content_of(model=model)))
+        read_checkpoint(saved(tmp_path, content_of(model=model)))
 
 
 def test_a_tensor_of_petabytes_in_a_small_file_is_refused(tmp_path: Path) -> None:
@@ -293,7 +295,7 @@ def test_a_tensor_of_petabytes_in_a_small_file_is_refused(tmp_path: Path) -> Non
     path = saved(tmp_path, content_of(model={"w": torch.zeros(1).expand(10**15)}))
     assert path.stat().st_size < 20_000
     with pytest.raises(ConfigError):
-        checkpoint.read(path)
+        read_checkpoint(path)
 
 
 def test_damaged_weights_are_refused_by_init_from_too(tmp_path: Path) -> None:
@@ -305,7 +307,7 @@ def test_damaged_weights_are_refused_by_init_from_too(tmp_path: Path) -> None:
     damaged[damaged.find(weights["w"].numpy().tobytes()) + 1001] ^= 64
     path.write_bytes(damaged)
     with pytest.raises(ConfigError):
-        checkpoint.read_weights(path)
+        read_weights(path)
 
 
 def test_compressed_weights_are_refused_by_init_from_too(tmp_path: Path) -> None:
@@ -313,14 +315,14 @@ def test_compressed_weights_are_refused_by_init_from_too(tmp_path: Path) -> None
     torch.save({"w": torch.zeros(1_000_000)}, path)
     deflate(path)
     with pytest.raises(ConfigError):
-        checkpoint.read_weights(path)
+        read_weights(path)
 
 
 def test_weights_that_are_not_finite_are_refused_by_init_from_too(tmp_path: Path) -> None:
     path = tmp_path / "bare.pth"
     torch.save({"w": torch.tensor([1.0, float("nan")])}, path)
     with pytest.raises(ConfigError):
-        checkpoint.read_weights(path)
+        read_weights(path)
 
 
 @pytest.mark.parametrize(
@@ -338,9 +340,9 @@ def test_a_failing_write_leaves_the_old_file_and_no_temporary(
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(ResourceError, match=r"a\.pt could not be written"):
-        checkpoint.write(path, content_of(classes=["other"]))
+        write_checkpoint(path, content_of(classes=["other"]))
     monkeypatch.undo()
-    assert same(checkpoint.read(path), content)
+    assert same(read_checkpoint(path), content)
     assert not temporaries(tmp_path)
 
 
@@ -356,7 +358,7 @@ def test_an_interrupt_in_the_middle_of_a_write_leaves_no_temporary(
 
     monkeypatch.setattr(torch, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write(path, content_of())
+        write_checkpoint(path, content_of())
     assert path.read_bytes() == before
     assert not temporaries(tmp_path)
 
@@ -365,15 +367,15 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import torch
-from trainer.utils import checkpoint
+from trainer.run.checkpoint_files import write_checkpoint
 from trainer.utils.errors import ResourceError
 
 path = Path(sys.argv[1])
-checkpoint.write(path, {"w": torch.zeros(1000)})
+write_checkpoint(path, {"w": torch.zeros(1000)})
 before = path.read_bytes()
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 try:
-    checkpoint.write(path, {"w": torch.zeros(100_000)})
+    write_checkpoint(path, {"w": torch.zeros(100_000)})
 except ResourceError as error:
     print("refused", path.read_bytes() == before, [p.name for p in path.parent.iterdir()])
 """
@@ -395,10 +397,11 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from trainer.utils import checkpoint
+from trainer.run.checkpoint_files import tidy, write_checkpoint
+from trainer.run.safe_load import read_checkpoint
 
 torch.set_num_threads(1)
-path, content = Path(sys.argv[1]), checkpoint.read(Path(sys.argv[2]))
+path, content = Path(sys.argv[1]), read_checkpoint(Path(sys.argv[2]))
 rng, acknowledged, left = random.Random(0), -1, 0
 for _ in range(10):
     read_end, write_end = os.pipe()
@@ -408,7 +411,7 @@ for _ in range(10):
         while True:
             step += 1
             weights = torch.full((300_000,), float(step))
-            checkpoint.write(path, content | {"model": {"w": weights}, "step": step})
+            write_checkpoint(path, content | {"model": {"w": weights}, "step": step})
             os.write(write_end, b"%d\\n" % step)
     os.close(write_end)
     os.read(read_end, 1)  # it writes; the byte belongs to a number that is not needed whole
@@ -417,12 +420,12 @@ for _ in range(10):
     os.waitpid(child, 0)
     lines = os.read(read_end, 1 << 20).decode().split()
     os.close(read_end)
-    content = checkpoint.read(path)
+    content = read_checkpoint(path)
     assert (content["model"]["w"] == content["step"]).all()
     assert content["step"] >= (int(lines[-1]) if len(lines) > 1 else acknowledged + 1), "an acknowledged save is gone"
     acknowledged = content["step"]
     left += len(list(path.parent.glob(".tmp-*")))
-    checkpoint.tidy(path.parent)
+    tidy(path.parent)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 print("readable after every kill;", acknowledged >= 9, left > 0)
 """
@@ -437,15 +440,15 @@ def test_a_file_is_readable_after_every_kill(tmp_path: Path) -> None:
 
 def test_tidy_keeps_the_two_newest_and_the_best_and_sweeps_what_is_half_written(tmp_path: Path) -> None:
     for step in (5, 100, 20, 3):
-        saved(tmp_path, content_of(step=step), checkpoint.path_of_step(tmp_path, step).name)
-    checkpoint.keep_as_best(checkpoint.path_of_step(tmp_path, 3), tmp_path)
+        saved(tmp_path, content_of(step=step), path_of_step(tmp_path, step).name)
+    keep_as_best(path_of_step(tmp_path, 3), tmp_path)
     (tmp_path / ".tmp-0123").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("of the user")
-    checkpoint.tidy(tmp_path)
+    tidy(tmp_path)
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["best.pt", "notes.txt", "step_00000020.pt", "step_00000100.pt"]
-    assert checkpoint.read(tmp_path / "best.pt")["step"] == 3
-    checkpoint.tidy(tmp_path)
+    assert read_checkpoint(tmp_path / "best.pt")["step"] == 3
+    tidy(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
@@ -453,16 +456,16 @@ def test_the_newest_step_is_the_one_with_the_highest_number(tmp_path: Path) -> N
     """Also past the eight digits of the name, where text no longer sorts as the number does."""
     steps = [7, 99_999_999, 100_000_000, 2_000_000_000]
     for step in steps:
-        checkpoint.path_of_step(tmp_path, step).touch()
-    assert checkpoint.steps_in(tmp_path) == [checkpoint.path_of_step(tmp_path, step) for step in steps]
+        path_of_step(tmp_path, step).touch()
+    assert steps_in(tmp_path) == [path_of_step(tmp_path, step) for step in steps]
 
 
 def test_best_moves_from_file_to_file_and_stays_when_named_twice(tmp_path: Path) -> None:
     for step in (1, 2):
-        path = saved(tmp_path, content_of(step=step), checkpoint.path_of_step(tmp_path, step).name)
+        path = saved(tmp_path, content_of(step=step), path_of_step(tmp_path, step).name)
         for _ in range(2):
-            checkpoint.keep_as_best(path, path.parent)
-            assert checkpoint.read(tmp_path / "best.pt")["step"] == step
+            keep_as_best(path, path.parent)
+            assert read_checkpoint(tmp_path / "best.pt")["step"] == step
             assert not temporaries(tmp_path)
 
 
@@ -471,18 +474,18 @@ def test_best_is_a_copy_where_there_are_no_hard_links(tmp_path: Path, monkeypatc
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    path = saved(tmp_path, content_of(step=1), checkpoint.path_of_step(tmp_path, 1).name)
-    checkpoint.keep_as_best(path, path.parent)
+    path = saved(tmp_path, content_of(step=1), path_of_step(tmp_path, 1).name)
+    keep_as_best(path, path.parent)
     path.unlink()
-    assert checkpoint.read(tmp_path / "best.pt")["step"] == 1
+    assert read_checkpoint(tmp_path / "best.pt")["step"] == 1
     assert not temporaries(tmp_path)
 
 
 def test_a_step_file_that_is_written_again_leaves_the_best_alone(tmp_path: Path) -> None:
-    path = saved(tmp_path, content_of(value=1), checkpoint.path_of_step(tmp_path, 1).name)
-    checkpoint.keep_as_best(path, path.parent)
-    checkpoint.write(path, content_of(value=2))
-    assert checkpoint.read(tmp_path / "best.pt")["value"] == 1
+    path = saved(tmp_path, content_of(value=1), path_of_step(tmp_path, 1).name)
+    keep_as_best(path, path.parent)
+    write_checkpoint(path, content_of(value=2))
+    assert read_checkpoint(tmp_path / "best.pt")["value"] == 1
 
 
 def net(hidden: int = 6, outputs: int = 2) -> nn.Sequential:
@@ -493,7 +496,7 @@ def test_a_model_gets_its_weights_and_buffers_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     first, second = net(), net()
     first(torch.randn(5, 4))  # moves the running statistics
-    checkpoint.load_model(second, first.state_dict(), tmp_path)
+    load_model(second, first.state_dict(), tmp_path)
     assert same(dict(first.state_dict()), dict(second.state_dict()))
 
 
@@ -509,14 +512,14 @@ def test_another_models_weights_are_refused_and_change_nothing(other: nn.Module,
     model = net()
     before = copy.deepcopy(dict(model.state_dict()))
     with pytest.raises(ConfigError, match=name):
-        checkpoint.load_model(model, other.state_dict(), tmp_path / "a.pt")
+        load_model(model, other.state_dict(), tmp_path / "a.pt")
     assert same(dict(model.state_dict()), before)
 
 
 def test_a_backbone_comes_in_and_the_head_starts_afresh(tmp_path: Path) -> None:
     trained, model = net(outputs=3), net(outputs=2)
     head = {name: w.clone() for name, w in model[2].state_dict().items()}
-    left = checkpoint.load_backbone(model, trained.state_dict() | {"extra": torch.zeros(1)}, tmp_path)
+    left = load_backbone(model, trained.state_dict() | {"extra": torch.zeros(1)}, tmp_path)
     assert left == ["2.bias", "2.weight"]
     assert same(dict(model[0].state_dict()), dict(trained[0].state_dict()))
     assert same(dict(model[2].state_dict()), head)
@@ -524,7 +527,7 @@ def test_a_backbone_comes_in_and_the_head_starts_afresh(tmp_path: Path) -> None:
 
 def test_a_backbone_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"init_from=.*none of its 2 tensors"):
-        checkpoint.load_backbone(net(), {"a": torch.zeros(1), "0.weight": torch.zeros(1, 1)}, tmp_path)
+        load_backbone(net(), {"a": torch.zeros(1), "0.weight": torch.zeros(1, 1)}, tmp_path)
 
 
 OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
@@ -557,20 +560,20 @@ def test_an_optimizer_goes_on_bit_by_bit(
     model = net().to(dtype)
     optimizer = optimizer_of(model, name, options)
     advance(model, optimizer, range(5))
-    state = checkpoint.optimizer_state(optimizer, model)
+    state = optimizer_state(optimizer, model)
     path = saved(tmp_path, content_of(model=dict(model.state_dict()), optimizer={"name": name, "state": state}))
-    content = checkpoint.read(path)
+    content = read_checkpoint(path)
     assert same(content["optimizer"]["state"], state)
 
     resumed = net().to(dtype)
     again = optimizer_of(resumed, name, options)
-    checkpoint.load_model(resumed, content["model"], path)
-    checkpoint.load_optimizer(again, resumed, content["optimizer"]["state"], path)
-    assert same(checkpoint.optimizer_state(again, resumed), state)
+    load_model(resumed, content["model"], path)
+    load_optimizer(again, resumed, content["optimizer"]["state"], path)
+    assert same(optimizer_state(again, resumed), state)
     advance(model, optimizer, range(5, 10))
     advance(resumed, again, range(5, 10))
     assert same(dict(resumed.state_dict()), dict(model.state_dict()))
-    assert same(checkpoint.optimizer_state(again, resumed), checkpoint.optimizer_state(optimizer, model))
+    assert same(optimizer_state(again, resumed), optimizer_state(optimizer, model))
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIMIZERS)
@@ -590,9 +593,9 @@ def test_without_its_state_an_optimizer_goes_elsewhere(name: str, options: dict[
 def test_optimizer_state_is_by_name_and_whole() -> None:
     model = net()
     optimizer = optimizer_of(model, *OPTIMIZERS[2])
-    assert checkpoint.optimizer_state(optimizer, model) == {name: {} for name, _ in model.named_parameters()}
+    assert optimizer_state(optimizer, model) == {name: {} for name, _ in model.named_parameters()}
     advance(model, optimizer, range(3))
-    state = checkpoint.optimizer_state(optimizer, model)
+    state = optimizer_state(optimizer, model)
     assert set(state) == {name for name, _ in model.named_parameters()}
     assert {frozenset(buffers) for buffers in state.values()} == {frozenset({"step", "exp_avg", "exp_avg_sq"})}
     assert all(int(buffers["step"]) == 3 for buffers in state.values())
@@ -604,7 +607,7 @@ def test_loading_keeps_the_options_that_the_run_asks_for(tmp_path: Path) -> None
     optimizer = optimizer_of(model, *OPTIMIZERS[0])
     advance(model, optimizer, range(2))
     other = optimizer_of(model, "sgd", OPTIMIZERS[0][1] | {"lr": 0.5, "weight_decay": 0.3})
-    checkpoint.load_optimizer(other, model, checkpoint.optimizer_state(optimizer, model), tmp_path)
+    load_optimizer(other, model, optimizer_state(optimizer, model), tmp_path)
     assert (other.param_groups[0]["lr"], other.param_groups[0]["weight_decay"]) == (0.5, 0.3)
 
 
@@ -621,4 +624,4 @@ def test_buffers_that_do_not_fit_are_refused(state: Any, name: str, tmp_path: Pa
     model = net()
     state = {name: {"momentum_buffer": p.clone()} for name, p in model.named_parameters()} | state
     with pytest.raises(ConfigError, match=name):
-        checkpoint.load_optimizer(optimizer_of(model, *OPTIMIZERS[0]), model, state, tmp_path / "a.pt")
+        load_optimizer(optimizer_of(model, *OPTIMIZERS[0]), model, state, tmp_path / "a.pt")

@@ -11,11 +11,13 @@ from conftest import Cli, assert_refused
 from PIL import Image
 from threadpoolctl import threadpool_info
 
-from trainer import compare_impl, device
-from trainer.config import from_dict
-from trainer.ranges import IMPLS
-from trainer.utils import checkpoint
-from trainer.utils.runs import read_metrics
+from trainer.commands import compare_impl
+from trainer.config.freeze import from_dict
+from trainer.config.ranges import IMPLS
+from trainer.run import directory
+from trainer.run.checkpoint_files import steps_in
+from trainer.run.machine import resolve_auto
+from trainer.run.safe_load import read_checkpoint
 
 OTHERS = [impl for impl in IMPLS if impl != "concise"]
 
@@ -26,7 +28,7 @@ def result(name: str) -> dict[str, Any]:
 
 
 def weights(name: str) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = checkpoint.read(checkpoint.steps_in(Path("checkpoints", name))[-1])["model"]
+    found: dict[str, torch.Tensor] = read_checkpoint(steps_in(Path("checkpoints", name))[-1])["model"]
     return found
 
 
@@ -178,20 +180,20 @@ def test_resume_in_another_library_has_to_be_allowed(cli: Cli) -> None:
     assert_refused(cli("resume=a", "epochs=4", "impl=scratch"), "impl")
     outcome = cli("resume=a", "epochs=4", "impl=scratch", "resume_allow=[impl]")
     assert outcome.code == 0, outcome.err
-    assert len(read_metrics(Path("outputs/a"))) == 4
+    assert len(directory.read_metrics(Path("outputs/a"))) == 4
 
 
 def test_numpy_stays_on_the_cpu_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     choices = {"data": "synthetic", "model": "linreg", "loss": "mse", "optimizer": "sgd", "schedule": "constant"}
     config = from_dict({"choices": choices | {"device": "auto"}, "impl": "numpy"})
-    assert device.settle(config)[1].device.type == "cpu"
+    assert resolve_auto(config)[1].device.type == "cpu"
 
 
 def test_what_is_not_concise_computes_in_fp32_and_in_its_own_layout() -> None:
     choices = {"data": "cifar10", "model": "resnet34", "loss": "cross_entropy", "optimizer": "sgd"}
     choices |= {"schedule": "constant", "device": "cpu"}
-    settled, machine = device.settle(from_dict({"choices": choices, "impl": "scratch"}))
+    settled, machine = resolve_auto(from_dict({"choices": choices, "impl": "scratch"}))
     assert (settled.device["precision"], settled.device["channels_last"]) == ("fp32", False)
     assert (machine.autocast_to, machine.channels_last) == (None, False)
 
@@ -199,7 +201,7 @@ def test_what_is_not_concise_computes_in_fp32_and_in_its_own_layout() -> None:
 def test_the_two_layer_network_is_an_experiment(cli: Cli) -> None:
     outcome = cli("experiment=two_layer", "impl=numpy", "epochs=20", "name=a", "plots=false")
     assert outcome.code == 0, outcome.err
-    losses = [row["train_loss"] for row in read_metrics(Path("outputs/a"))]
+    losses = [row["train_loss"] for row in directory.read_metrics(Path("outputs/a"))]
     assert losses[0] > 1e5  # ||y_hat - y||^2 per row, with weights from N(0, 1)
     assert losses[-1] < losses[0] / 50
     assert {name: tuple(w.shape) for name, w in weights("a").items()} == {
@@ -235,7 +237,7 @@ def test_compare_impl_trains_what_train_trains(cli: Cli, tiny_mnist: Path) -> No
     found = json.loads(Path("outputs/compare-impl-mnist-mlp/comparison.json").read_text())
     assert max(row["largest_difference"] for row in found["libraries"]) <= 1e-12
     assert cli(*words, "name=alone", "impl=scratch").code == 0
-    last = read_metrics(Path("outputs/alone"))[-1]
+    last = directory.read_metrics(Path("outputs/alone"))[-1]
     scratch = next(row for row in found["libraries"] if row["impl"] == "scratch")
     assert scratch["final_loss"] == pytest.approx(last["train_loss"], rel=1e-12)
 

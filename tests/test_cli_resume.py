@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Cli, start, wait_for, write_class_folders
 
-from trainer.utils import checkpoint
+from trainer.run.checkpoint_files import steps_in
 
 PLAIN = ("plots=false", "device.num_threads=1")
 TIMES = ("seconds", "samples_per_second")
@@ -378,7 +378,7 @@ def test_row_10_a_damaged_file_that_is_named_is_refused_and_no_other_taken(
         assert outcome.code == 2
         assert newest.name in outcome.err
         assert newest.read_bytes() == damaged
-    assert len(checkpoint.steps_in(newest.parent)) == 2
+    assert len(steps_in(newest.parent)) == 2
 
 
 def test_other_data_is_refused_on_resume(cli: Cli, tmp_path: Path, signal_at: Callable[..., None]) -> None:

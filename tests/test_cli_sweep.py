@@ -20,10 +20,13 @@ import torch
 from conftest import ROOT, Cli, assert_refused, start, torchrun_command, wait_for
 from PIL import Image
 
-from trainer import data, sweep
-from trainer.config import from_dict, settle
-from trainer.utils.board import Board, chosen
-from trainer.utils.recorder import Recorder
+from trainer import data
+from trainer.config.freeze import from_dict
+from trainer.config.options import group_choices
+from trainer.run.recorder import Recorder
+from trainer.sweep.board import Board, chosen
+from trainer.sweep.job import Job
+from trainer.sweep.runner import on_a_gpu
 from trainer.utils.screen import shown
 
 QUICK = ("plots=false", "epochs=2")
@@ -274,21 +277,23 @@ def test_torchrun_trains_each_run_of_a_sweep_with_all_its_processes(tmp_path: Pa
 
 def test_jobs_on_gpus_never_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    config = from_dict({"choices": settle({})})
-    job = sweep.Job(0, {}, config)
-    with sweep.on_a_gpu(job, tmp_path) as first:
+    config = from_dict({"choices": group_choices({})})
+    job = Job(0, {}, config)
+    with on_a_gpu(job, tmp_path) as first:
         assert first.config is not None
         assert (first.config.device.name, first.config.device["index"]) == ("cuda", 0)
         code = (
-            "import sys, torch; from pathlib import Path; from trainer import sweep; from trainer.config import *;"
-            "torch.cuda.device_count = lambda: 2; config = from_dict({'choices': settle({})});"
-            f"held = sweep.on_a_gpu(sweep.Job(1, {{}}, config), Path({str(tmp_path)!r}));"
+            "import sys, torch; from pathlib import Path; from trainer.sweep.job import Job;"
+            "from trainer.sweep.runner import on_a_gpu; from trainer.config.freeze import from_dict;"
+            "from trainer.config.options import group_choices;"
+            "torch.cuda.device_count = lambda: 2; config = from_dict({'choices': group_choices({})});"
+            f"held = on_a_gpu(Job(1, {{}}, config), Path({str(tmp_path)!r}));"
             "print(held.__enter__().config.device['index'])"
         )
         other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert other.stdout.strip() == "1", other.stderr
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with sweep.on_a_gpu(job, tmp_path) as refused:
+    with on_a_gpu(job, tmp_path) as refused:
         assert "no CUDA GPU is visible" in str(refused.error)
 
 

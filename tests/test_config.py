@@ -17,27 +17,25 @@ from conftest import Cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer import commands
 from trainer.build import LOSSES, OPTIMIZERS
-from trainer.config import (
-    BUILT,
+from trainer.commands import train
+from trainer.config.freeze import from_dict
+from trainer.config.options import (
     CONFIGS,
-    GROUPS,
-    Config,
-    check,
+    check_value,
     choices_of,
     defaults_of,
     flatten,
-    from_dict,
+    group_choices,
     load_yaml,
     run_settings,
-    settle,
 )
+from trainer.config.ranges import RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF
+from trainer.config.schema import BUILT, GROUPS, Config
 from trainer.data import DATASETS
 from trainer.models import MODELS
-from trainer.ranges import RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF
+from trainer.run.machine import set_up
 from trainer.schedules import SCHEDULES
-from trainer.utils import runtime
 from trainer.utils.errors import ConfigError
 
 TABLES = {"data": DATASETS, "model": MODELS, "loss": LOSSES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
@@ -75,7 +73,7 @@ def plain(nodes: dict[str, Any] | None = None, **choices: str) -> dict[str, Any]
 
 @cache
 def settled_for(data: str) -> dict[str, str]:
-    return settle({"data": data})
+    return group_choices({"data": data})
 
 
 @pytest.fixture
@@ -87,7 +85,7 @@ def composed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Co
         found.append(config)
         return 0.0
 
-    monkeypatch.setattr(commands, "train", note)
+    monkeypatch.setattr(train, "train", note)
 
     def run(*words: str) -> list[Config]:
         found.clear()
@@ -164,7 +162,7 @@ def test_options_of_a_data_set_are_its_keywords_and_the_common_ones(name: str) -
 @pytest.mark.parametrize("name", choices_of("device"))
 def test_options_of_a_device_are_keywords_of_set_up(name: str) -> None:
     not_for_it = set() if name == "cuda" else {"index"}
-    assert set(options_of("device", name)) == keywords(runtime.set_up) - not_for_it
+    assert set(options_of("device", name)) == keywords(set_up) - not_for_it
 
 
 def test_config_fields_are_the_settings_of_config_yaml() -> None:
@@ -200,7 +198,7 @@ def test_every_option_line_carries_a_comment() -> None:
 
 def test_every_default_keeps_its_own_rule() -> None:
     for key, default in every_setting():
-        assert check(key, default, default) == default, key
+        assert check_value(key, default, default) == default, key
 
 
 def is_number(value: Any) -> bool:
@@ -227,7 +225,7 @@ def test_every_recipe_and_experiment_keeps_the_rules() -> None:
         assert values, path
         for key, value in values.items():
             assert key in known, f"{path}: {key}"
-            check(key, value, known[key])
+            check_value(key, value, known[key])
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "recipe").rglob("*.yaml")), ids=lambda path: path.stem)
@@ -242,7 +240,7 @@ def test_a_recipe_is_named_after_choices_and_sets_their_options_only(path: Path)
         allowed = {group}
     loaded = load_yaml(path)
     assert set(loaded) <= allowed
-    own = settle({"data": data, "model": model} | ({group: choice} if group != "recipe" else {}))
+    own = group_choices({"data": data, "model": model} | ({group: choice} if group != "recipe" else {}))
     assert set(flatten(loaded)) <= set(defaults_of(own))
 
 
@@ -339,11 +337,11 @@ def test_a_saved_config_is_refused(nodes: dict[str, Any], message: str) -> None:
         {"data": "synthetic"},
         dict.fromkeys(GROUPS, 3),
         {group: ["mlp"] for group in GROUPS},
-        settle({}) | {"callbacks": "all"},
-        settle({}) | {"model": "lenet5"},
-        settle({}) | {"model": "../model/mlp"},
-        settle({}) | {"optimizer": "os.system"},
-        settle({}) | {"loss": ""},
+        group_choices({}) | {"callbacks": "all"},
+        group_choices({}) | {"model": "lenet5"},
+        group_choices({}) | {"model": "../model/mlp"},
+        group_choices({}) | {"optimizer": "os.system"},
+        group_choices({}) | {"loss": ""},
     ],
     ids=str,
 )
@@ -519,7 +517,7 @@ def test_no_bad_value_gets_past_check(draw: st.DataObject) -> None:
     key, default = draw.draw(st.sampled_from(every_setting()))
     value = draw.draw(bad_values(key, default))
     with pytest.raises(ConfigError) as refusal:
-        check(key, value, default)
+        check_value(key, value, default)
     assert str(refusal.value).startswith(f"{key}=")
     assert "Allowed: " in str(refusal.value)
 
@@ -527,7 +525,7 @@ def test_no_bad_value_gets_past_check(draw: st.DataObject) -> None:
 @pytest.mark.parametrize("key", ["seed", "optimizer.lr"])
 def test_a_whole_number_beyond_every_float_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key}=1000"):
-        check(key, 10**400, dict(every_setting())[key])
+        check_value(key, 10**400, dict(every_setting())[key])
 
 
 def test_the_fuzz_knows_the_bound_of_nearly_every_number() -> None:
@@ -639,7 +637,7 @@ def test_pairs_compose_in_a_multirun_or_fail_as_one_job(cli: Cli, monkeypatch: p
         found.append((config.data.name, config.model.name))
         return 0.0
 
-    monkeypatch.setattr(commands, "train", note)
+    monkeypatch.setattr(train, "train", note)
     outcome = cli("-m", "data=synthetic,mnist", f"model={','.join(choices_of('model'))}", "name=a")
     assert outcome.code == 1
     assert sorted(found) == sorted(pair for pair in FITTING if pair[0] in ("synthetic", "mnist"))

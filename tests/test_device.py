@@ -10,12 +10,17 @@ import torch
 from conftest import Cli, assert_refused
 from torch import nn
 
-from trainer import build, device, engine, state
-from trainer.config import Config, from_dict
+from trainer import build, engine
+from trainer.build import OPTIMIZERS
+from trainer.config.freeze import from_dict
+from trainer.config.schema import Config
 from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Split, Splits
 from trainer.models import MODELS
-from trainer.utils import runtime
+from trainer.run import machine
+from trainer.run.machine import Machine, fastest, mkldnn, onednn_is_exact, resolve_auto, set_up
+from trainer.run.parts import place
+from trainer.totals import Totals
 from trainer.utils.errors import ConfigError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -28,7 +33,7 @@ XEON = ("Intel(R) Xeon(R)", {"avx512_f", "avx512_bf16", "amx_bf16"})
 @pytest.fixture(autouse=True)
 def machine_put_back() -> Iterator[None]:
     yield
-    runtime.set_up("cpu")
+    set_up("cpu")
 
 
 def config_of(data: str, model: str, typed: tuple[str, ...] = (), /, **values: Any) -> Config:
@@ -56,10 +61,10 @@ def config_of(data: str, model: str, typed: tuple[str, ...] = (), /, **values: A
 def test_the_rule_for_a_cpu(
     data: str, model: str, cpu: tuple[str, set[str]], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "cpu_name", lambda: cpu[0])
-    monkeypatch.setattr(runtime, "cpu_can", lambda name: name in cpu[1])
-    monkeypatch.setattr(runtime, "onednn_is_exact", lambda: True)
-    assert device.rule(config_of(data, model), CPU) == PLAIN | expected
+    monkeypatch.setattr(machine, "cpu_name", lambda: cpu[0])
+    monkeypatch.setattr(machine, "cpu_can", lambda name: name in cpu[1])
+    monkeypatch.setattr(machine, "onednn_is_exact", lambda: True)
+    assert fastest(config_of(data, model), CPU) == PLAIN | expected
 
 
 @pytest.mark.parametrize(
@@ -68,7 +73,7 @@ def test_the_rule_for_a_cpu(
 )
 def test_the_layout_of_a_resnet_goes_by_its_stem(stem: str, size: int, channels_last: bool) -> None:
     config = config_of("folder", "resnet18", data={"size": size, "root": "photos"}, model={"stem": stem})
-    assert device.rule(config, CPU)["channels_last"] is channels_last
+    assert fastest(config, CPU)["channels_last"] is channels_last
 
 
 @pytest.mark.parametrize(
@@ -84,11 +89,11 @@ def test_the_rule_for_a_gpu(
     model: str, capability: tuple[int, int], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert device.rule(config_of("cifar10", model), GPU) == expected
+    assert fastest(config_of("cifar10", model), GPU) == expected
 
 
 def test_what_is_typed_wins_over_the_rule() -> None:
-    config, machine = device.settle(
+    config, machine = resolve_auto(
         config_of("cifar10", "resnet18", device={"precision": "fp32", "channels_last": False})
     )
     assert (config.device["precision"], config.device["channels_last"]) == ("fp32", False)
@@ -97,15 +102,15 @@ def test_what_is_typed_wins_over_the_rule() -> None:
 
 def test_nothing_is_auto_afterwards_and_settling_again_changes_nothing() -> None:
     for model in ("softmax", "mlp", "lenet", "resnet18"):
-        config, machine = device.settle(config_of("fashion_mnist", model))
+        config, machine = resolve_auto(config_of("fashion_mnist", model))
         assert "auto" not in config.device.options.values()
-        assert device.settle(config) == (config, machine)
+        assert resolve_auto(config) == (config, machine)
 
 
 def test_products_through_onednn_have_the_accuracy_of_float32() -> None:
-    if not runtime.onednn_is_exact():
+    if not onednn_is_exact():
         pytest.skip("oneDNN rounds products on this CPU, so it is never used")
-    assert runtime.set_up("cpu", matmul="onednn").matmul == "onednn"
+    assert set_up("cpu", matmul="onednn").matmul == "onednn"
     a, b = torch.randn(256, 784, dtype=torch.float64), torch.randn(784, 256, dtype=torch.float64)
     error = (a.float() @ b.float()).double() - a @ b
     bound = 784 * 2**-24 * (a.abs() @ b.abs())  # of a sum of 784 products in float32, in any order
@@ -120,18 +125,18 @@ def rounding_product(self: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def test_a_cpu_whose_onednn_rounds_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounding_product)
-    assert not runtime.onednn_is_exact()
-    assert runtime.set_up("cpu", matmul="onednn").matmul == "torch"
+    assert not onednn_is_exact()
+    assert set_up("cpu", matmul="onednn").matmul == "torch"
     with pytest.raises(ConfigError, match=r"device.matmul=onednn would round on this CPU. Allowed: auto, torch"):
-        device.settle(config_of("fashion_mnist", "mlp", ("device.matmul",), device={"matmul": "onednn"}))
-    config, machine = device.settle(config_of("fashion_mnist", "mlp", device={"matmul": "onednn"}))  # saved elsewhere
+        resolve_auto(config_of("fashion_mnist", "mlp", ("device.matmul",), device={"matmul": "onednn"}))
+    config, machine = resolve_auto(config_of("fashion_mnist", "mlp", device={"matmul": "onednn"}))  # saved elsewhere
     assert (config.device["matmul"], machine.matmul) == ("onednn", "torch")
 
 
 def test_the_switch_is_off_again_for_the_next_run_of_a_sweep() -> None:
-    runtime.set_up("cpu", matmul="onednn")
-    runtime.set_up("cpu")
-    assert runtime.mkldnn.matmul.fp32_precision == "none"
+    set_up("cpu", matmul="onednn")
+    set_up("cpu")
+    assert mkldnn.matmul.fp32_precision == "none"
 
 
 def test_the_choice_is_said_stored_and_kept(cli: Cli, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +145,7 @@ def test_the_choice_is_said_stored_and_kept(cli: Cli, tiny_mnist: Path, monkeypa
     assert "channels_last=true matmul=torch (auto: precision, channels_last, matmul)" in first.out
     saved = json.loads(Path("outputs/a/config.json").read_text())["config"]["device"]
     assert saved["channels_last"] is True
-    monkeypatch.setattr(device, "rule", lambda *_: PLAIN)
+    monkeypatch.setattr(machine, "fastest", lambda *_: PLAIN)
     second = cli("resume=a", "epochs=2")
     assert second.code == 0
     assert "precision=fp32 channels_last=true matmul=torch\n" in second.out
@@ -166,7 +171,7 @@ def test_a_step_reads_nothing_from_the_device() -> None:
     with meta:
         model = MODELS["resnet18"](nn, (3, 32, 32), 10).to(memory_format=torch.channels_last)
     batches = Batches(splits, pictures, Placement(meta), batch_size=128, seed=0, augment="crop_flip")
-    totals = engine.Totals(meta)
+    totals = Totals(meta)
     steps = engine.train_epoch(
         model,
         lambda y_hat, y: build.cross_entropy(y_hat, y, label_smoothing=0.1),
@@ -175,7 +180,7 @@ def test_a_step_reads_nothing_from_the_device() -> None:
         lr_at=lambda step: 0.1,
         step=0,
         totals=totals,
-        autocast=runtime.Machine(meta).autocast,
+        autocast=Machine(meta).autocast,
         clip_norm=1.0,
     )
     assert list(steps) == [1, 2, 3]
@@ -191,9 +196,9 @@ def test_no_step_waits_for_a_gpu() -> None:
     moments = {"mean": (0.5,), "std": (0.2,), "classes": tuple("0123456789"), "task": "classification"}
     splits = Splits(pictures, pictures, pictures, in_shape=(1, 28, 28), num_outputs=10, sha256="", **moments)
     batches = Batches(splits, pictures, Placement(GPU), batch_size=5, seed=0, augment="shift")
-    totals = engine.Totals(GPU)
-    optimizer = build.OPTIMIZERS["sgd"](model.parameters(), lr=0.1)
-    options: dict[str, Any] = {"lr_at": lambda step: 0.1, "autocast": runtime.Machine(GPU).autocast}
+    totals = Totals(GPU)
+    optimizer = OPTIMIZERS["sgd"](model.parameters(), lr=0.1)
+    options: dict[str, Any] = {"lr_at": lambda step: 0.1, "autocast": Machine(GPU).autocast}
     epoch = batches.epoch(1)
     try:
         for step in engine.train_epoch(
@@ -208,8 +213,8 @@ def test_no_step_waits_for_a_gpu() -> None:
 
 
 def test_channels_last_is_the_layout_of_the_weights_and_of_what_comes_between() -> None:
-    machine = runtime.Machine(CPU, channels_last=True)
-    model = state.place(MODELS["lenet"](nn, (3, 32, 32), 10), machine)
+    machine = Machine(CPU, channels_last=True)
+    model = place(MODELS["lenet"](nn, (3, 32, 32), 10), machine)
     assert model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     seen = []
     model.conv2.register_forward_hook(lambda _module, inputs, output: seen.extend([*inputs, output]))
@@ -218,7 +223,7 @@ def test_channels_last_is_the_layout_of_the_weights_and_of_what_comes_between() 
 
 
 def test_a_reading_stays_as_it_was_taken() -> None:
-    totals = engine.Totals(CPU)
+    totals = Totals(CPU)
     totals.add(torch.tensor(2.0), torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
     reading = totals.reading(7, 0.5)
     totals.add(torch.tensor(9.0), torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))

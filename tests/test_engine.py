@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.engine import HELD_AT_ONCE, Evaluation, Totals, evaluate, predict, train_epoch
+from trainer import engine
+from trainer.engine import Evaluation
+from trainer.totals import HELD_AT_ONCE, Totals
 
 CPU = torch.device("cpu")
 
@@ -63,7 +65,7 @@ def run(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Any, **chan
     options: dict[str, Any] = {"lr_at": lambda step: 0.1, "step": 0, "totals": totals()}
     options |= {"autocast": contextlib.nullcontext} | changes
     loss_fn = options.pop("loss_fn", half_mse)
-    return train_epoch(model, loss_fn, optimizer, batches, **options)
+    return engine.train_epoch(model, loss_fn, optimizer, batches, **options)
 
 
 def test_training_is_sgd_with_the_closed_form_gradient_of_linear_regression() -> None:
@@ -160,8 +162,8 @@ def test_autocast_is_entered_anew_for_each_forward_pass_and_left_before_backward
     list(run(model, torch.optim.SGD(model.parameters()), regression_batches((2, 2)), autocast=autocast))
     assert log == ["in", "out", "backward"] * 2
     log.clear()
-    evaluate(model, half_mse, regression_batches((2, 2)), totals(), autocast)
-    predict(model, [x for x, _ in regression_batches((2,))], autocast)
+    engine.evaluate(model, half_mse, regression_batches((2, 2)), totals(), autocast)
+    engine.predict(model, [x for x, _ in regression_batches((2,))], autocast)
     assert log == ["in", "out"] * 3
 
 
@@ -213,7 +215,7 @@ def test_one_loss_that_is_not_finite_shows_in_the_mean(bad: float) -> None:
 
 
 def measured(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Evaluation:
-    return evaluate(net, F.cross_entropy, batches, totals(), contextlib.nullcontext)
+    return engine.evaluate(net, F.cross_entropy, batches, totals(), contextlib.nullcontext)
 
 
 def test_evaluation_equals_the_direct_computation_in_eval_mode() -> None:
@@ -235,7 +237,7 @@ def test_evaluation_changes_no_weight_buffer_gradient_or_generator() -> None:
     inputs = [(x.clone(), y.clone()) for x, y in batches]
     state = torch.get_rng_state()
     measured(net, batches)
-    predict(net, [x for x, _ in batches], contextlib.nullcontext)
+    engine.predict(net, [x for x, _ in batches], contextlib.nullcontext)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert torch.equal(net.head.weight.grad, torch.ones_like(net.head.weight))
@@ -262,7 +264,7 @@ def test_evaluation_between_two_steps_does_not_change_training() -> None:
 def test_regression_has_no_accuracy() -> None:
     model = nn.Linear(3, 1, dtype=torch.float64)
     batches = regression_batches()
-    got = evaluate(model, half_mse, batches, totals(), contextlib.nullcontext)
+    got = engine.evaluate(model, half_mse, batches, totals(), contextlib.nullcontext)
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
     error = x @ model.weight.detach()[0] + model.bias.detach() - y[:, 0]
     assert got.accuracy is None
@@ -271,13 +273,13 @@ def test_regression_has_no_accuracy() -> None:
 
 def test_predictions_are_the_outputs_of_evaluation() -> None:
     net, batches = Net().train(), picture_batches()
-    got = predict(net, [x for x, _ in batches], contextlib.nullcontext)
+    got = engine.predict(net, [x for x, _ in batches], contextlib.nullcontext)
     assert torch.equal(got, measured(net, batches).outputs)
     assert not got.requires_grad
 
 
 def test_predicting_nothing_gives_nothing() -> None:
-    assert predict(Net(), [], contextlib.nullcontext).shape == (0,)
+    assert engine.predict(Net(), [], contextlib.nullcontext).shape == (0,)
 
 
 @pytest.mark.parametrize("looks", [(), (1, 31, 32, 33, 69)])

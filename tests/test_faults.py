@@ -11,8 +11,9 @@ import pytest
 import torch
 from conftest import Cli
 
-from trainer import engine, training
-from trainer.utils.runs import read_metrics
+from trainer import engine
+from trainer.run import directory, epochs
+from trainer.run.epochs import Session, save_checkpoint
 
 TESTS = Path(__file__).parent
 NUM_ROWS = 46
@@ -75,7 +76,7 @@ def test_checkpoints_cost_next_to_nothing(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Medians over epochs at the default interval, with the disk's fsync in them: the machine is to be quiet."""
-    original, said = training.save, ""
+    original, said = save_checkpoint, ""
     for name, words in {
         "linreg": ("epochs=30",),
         "softmax": ("model=softmax", "data=fashion_mnist", "epochs=10"),
@@ -84,15 +85,15 @@ def test_checkpoints_cost_next_to_nothing(
     }.items():
         seconds: list[float] = []
 
-        def save(s: training.Session, seconds: list[float] = seconds) -> None:
+        def save(s: Session, seconds: list[float] = seconds) -> None:
             began = time.perf_counter()
             original(s)
             seconds.append(time.perf_counter() - began)
 
-        monkeypatch.setattr(training, "save", save)
+        monkeypatch.setattr(epochs, "save_checkpoint", save)
         assert cli(*words, "plots=false", f"name={name}", f"paths.data={REAL_DATA}").code == 0
         cost = statistics.median(seconds)
-        epoch = statistics.median(row["seconds"] for row in read_metrics(Path("outputs", name)))
+        epoch = statistics.median(row["seconds"] for row in directory.read_metrics(Path("outputs", name)))
         said += f"\n{name}: a save takes {cost * 1e3:.1f} ms, an epoch {epoch:.2f} s ({cost / epoch:.2%})"
         assert cost < max(0.006, epoch / 100), said
     with capfd.disabled():

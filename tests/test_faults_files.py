@@ -33,7 +33,7 @@ from torch import Tensor
 import main
 from trainer import data
 from trainer.data import vision
-from trainer.utils import runtime
+from trainer.run.machine import TORCH_THREADS
 
 FOLDER = ("data=folder", "data.root=pictures", "data.size=8", "data.channels=1", "data.augment=none")
 SHORT = ("model=mlp", "model.num_hiddens=[8]", "schedule=constant", "batch_size=10", "plots=false", "device=cpu")
@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for words in ((*SGD, "name=a"), ("optimizer=adamw", "ema_decay=0.5", "name=b")):
             patch.setattr(sys, "argv", ["main.py", *FOLDER, *SHORT, *words, "epochs=2"])
             assert main.main() == 0
-    torch.set_num_threads(runtime.TORCH_THREADS)
+    torch.set_num_threads(TORCH_THREADS)
     return folder
 
 

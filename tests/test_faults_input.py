@@ -34,10 +34,11 @@ from PIL import Image
 
 import main
 from trainer import data
-from trainer.config import CONFIGS, GROUPS, flatten, load_yaml, settle
+from trainer.config.options import CONFIGS, flatten, group_choices, load_yaml
+from trainer.config.ranges import RANGES, Either, Normalize, OneOf, Range
+from trainer.config.schema import GROUPS
 from trainer.data import files
-from trainer.ranges import RANGES, Either, Normalize, OneOf, Range
-from trainer.utils import runtime
+from trainer.run.machine import TORCH_THREADS
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -130,7 +131,7 @@ def settings_of(choices: dict[str, str]) -> dict[str, Any]:
 
 
 WORLDS: list[tuple[tuple[str, ...], dict[str, Any]]] = [  # words, and the settings that there are then
-    (words, settings_of(settle(dict(word.split("=") for word in words))))
+    (words, settings_of(group_choices(dict(word.split("=") for word in words))))
     for words in (
         (),
         ("model=mlp", "optimizer=adam", "loss=huber"),
@@ -447,7 +448,7 @@ def labeller(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["main.py", *words])
         assert main.main() == 0
-    torch.set_num_threads(runtime.TORCH_THREADS)
+    torch.set_num_threads(TORCH_THREADS)
     return folder
 
 

@@ -37,7 +37,8 @@ from interrupted import (
     unreadable_files,
 )
 
-from trainer.utils import checkpoint
+from trainer.run.checkpoint_files import path_of_step, step_of, steps_in, write_checkpoint
+from trainer.run.safe_load import read_checkpoint
 from trainer.utils.errors import ConfigError
 
 pytestmark = pytest.mark.timeout(1800)  # every wait has its own, shorter limit
@@ -184,10 +185,10 @@ def test_the_digest_sees_a_single_bit(server: Server, fresh: Callable[[], Path])
     folder = fresh()
     assert server.run((*SHORT, *PLAIN), folder).code == 0
     before = final_digest(folder)
-    path = checkpoint.steps_in(folder / CHECKPOINTS)[-1]
-    content = checkpoint.read(path)
+    path = steps_in(folder / CHECKPOINTS)[-1]
+    content = read_checkpoint(path)
     next(iter(content["model"].values())).view(torch.int32).view(-1)[3] ^= 1
-    checkpoint.write(path, content)
+    write_checkpoint(path, content)
     after = final_digest(folder)
     assert {key for key in before if before[key] != after[key]} == {"step.model"}
 
@@ -249,7 +250,7 @@ def test_row_01_kill_9_of_the_process_that_a_user_starts(
 
 def newest_name(folder: Path) -> int:
     """The number in the newest file's name, without reading it."""
-    return max(map(checkpoint.step_of, checkpoint.steps_in(folder / CHECKPOINTS)), default=0)
+    return max(map(step_of, steps_in(folder / CHECKPOINTS)), default=0)
 
 
 MANY = {"mlp": 40, "mlp_adamw": 40, "lenet": 40, "lenet_adamw": 40, "streamed": 30, "resnet": 20}
@@ -320,7 +321,7 @@ def kill_savers(server: Server, folder: Path, num_kills: int, rng: random.Random
         numbers = [number_in(path) for path in files]
         by_name = {path.name: found for path, found in zip(files, numbers, strict=True)}
         if atomic:
-            newest = by_name.get(checkpoint.path_of_step(folder, number).name)
+            newest = by_name.get(path_of_step(folder, number).name)
             best = by_name.get("best.pt")
             lost += newest != number or None in numbers or best is None or best < number - 1
         else:
@@ -332,7 +333,7 @@ def kill_savers(server: Server, folder: Path, num_kills: int, rng: random.Random
 def number_in(path: Path) -> int | None:
     """Which save a file holds; None where it cannot be read, or does not hold one save's numbers."""
     try:
-        content = checkpoint.read(path)
+        content = read_checkpoint(path)
     except ConfigError:
         return None
     number = content["progress"]["step"]
@@ -594,11 +595,11 @@ def stop_randomly(
 def seconds_of_a_save(server: Server, folder: Path, words: tuple[str, ...]) -> float:
     """The slowest of ten writes of this run's checkpoint."""
     assert server.run((*words, *PLAIN), folder).code == 0
-    content = checkpoint.read(checkpoint.steps_in(folder / CHECKPOINTS)[-1])
+    content = read_checkpoint(steps_in(folder / CHECKPOINTS)[-1])
     slowest = 0.0
     for _ in range(10):
         began = time.monotonic()
-        checkpoint.write(folder / "again.pt", content)
+        write_checkpoint(folder / "again.pt", content)
         slowest = max(slowest, time.monotonic() - began)
     return slowest
 
@@ -850,11 +851,11 @@ def check_every_point(
     points = points[::stride]
     for number, point in enumerate(points):
         (point / "pictures").symlink_to(pictures)
-        file = checkpoint.steps_in(point / CHECKPOINTS)[-1].relative_to(point)
+        file = steps_in(point / CHECKPOINTS)[-1].relative_to(point)
         how = "resume=auto" if number % 2 else f"resume={file}"
         again = server.run((*words, *PLAIN, "save.every_steps=0", how), point, ["watch_steps"])
         assert again.code == 0, again.output
-        first = checkpoint.step_of(file) + 1
+        first = step_of(file) + 1
         assert again.steps == list(range(first, truth.num_steps + 1))
         assert final_digest(point) == truth.digest, (file, words)
         shutil.rmtree(point)

@@ -21,12 +21,18 @@ import pytest
 import torch
 from conftest import ROOT, Cli, start, torchrun_command, wait_for, write_class_folders
 
-from trainer import build, check_resume, commands, config, state, training
+from trainer.build import LOSSES
+from trainer.commands import train
+from trainer.commands.check_resume import differences_between
+from trainer.config.freeze import from_dict
 from trainer.data.pictures import PictureError
-from trainer.utils import checkpoint
+from trainer.run import checkpoint, checkpoint_files, directory, epochs, failures, resume
+from trainer.run.environment import rounding
+from trainer.run.epochs import MAX_FAILED_SAVES
+from trainer.run.parts import Parts
+from trainer.run.recorder import Recorder
+from trainer.run.safe_load import read_checkpoint
 from trainer.utils.errors import DamagedError, ResourceError, WorkerError
-from trainer.utils.recorder import Recorder
-from trainer.utils.runs import read_metrics
 
 PLAIN = ("plots=false", "device.num_threads=1")
 LINE = (*PLAIN, "data.num_examples=100", "epochs=4", "record.every_steps=1")  # 9 steps an epoch
@@ -38,8 +44,8 @@ SignalAt = Callable[..., None]
 
 def left(name: str) -> dict[str, Any]:
     """The newest checkpoint of a run, and its metrics."""
-    content = checkpoint.read(checkpoint.steps_in(Path("checkpoints", name))[-1])
-    return content | {"metrics": read_metrics(Path("outputs", name))}
+    content = read_checkpoint(checkpoint_files.steps_in(Path("checkpoints", name))[-1])
+    return content | {"metrics": directory.read_metrics(Path("outputs", name))}
 
 
 def best_of(name: str) -> dict[str, Any]:
@@ -50,8 +56,8 @@ def best_of(name: str) -> dict[str, Any]:
 
 
 def assert_same(a: str, b: str) -> None:
-    assert list(check_resume.compare(left(a), left(b))) == []
-    best = [checkpoint.read(Path("checkpoints", name, "best.pt")) for name in (a, b)]
+    assert list(differences_between(left(a), left(b))) == []
+    best = [read_checkpoint(Path("checkpoints", name, "best.pt")) for name in (a, b)]
     assert best[0]["progress"]["step"] == best[1]["progress"]["step"]
     results = [json.loads(Path("outputs", name, "result.json").read_text()) for name in (a, b)]
     assert results[0] | {"run": "", "seconds": 0} == results[1] | {"run": "", "seconds": 0}
@@ -86,14 +92,14 @@ def test_row_07_a_disk_that_is_full_for_a_while_costs_only_those_saves(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli(*LINE, "name=straight").code == 0
-    pack, usage, saves = state.pack, shutil.disk_usage("/"), [0]
+    pack, usage, saves = checkpoint.pack, shutil.disk_usage("/"), [0]
 
     def count(*args: Any) -> Any:
         saves[0] += 1
         return pack(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(state, "pack", count)
+        patch.setattr(epochs, "pack", count)
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0 if saves[0] in (2, 3) else 10**12))
         outcome = cli(*LINE, "name=full")
     assert outcome.code == 0, outcome.err
@@ -130,15 +136,15 @@ def test_row_07_a_best_epoch_that_could_not_be_kept_is_said_and_not_claimed(
 ) -> None:
     assert cli(*UPS_AND_DOWNS, "name=straight").code == 0
     best = best_of("straight")
-    original = checkpoint.keep_as_best
+    original = checkpoint_files.keep_as_best
 
     def keep_as_best(step_file: Path, folder: Path) -> None:
-        if checkpoint.step_of(step_file) == best["step"]:
+        if checkpoint_files.step_of(step_file) == best["step"]:
             raise ResourceError("there is no room for it.")
         original(step_file, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "keep_as_best", keep_as_best)
+        patch.setattr(epochs, "keep_as_best", keep_as_best)
         outcome = cli(*UPS_AND_DOWNS, "name=full")
     assert outcome.code == 0, outcome.err
     assert f"the file of epoch {best['epoch']} is gone" in outcome.out
@@ -146,8 +152,8 @@ def test_row_07_a_best_epoch_that_could_not_be_kept_is_said_and_not_claimed(
     (row,) = [row for row in left("full")["metrics"] if row["epoch"] == result["epoch"]]
     assert result == {"epoch": row["epoch"], "val_loss": row["val_loss"]}
     assert result["epoch"] != best["epoch"]
-    assert checkpoint.read(Path("checkpoints/full/best.pt"))["progress"]["step"] == row["step"]
-    assert list(check_resume.compare(left("straight"), left("full"))) == []  # training itself took no notice
+    assert read_checkpoint(Path("checkpoints/full/best.pt"))["progress"]["step"] == row["step"]
+    assert list(differences_between(left("straight"), left("full"))) == []  # training itself took no notice
 
 
 def test_row_08_a_full_disk_for_logs_switches_tensorboard_off_once(cli: Cli, tmp_path: Path) -> None:
@@ -180,22 +186,22 @@ def test_row_08_lines_of_metrics_wait_for_room(tmp_path: Path, monkeypatch: pyte
     recorder.path = path
     recorder.epoch({"epoch": 4, "step": 4})
     recorder.close()
-    assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in directory.read_metrics(tmp_path)] == [1, 2, 3, 4]
     assert len(said) == 1
 
 
 def test_row_01_a_crash_in_a_long_validation_costs_no_step(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli(*LINE, "name=straight").code == 0
-    original, calls = state.Parts.measure, [0]
+    original, calls = Parts.measure, [0]
 
-    def measure(self: state.Parts, *args: Any) -> Any:
+    def measure(self: Parts, *args: Any) -> Any:
         calls[0] += 1
         assert calls[0] != 3, "a crash"
         return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "LONG_VALIDATION", 0.0)
-        patch.setattr(state.Parts, "measure", measure)
+        patch.setattr(epochs, "LONG_VALIDATION", 0.0)
+        patch.setattr(Parts, "measure", measure)
         with pytest.raises(AssertionError, match="a crash"):
             cli(*LINE, "name=cut")
     content = left("cut")
@@ -233,7 +239,7 @@ def test_row_10_a_truncated_checkpoint_is_set_aside_and_the_one_before_is_taken(
         name = f"cut{length}"
         signal_at(15)
         assert cli(*NET, f"name={name}").code == 143
-        before, newest = checkpoint.steps_in(Path("checkpoints", name))
+        before, newest = checkpoint_files.steps_in(Path("checkpoints", name))
         newest.write_bytes(newest.read_bytes()[:length])
         outcome = cli(*NET, f"name={name}", "resume=auto")
         assert outcome.code == 0, outcome.err
@@ -249,7 +255,7 @@ def test_row_11_a_flipped_bit_is_noticed_and_the_file_before_is_taken(
     words = (*NET, "schedule=constant")  # more epochs change nothing before them
     assert cli(*words, "name=straight").code == 0
     assert cli(*words, "name=cut", "epochs=2").code == 0
-    before, newest = checkpoint.steps_in(Path("checkpoints/cut"))
+    before, newest = checkpoint_files.steps_in(Path("checkpoints/cut"))
     flip_a_bit(newest)  # and with it best.pt, where that is another name of the same file
     outcome = cli("resume=cut", "epochs=3")
     assert outcome.code == 0, outcome.err
@@ -261,7 +267,7 @@ def test_row_11_a_flipped_bit_is_noticed_and_the_file_before_is_taken(
 def test_row_11_no_damage_of_five_thousand_is_accepted(cli: Cli, tmp_path: Path, pictures: None) -> None:
     assert cli(*NET, "name=a").code == 0
     best = Path("checkpoints/a/best.pt")
-    original, whole = checkpoint.read(best) | {"metrics": []}, best.read_bytes()
+    original, whole = read_checkpoint(best) | {"metrics": []}, best.read_bytes()
     rng, path = random.Random(0), tmp_path / "damaged.pt"
     counts = {"refused": 0, "harmless": 0}
     for i in range(5400):
@@ -277,11 +283,11 @@ def test_row_11_no_damage_of_five_thousand_is_accepted(cli: Cli, tmp_path: Path,
             continue
         path.write_bytes(damaged)
         try:
-            content = checkpoint.read(path)
+            content = read_checkpoint(path)
         except DamagedError:
             counts["refused"] += 1
         else:
-            assert list(check_resume.compare(original, content | {"metrics": []})) == [], i
+            assert list(differences_between(original, content | {"metrics": []})) == [], i
             counts["harmless"] += 1
     print(f"\ndamaged files: {counts}, 0 accepted with another content")
     assert sum(counts.values()) > 5000
@@ -373,25 +379,25 @@ def test_row_02_what_a_killed_save_left_is_swept_before_the_next_one(cli: Cli, s
     assert cli(*LINE, "name=a").code == 143
     half = Path("checkpoints/a/.tmp-half")
     half.write_bytes(b"half")
-    write = checkpoint.write
+    write = checkpoint_files.write_checkpoint
 
     def looking(path: Path, content: Any) -> None:
         assert not half.exists()  # it may be what fills the disk
         write(path, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "write", looking)
+        patch.setattr(epochs, "write_checkpoint", looking)
         assert cli("resume=a").code == 0
 
 
 def test_row_03_a_kill_after_going_back_leaves_the_file_gone_back_to(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli(*UPS_AND_DOWNS, "name=a").code == 0
-    step = checkpoint.read(Path("checkpoints/a/best.pt"))["progress"]["step"]
+    step = read_checkpoint(Path("checkpoints/a/best.pt"))["progress"]["step"]
     with monkeypatch.context() as patch:
-        patch.delattr(training, "train_epochs")  # a crash before anything new is written
-        with pytest.raises(AttributeError):
+        patch.delattr(train, "train_epochs")  # a crash before anything new is written
+        with pytest.raises(NameError, match="train_epochs"):
             cli("resume=a:best", "epochs=13")
-    assert checkpoint.step_of(checkpoint.steps_in(Path("checkpoints/a"))[-1]) == step
+    assert checkpoint_files.step_of(checkpoint_files.steps_in(Path("checkpoints/a"))[-1]) == step
     outcome = cli("resume=a", "epochs=13")
     assert outcome.code == 0, outcome.err
 
@@ -460,8 +466,8 @@ def test_row_30_the_next_job_of_a_sweep_starts_clean(tmp_path: Path, pictures: N
 )  # fmt: skip
 def test_row_30_and_32_what_torch_says_is_told_in_our_words(error: Exception, kind: type, cli: Cli) -> None:
     assert cli(*LINE, "name=a").code == 0
-    saved = config.from_dict(checkpoint.read(Path("checkpoints/a/best.pt"))["config"])
-    told = commands.in_our_words(error, saved)
+    saved = from_dict(read_checkpoint(Path("checkpoints/a/best.pt"))["config"])
+    told = failures.explain(error, saved)
     assert type(told) is kind
     assert "batch_size=10" in str(told) or "resume=a" in str(told)
 
@@ -478,7 +484,7 @@ def test_row_30_out_of_gpu_memory(cli: Cli, pictures: None) -> None:
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, at: int, *, gradient: bool) -> None:
     """Make the loss of training step `at` NaN, or leave it as it is and make its gradient NaN."""
-    original, calls = build.LOSSES["mse"], [0]
+    original, calls = LOSSES["mse"], [0]
 
     def mse(y_hat: torch.Tensor, y: torch.Tensor, **options: Any) -> torch.Tensor:
         loss = original(y_hat, y, **options)
@@ -487,7 +493,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, at: int, *, gradient: bool) -> Non
             return loss
         return loss + (y_hat * 0).sqrt().sum() if gradient else loss * float("nan")
 
-    monkeypatch.setitem(build.LOSSES, "mse", mse)  # type: ignore[arg-type]
+    monkeypatch.setitem(LOSSES, "mse", mse)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("gradient", [False, True])
@@ -505,11 +511,11 @@ def test_row_31_what_is_not_finite_ends_the_run_at_its_last_good_checkpoint(
     first, until = named[-2:] if "steps" in outcome.err else (named[-1], named[-1])
     assert first <= at + gradient  # a gradient shows in the weights, and so in the next loss
     assert until - at < 5
-    files = checkpoint.steps_in(Path("checkpoints/a"))
-    assert [checkpoint.step_of(path) for path in files[-1:]] == ([last] if last else [])
+    files = checkpoint_files.steps_in(Path("checkpoints/a"))
+    assert [checkpoint_files.step_of(path) for path in files[-1:]] == ([last] if last else [])
     assert (str(files[-1]) if files else "No checkpoint") in outcome.err
     for path in files:
-        checkpoint.read(path)  # refuses what is not finite
+        read_checkpoint(path)  # refuses what is not finite
     assert cli("resume=a").code == 0
     assert_same("straight", "a")
 
@@ -527,7 +533,10 @@ STREAMED = (*NET, "data.resident=false", "data.workers=2", "epochs=100000", "sch
 def test_row_32_a_worker_that_is_killed_is_named_and_nothing_is_lost(cli: Cli, tmp_path: Path, pictures: None) -> None:
     process = start(*STREAMED, cwd=tmp_path)
     try:
-        wait_for(lambda: Path("outputs/a/metrics.jsonl").is_file() and bool(read_metrics(Path("outputs/a"))), process)
+        wait_for(
+            lambda: Path("outputs/a/metrics.jsonl").is_file() and bool(directory.read_metrics(Path("outputs/a"))),
+            process,
+        )
         wait_for(lambda: len(children_of(process.pid)) == 2, process)
         with contextlib.suppress(ProcessLookupError, IndexError):  # it may just have ended with its epoch
             while process.poll() is None:
@@ -567,7 +576,10 @@ def test_row_33_a_run_that_is_held_is_busy_and_free_at_once_after_a_kill(
     process = start(*STREAMED, cwd=tmp_path)
     workers: list[int] = []
     try:
-        wait_for(lambda: Path("outputs/a/metrics.jsonl").is_file() and bool(read_metrics(Path("outputs/a"))), process)
+        wait_for(
+            lambda: Path("outputs/a/metrics.jsonl").is_file() and bool(directory.read_metrics(Path("outputs/a"))),
+            process,
+        )
         wait_for(lambda: len(children_of(process.pid)) == 2, process)
         workers = children_of(process.pid)
         outcome = cli("resume=a")
@@ -606,10 +618,10 @@ def test_row_40_another_number_of_threads_goes_on_with_a_warning(cli: Cli, signa
 def test_row_40_another_torch_or_machine_goes_on_with_a_warning(
     key: str, cli: Cli, signal_at: SignalAt, pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = state.environment
+    original = rounding
     signal_at(9)
     assert cli(*NET, "name=cut").code == 143
-    monkeypatch.setattr(state, "environment", lambda machine: original(machine) | {key: "another"})
+    monkeypatch.setattr(resume, "rounding", lambda machine: original(machine) | {key: "another"})
     outcome = cli("resume=cut")
     assert outcome.code == 0, outcome.err
     assert f"not bit-exact: {key} " in outcome.out
@@ -769,8 +781,8 @@ def ended(folder: Path, end: Callable[[int], None], *options: str, name: str = "
     """Go on with `cut` on two ranks, let `end` do something to the launcher's process id; its code, and seconds."""
     words = (*MANY, "save.every_steps=20", f"name={name}", "resume=auto")
     process = torchrun(*words, cwd=folder, options=options)
-    files = checkpoint.steps_in(folder / "checkpoints" / name)
-    wait_for(lambda: checkpoint.steps_in(folder / "checkpoints" / name) != files, process)
+    files = checkpoint_files.steps_in(folder / "checkpoints" / name)
+    wait_for(lambda: checkpoint_files.steps_in(folder / "checkpoints" / name) != files, process)
     began = time.monotonic()
     end(process.pid)
     process.communicate(timeout=60)
@@ -824,7 +836,7 @@ def test_row_39_a_save_that_fails_on_rank_0_is_known_to_all(two_ranks: Path, mon
     assert full.returncode != 0
     assert status_of("full")["state"] == "failed"
     assert "ResourceError" in status_of("full")["reason"]
-    assert len(read_metrics(Path("outputs/full"))) == training.MAX_FAILED_SAVES
+    assert len(directory.read_metrics(Path("outputs/full"))) == MAX_FAILED_SAVES
 
 
 def test_row_40_another_number_of_ranks_goes_on_with_a_warning(two_ranks: Path, cli: Cli) -> None:

@@ -10,10 +10,10 @@ from conftest import Cli
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trainer import build
-from trainer.config import Choice
-from trainer.engine import Totals, train_epoch
+from trainer import build, engine
+from trainer.config.schema import Choice
 from trainer.models import MODELS
+from trainer.totals import Totals
 
 LR = 0.1
 
@@ -32,7 +32,7 @@ def trained(steps: int = 3, *, form: str = "half", lr: float = LR, **options: ob
     if options.pop("with_ema", False):
         options["ema"] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
         model.ema = [options["ema"]]  # in a list: no submodule
-    for _ in train_epoch(
+    for _ in engine.train_epoch(
         model,
         build.build_loss(Choice("mse", {"form": form}), "concise"),
         torch.optim.SGD(model.parameters(), lr=lr),

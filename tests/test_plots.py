@@ -13,13 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import same_color, to_hex
 from PIL import Image
 
-from trainer.utils import plots
+from trainer.plots import run as plots
+from trainer.plots.run import Row
+from trainer.plots.style import RED
 
-ROWS: list[plots.Row] = [
+ROWS: list[Row] = [
     {"epoch": e, "train_loss": 1 / e, "val_loss": 1.1 / e, "train_accuracy": 1 - 0.5 / e, "val_accuracy": 1 - 0.6 / e}
     for e in range(1, 6)
 ]
-REGRESSION: list[plots.Row] = [{"epoch": e, "train_loss": 10.0**-e, "val_loss": None} for e in range(1, 4)]
+REGRESSION: list[Row] = [{"epoch": e, "train_loss": 10.0**-e, "val_loss": None} for e in range(1, 4)]
 NAMES = ["T-shirt/top", "a name much longer than its cell", "$5_bill^$"]
 CJK = ["\u732b", "\u72d7", "\u9e1f"]
 COUNTS = torch.tensor([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
@@ -77,7 +79,7 @@ def test_picture_is_a_png_of_sane_size_and_draws_without_a_warning(name: str, tm
 
 
 def test_pyplot_is_never_imported() -> None:
-    code = "import sys, trainer.utils.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, trainer.plots.run; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
 
 
@@ -104,7 +106,7 @@ def test_loss_is_logarithmic_only_where_it_is_positive_and_spans_a_factor_of_20(
 
 
 def test_many_epochs_are_drawn_without_markers() -> None:
-    rows: list[plots.Row] = [{"epoch": e, "train_loss": 1.0} for e in range(1, 31)]
+    rows: list[Row] = [{"epoch": e, "train_loss": 1.0} for e in range(1, 31)]
     assert plots._curves_figure(rows, None).axes[0].get_lines()[0].get_marker() in ("", "None")
 
 
@@ -133,11 +135,11 @@ def test_only_wrong_predictions_are_red_and_framed() -> None:
     wrong = [False, True, False]
     (axes,) = plots._prediction_figure(GREY[:3], ["a / a", "a / b", "b / b"], wrong).axes
     assert texts(axes) == ["a /\na", "a /\nb", "b /\nb"]
-    assert [same_color(text.get_color(), plots.RED) for text in axes.texts] == wrong
+    assert [same_color(text.get_color(), RED) for text in axes.texts] == wrong
     (frame,) = axes.patches
     left, right, bottom, top = axes.images[1].get_extent()
     assert frame.get_bbox().extents.tolist() == pytest.approx([left, top, right, bottom])
-    assert to_hex(plots.RED).upper() == plots.RED
+    assert to_hex(RED).upper() == RED
 
 
 def test_grid_shows_the_first_32_pictures_with_the_values_they_have() -> None:

@@ -11,10 +11,13 @@ import torch
 from conftest import Cli, assert_refused, write_class_folders
 from torch import Tensor, nn
 
-from trainer import config, engine, state
+from trainer import engine
+from trainer.config.options import run_settings
 from trainer.data.batches import Batches, Placement, part_of
 from trainer.data.splits import Split, Splits
-from trainer.state import Progress
+from trainer.run.progress import Progress
+from trainer.run.seeds import seed_of_rank
+from trainer.totals import Totals
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, DivergedError, Interrupted, ProcessLost
 from trainer.utils.ranks import Ranks
@@ -69,12 +72,12 @@ def test_a_batch_smaller_than_the_number_of_ranks_leaves_the_last_ones_without()
 def test_the_mean_of_the_gradients_of_all_ranks_is_that_of_the_whole_batch(is_sum: bool, accumulate_steps: int) -> None:
     """What DistributedDataParallel averages; the last of three ranks has no example of the last batch."""
 
-    def gradient(examples: Batches, world: int) -> tuple[Tensor, engine.Totals]:
+    def gradient(examples: Batches, world: int) -> tuple[Tensor, Totals]:
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 11).double())
         nn.init.constant_(model[1].weight, 0.01)
         nn.init.constant_(model[1].bias, 0.0)
         loss_fn = nn.CrossEntropyLoss(reduction="sum" if is_sum else "mean")
-        totals = engine.Totals(CPU.device, is_sum=is_sum)
+        totals = Totals(CPU.device, is_sum=is_sum)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         gradients = []
         for _ in engine.train_epoch(
@@ -97,7 +100,7 @@ def test_each_rank_goes_on_with_its_own_sum_and_another_number_of_ranks_with_the
     progress = Progress(samples=6, loss_sum=6.0, loss_sums=[1.0, 2.0, 3.0], num_correct=4)
 
     def given(rank: int, world: int) -> tuple[float, int, int]:
-        totals = progress.give(engine.Totals(CPU.device), Ranks(rank, world))
+        totals = progress.give(Totals(CPU.device), Ranks(rank, world))
         return float(totals.loss_sum), int(totals.num_correct), totals.num_examples
 
     assert [given(rank, 3) for rank in range(3)] == [(1.0, 4, 6), (2.0, 0, 6), (3.0, 0, 6)]
@@ -106,8 +109,8 @@ def test_each_rank_goes_on_with_its_own_sum_and_another_number_of_ranks_with_the
 
 
 def test_ranks_draw_their_dropout_from_seeds_of_their_own() -> None:
-    assert len({state.seed_of_rank(seed, rank) for seed in range(3) for rank in range(1, 4)}) == 9
-    assert state.seed_of_rank(0, 1) == state.seed_of_rank(0, 1)
+    assert len({seed_of_rank(seed, rank) for seed in range(3) for rank in range(1, 4)}) == 9
+    assert seed_of_rank(0, 1) == seed_of_rank(0, 1)
 
 
 def test_torchruns_variables_say_which_rank_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,4 +159,4 @@ def test_sync_batch_norm_does_nothing_in_one_process_and_says_so(cli: Cli, tmp_p
     assert outcome.code == 0
     assert "sync_batch_norm=true has no effect on one process" in outcome.out
     assert_refused(cli(*words, "sync_batch_norm=2"), "sync_batch_norm=2", "true, false")
-    assert config.run_settings()["sync_batch_norm"] is False
+    assert run_settings()["sync_batch_norm"] is False

@@ -13,8 +13,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from trainer.utils.recorder import Recorder
-from trainer.utils.runs import read_metrics
+from trainer.run import directory
+from trainer.run.recorder import Recorder
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_an_epoch_is_a_line_of_json_and_a_point_of_each_curve(tmp_path: Path) ->
             recorder.epoch(row(epoch))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [row(1), row(2)]
-    assert read_metrics(tmp_path) == [row(1), row(2)]
+    assert directory.read_metrics(tmp_path) == [row(1), row(2)]
     tags = ["train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "samples_per_second"]
     assert sorted(events(tmp_path).Tags()["scalars"]) == sorted(tags)
     for tag in tags:
@@ -59,7 +59,7 @@ def test_an_epoch_is_a_line_of_json_and_a_point_of_each_curve(tmp_path: Path) ->
 def test_a_line_is_on_disk_as_soon_as_the_epoch_ends(tmp_path: Path) -> None:
     with closing(Recorder(tmp_path)) as recorder:
         recorder.epoch(row(1))
-        assert read_metrics(tmp_path) == [row(1)]
+        assert directory.read_metrics(tmp_path) == [row(1)]
 
 
 def test_what_an_epoch_does_not_have_is_left_out(tmp_path: Path) -> None:
@@ -84,12 +84,12 @@ def interrupted(folder: Path) -> None:
 def test_after_a_resume_no_epoch_and_no_step_is_there_twice(epochs_done: int, steps_done: int, tmp_path: Path) -> None:
     interrupted(tmp_path)
     with closing(Recorder(tmp_path, epochs_done=epochs_done, steps_done=steps_done)) as recorder:
-        assert read_metrics(tmp_path) == [row(epoch) for epoch in range(1, epochs_done + 1)]
+        assert directory.read_metrics(tmp_path) == [row(epoch) for epoch in range(1, epochs_done + 1)]
         for epoch in range(epochs_done + 1, 5):
             for step in range(max(10 * epoch - 9, steps_done + 1), 10 * epoch + 1):
                 recorder.scalars({"train/loss_so_far": 2.0, "lr_of_step": 0.1}, step)
             recorder.epoch(row(epoch))
-    assert read_metrics(tmp_path) == [row(epoch) for epoch in (1, 2, 3, 4)]
+    assert directory.read_metrics(tmp_path) == [row(epoch) for epoch in (1, 2, 3, 4)]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
     points = series(tmp_path, "train/loss_so_far")
     assert [step for step, _ in points] == list(range(1, 41))
@@ -100,7 +100,7 @@ def test_after_a_resume_no_epoch_and_no_step_is_there_twice(epochs_done: int, st
 def test_a_run_cut_before_its_first_checkpoint_starts_its_curves_anew(tmp_path: Path) -> None:
     interrupted(tmp_path)
     with closing(Recorder(tmp_path, epochs_done=0, steps_done=0)) as recorder:
-        assert read_metrics(tmp_path) == []
+        assert directory.read_metrics(tmp_path) == []
         for step in range(1, 11):
             recorder.scalars({"train/loss_so_far": 2.0}, step)
         recorder.epoch(row(1))
@@ -111,13 +111,13 @@ def test_a_run_cut_before_its_first_checkpoint_starts_its_curves_anew(tmp_path: 
 @pytest.mark.parametrize("torn", ['{"epoch": 3', '{"epoch": 3, "step": 30}garbage\n', "\0\0\0\0", "\n", '{"a": "'])
 def test_a_torn_last_line_is_left_out(torn: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row(1)) + "\n" + json.dumps(row(2)) + "\n" + torn)
-    assert read_metrics(tmp_path) == [row(1), row(2)]
+    assert directory.read_metrics(tmp_path) == [row(1), row(2)]
     Recorder(tmp_path, epochs_done=2, steps_done=20).close()
     assert (tmp_path / "metrics.jsonl").read_text() == json.dumps(row(1)) + "\n" + json.dumps(row(2)) + "\n"
 
 
 def test_without_a_file_there_are_no_metrics(tmp_path: Path) -> None:
-    assert read_metrics(tmp_path) == []
+    assert directory.read_metrics(tmp_path) == []
 
 
 def test_hyperparameters_stand_in_the_same_run_beside_the_metrics(tmp_path: Path) -> None:

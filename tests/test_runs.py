@@ -12,28 +12,31 @@ from typing import Any
 
 import pytest
 
-from trainer.utils import runs
+from trainer.run import directory
+from trainer.run.directory import Found, Run
+from trainer.sweep.job import log_failure
 from trainer.utils.errors import BusyError, ConfigError
+from trainer.utils.files import read_json, write_csv, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def plant(root: Path, name: str, started: str = "2024-01-01T00:00:00") -> runs.Run:
+def plant(root: Path, name: str, started: str = "2024-01-01T00:00:00") -> Run:
     """A run as the train command leaves it."""
-    run = runs.locate(name, outputs=str(root / "outputs"), checkpoints=str(root / "checkpoints"))
+    run = directory.locate(name, outputs=str(root / "outputs"), checkpoints=str(root / "checkpoints"))
     run.outputs.mkdir(parents=True)
-    runs.write_json(run.outputs / "config.json", {"config": {"seed": 3}})
-    runs.write_status(run, "done", started)
+    write_json(run.outputs / "config.json", {"config": {"seed": 3}})
+    directory.write_status(run, "done", started)
     return run
 
 
-def find(root: Path, target: str) -> runs.Found:
-    return runs.find(target, outputs=str(root / "outputs"), checkpoints=str(root / "checkpoints"))
+def find(root: Path, target: str) -> Found:
+    return directory.find(target, outputs=str(root / "outputs"), checkpoints=str(root / "checkpoints"))
 
 
 @pytest.mark.parametrize("name", ["a", "A1", "mnist-mlp", "a.b_c-d", "1", "x" * 100])
 def test_names_that_can_be_typed_are_taken(name: str) -> None:
-    assert runs.check_name(name) == name
+    assert directory.check_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -45,34 +48,34 @@ def test_names_that_can_be_typed_are_taken(name: str) -> None:
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="is not allowed"):
-        runs.check_name(name)
+        directory.check_name(name)
 
 
 def test_new_names_are_valid_and_never_the_same() -> None:
-    names = {runs.new_name("fashion_mnist", "mlp") for _ in range(200)}
+    names = {directory.new_name("fashion_mnist", "mlp") for _ in range(200)}
     assert len(names) == 200
     for name in names:
-        assert re.fullmatch(r"fashion_mnist-mlp-\d{8}-\d{6}-\d{6}-[0-9a-f]{4}", runs.check_name(name))
+        assert re.fullmatch(r"fashion_mnist-mlp-\d{8}-\d{6}-\d{6}-[0-9a-f]{4}", directory.check_name(name))
 
 
 def test_a_run_is_found_by_its_name(tmp_path: Path) -> None:
     run = plant(tmp_path, "first")
-    assert find(tmp_path, "first") == runs.Found(run, "")
-    assert find(tmp_path, "first:best") == runs.Found(run, "best")
-    assert find(tmp_path, "first:last") == runs.Found(run, "last")
+    assert find(tmp_path, "first") == Found(run, "")
+    assert find(tmp_path, "first:best") == Found(run, "best")
+    assert find(tmp_path, "first:last") == Found(run, "last")
 
 
 def test_a_job_of_a_sweep_is_found_by_its_number(tmp_path: Path) -> None:
     run = plant(tmp_path, "sweep/3")
-    assert find(tmp_path, "sweep/3:best") == runs.Found(run, "best")
+    assert find(tmp_path, "sweep/3:best") == Found(run, "best")
 
 
 def test_last_is_the_run_that_was_started_last(tmp_path: Path) -> None:
     plant(tmp_path, "zzz", "2024-01-01T00:00:00")
     newest = plant(tmp_path, "sweep/0", "2024-01-03T00:00:00")
     plant(tmp_path, "aaa", "2024-01-02T00:00:00")
-    assert find(tmp_path, "last") == runs.Found(newest, "")
-    assert find(tmp_path, "last:best") == runs.Found(newest, "best")
+    assert find(tmp_path, "last") == Found(newest, "")
+    assert find(tmp_path, "last:best") == Found(newest, "best")
 
 
 def test_last_without_any_run_is_refused(tmp_path: Path) -> None:
@@ -83,7 +86,7 @@ def test_last_without_any_run_is_refused(tmp_path: Path) -> None:
 def test_a_path_is_a_file_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "a=b (1):x.pt"
     path.touch()
-    assert find(tmp_path, str(path)) == runs.Found(None, file=path)
+    assert find(tmp_path, str(path)) == Found(None, file=path)
 
 
 def test_a_run_goes_before_a_file_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,21 +114,21 @@ def test_what_is_neither_run_nor_file_is_refused(target: str, tmp_path: Path) ->
 
 def test_a_run_exists_from_its_config_on(tmp_path: Path) -> None:
     outputs = str(tmp_path / "outputs")
-    assert not runs.exists("first", outputs)
+    assert not directory.exists("first", outputs)
     (tmp_path / "outputs" / "first").mkdir(parents=True)
-    assert not runs.exists("first", outputs)
+    assert not directory.exists("first", outputs)
     (tmp_path / "outputs" / "first" / "config.json").touch()
-    assert runs.exists("first", outputs)
+    assert directory.exists("first", outputs)
 
 
 def test_the_saved_config_and_status_come_back(tmp_path: Path) -> None:
     run = plant(tmp_path, "first", "noon")
-    assert runs.read_config(run) == {"seed": 3}
-    assert runs.read_status(run) == {
+    assert directory.read_config(run) == {"seed": 3}
+    assert directory.read_status(run) == {
         **{"state": "done", "started": "noon", "reason": "", "run": "first", "checkpoint": ""}
     }
     (run.outputs / "status.json").unlink()
-    assert runs.read_status(run) == {}
+    assert directory.read_status(run) == {}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"config": 3}', "{}", "\xff"])
@@ -133,12 +136,12 @@ def test_a_damaged_config_is_refused_by_name(text: str, tmp_path: Path) -> None:
     run = plant(tmp_path, "first")
     (run.outputs / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
-        runs.read_config(run)
+        directory.read_config(run)
 
 
 def test_json_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
-    runs.write_json(path, {"a": 1})
+    write_json(path, {"a": 1})
     assert path.read_text() == '{\n  "a": 1\n}\n'
     seen: list[dict[str, Any]] = []
     replace = os.replace
@@ -148,40 +151,40 @@ def test_json_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monkey
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", look_first)
-    runs.write_json(path, {"a": 2})
+    write_json(path, {"a": 2})
     assert seen == [{"a": 2}, {"a": 1}]  # the new one is whole before the old one goes
-    assert runs.read_json(path) == {"a": 2}
+    assert read_json(path) == {"a": 2}
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    runs.write_json(path, {"a": 1})
+    write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        runs.write_json(path, {"a": object()})
-    assert runs.read_json(path) == {"a": 1}
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
 
 
 def test_csv_quotes_what_needs_it(tmp_path: Path) -> None:
     rows = [{"input": 'a,b "c"\nd', "p": "0.5"}, {"input": "\xe4", "p": ""}]
-    runs.write_csv(tmp_path / "a.csv", rows)
+    write_csv(tmp_path / "a.csv", rows)
     with open(tmp_path / "a.csv", newline="") as file:
         assert list(csv.DictReader(file)) == rows
 
 
 def test_failures_are_appended_to_the_log(tmp_path: Path) -> None:
     for text in ("one\n", "two\n"):
-        runs.log_failure(tmp_path / "sweep" / "0", text)
+        log_failure(tmp_path / "sweep" / "0", text)
     assert (tmp_path / "sweep" / "0" / "train.log").read_text() == "one\ntwo\n"
 
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from trainer.utils import runs
+from trainer.run import directory
 
 folder = Path(sys.argv[1])
-file = runs.hold(runs.Run("first", folder, folder))
+file = directory.hold(directory.Run("first", folder, folder))
 print("held", flush=True)
 time.sleep(60)
 """
@@ -196,20 +199,20 @@ def holder(folder: Path) -> subprocess.Popen[str]:
 
 
 def test_a_run_is_held_by_one_process_and_free_once_it_is_killed(tmp_path: Path) -> None:
-    run = runs.Run("first", tmp_path, tmp_path)
+    run = Run("first", tmp_path, tmp_path)
     with holder(tmp_path) as process:
         for _ in range(2):
             with pytest.raises(BusyError, match=rf"in use by pid {process.pid} on \S+\.$"):
-                runs.hold(run)
+                directory.hold(run)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with runs.hold(run):
+    with directory.hold(run):
         assert f"pid {os.getpid()} on " in (tmp_path / "run.lock").read_text()
         assert str(process.pid) not in (tmp_path / "run.lock").read_text()
 
 
 def test_closing_the_file_frees_the_run(tmp_path: Path) -> None:
-    runs.hold(runs.Run("first", tmp_path, tmp_path)).close()
+    directory.hold(Run("first", tmp_path, tmp_path)).close()
     with holder(tmp_path) as process:
         assert process.poll() is None  # it holds the run and waits
         process.kill()
@@ -217,7 +220,7 @@ def test_closing_the_file_frees_the_run(tmp_path: Path) -> None:
 
 def test_trying_folders_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    runs.check_writable(tmp_path / "a" / "b", tmp_path / "there")
+    directory.check_writable(tmp_path / "a" / "b", tmp_path / "there")
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
@@ -225,7 +228,7 @@ def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ConfigError, match=rf"{folder} cannot be written: .*paths\."):
-            runs.check_writable(tmp_path, folder)
+            directory.check_writable(tmp_path, folder)
 
 
 def test_a_folder_that_refuses_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,4 +239,4 @@ def test_a_folder_that_refuses_a_file_is_refused(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Path, "write_bytes", read_only)
     with pytest.raises(ConfigError, match="cannot be written: Read-only file system"):
-        runs.check_writable(tmp_path)
+        directory.check_writable(tmp_path)

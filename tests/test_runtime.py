@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainer import state
-from trainer.utils import runtime
+from trainer.run import machine
+from trainer.run.environment import _git_commit, provenance, rounding
+from trainer.run.seeds import restore_rng, rng_state, seed_everything
 from trainer.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,31 +25,31 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def threads_put_back() -> Iterator[None]:
     yield
-    torch.set_num_threads(runtime.TORCH_THREADS)
+    torch.set_num_threads(machine.TORCH_THREADS)
 
 
-def set_up(name: str = "cpu", **changes: Any) -> runtime.Machine:
-    return runtime.set_up(name, **({"num_threads": 1, "precision": "fp32", "channels_last": False} | changes))
+def set_up(name: str = "cpu", **changes: Any) -> machine.Machine:
+    return machine.set_up(name, **({"num_threads": 1, "precision": "fp32", "channels_last": False} | changes))
 
 
 def test_generators_go_on_from_a_saved_state() -> None:
     dropout = torch.nn.Dropout(0.5)
-    runtime.seed_everything(3)
+    seed_everything(3)
     torch.rand(5)
     random.gauss(0, 1)  # keeps the second number of a pair back, as NumPy's does
     np.random.standard_normal()
-    state = runtime.rng_state(CPU)
+    state = rng_state(CPU)
     draw = lambda: [torch.rand(4), torch.randn(3), dropout(torch.ones(20)), torch.randperm(9)]  # noqa: E731
     draw_others = lambda: [random.gauss(0, 1), random.random(), np.random.standard_normal(), np.random.random()]  # noqa: E731
     expected, others = draw(), draw_others()
-    runtime.seed_everything(4)
-    runtime.restore_rng(state, CPU)
+    seed_everything(4)
+    restore_rng(state, CPU)
     assert all(torch.equal(a, b) for a, b in zip(draw(), expected, strict=True))
     assert draw_others() == others
 
 
 def test_a_saved_state_does_not_move_with_the_generator() -> None:
-    state = runtime.rng_state(CPU)
+    state = rng_state(CPU)
     kept = state["cpu"].clone()
     torch.rand(1000)
     assert torch.equal(state["cpu"], kept)
@@ -57,7 +58,7 @@ def test_a_saved_state_does_not_move_with_the_generator() -> None:
 
 def test_a_seed_settles_every_generator() -> None:
     def draws(seed: int) -> tuple[float, float, float]:
-        runtime.seed_everything(seed)
+        seed_everything(seed)
         return random.random(), float(np.random.random()), torch.rand(()).item()
 
     assert draws(1) == draws(1)
@@ -69,7 +70,7 @@ def test_threads_are_set_and_zero_goes_back_to_torchs_own() -> None:
     set_up(num_threads=3)
     assert torch.get_num_threads() == 3
     set_up(num_threads=0)
-    assert torch.get_num_threads() == runtime.TORCH_THREADS
+    assert torch.get_num_threads() == machine.TORCH_THREADS
     set_up(num_threads=1)
     assert torch.get_num_threads() == 1
 
@@ -80,7 +81,7 @@ def test_deterministic_kernels_are_asked_for_and_given_up_again(monkeypatch: pyt
         set_up(deterministic=True)
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-        assert state.environment(runtime.Machine(CPU))["deterministic"] is True
+        assert rounding(machine.Machine(CPU))["deterministic"] is True
     finally:
         set_up()
     assert not torch.are_deterministic_algorithms_enabled()
@@ -133,7 +134,7 @@ def test_only_auto_chooses(name: str, count: int, device: str, monkeypatch: pyte
 
 
 def test_the_description_of_a_run_is_plain_and_complete() -> None:
-    found = runtime.describe(runtime.Machine(CPU))
+    found = provenance(machine.Machine(CPU))
     versions, hardware = {"versions", "platform"}, {"cpu", "cpu_capability", "threads", "device", "gpu"}
     assert set(found) == versions | hardware | {"git", "command"}
     assert json.loads(json.dumps(found)) == found
@@ -156,10 +157,10 @@ def test_an_apple_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 def test_only_a_cuda_gpu_is_asked_for_its_name() -> None:
-    assert runtime.gpu_name(CPU) is None
-    assert state.environment(runtime.Machine(torch.device("mps")))["device"] == "mps"
+    assert machine.gpu_name(CPU) is None
+    assert rounding(machine.Machine(torch.device("mps")))["device"] == "mps"
 
 
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert runtime._git_commit.__wrapped__() is None  # not what an earlier call found
+    assert _git_commit.__wrapped__() is None  # not what an earlier call found

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from trainer import build
 from trainer.build import LIBRARIES
-from trainer.config import CONFIGS, Choice, load_yaml
+from trainer.config.options import CONFIGS, load_yaml
+from trainer.config.ranges import IMPLS, IMPLS_OF
+from trainer.config.schema import Choice
 from trainer.models import MODELS
-from trainer.ranges import IMPLS, IMPLS_OF
 from trainer.scratch import by_hand, formulas, with_numpy
 from trainer.scratch.nn import layers
 

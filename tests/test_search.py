@@ -18,19 +18,23 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 import main
 from hydra_plugins.optuna_sweeper import sweeper as plugin
-from trainer import config, search, space
-from trainer.command_line import Command
+from trainer.config.command_line import Command
+from trainer.config.compose import run_hydra
+from trainer.config.options import CONFIGS, defaults_of, group_choices, load_yaml
+from trainer.sweep import search_space
+from trainer.sweep.study import Search, summary
+from trainer.sweep.trial import RULES, load_optuna, search_settings, storage_of, trial_of
 from trainer.utils.errors import ConfigError
 from trainer.utils.signals import StopSignal
 
 ROOT = Path(main.__file__).parent
-DEFAULTS = config.defaults_of(config.settle({"data": "mnist", "model": "mlp"}))
+DEFAULTS = defaults_of(group_choices({"data": "mnist", "model": "mlp"}))
 LR: dict[str, BaseDistribution] = {"optimizer.lr": FloatDistribution(1e-4, 1, log=True)}
 
 
 def sweeper_node(**changed: Any) -> dict[str, Any]:
     """hydra.sweeper as it stands in the YAML file, with some values changed."""
-    loaded = config.load_yaml(config.CONFIGS / "hydra" / "sweeper" / "optuna.yaml")
+    loaded = load_yaml(CONFIGS / "hydra" / "sweeper" / "optuna.yaml")
     assert set(changed) <= set(loaded)
     return loaded | changed
 
@@ -39,16 +43,16 @@ def sweeper_node(**changed: Any) -> dict[str, Any]:
 def empty() -> bytes:
     """A data base without a study: making its tables takes longer than all that a test does with them."""
     with tempfile.TemporaryDirectory() as folder:
-        with search.storage_of(search.settings_of(sweeper_node()), Path(folder)):
+        with storage_of(search_settings(sweeper_node()), Path(folder)):
             pass
         return (Path(folder) / "study.db").read_bytes()
 
 
-def begin(folder: Path, of: dict[str, BaseDistribution] = LR, **changed: Any) -> search.Search:
+def begin(folder: Path, of: dict[str, BaseDistribution] = LR, **changed: Any) -> Search:
     if not folder.exists():
         folder.mkdir(parents=True)
         (folder / "study.db").write_bytes(empty())
-    return search.Search(search.settings_of(sweeper_node(**changed)), of, folder, maximize=True)
+    return Search(search_settings(sweeper_node(**changed)), of, folder, maximize=True)
 
 
 def read(word: str) -> Any:
@@ -57,7 +61,7 @@ def read(word: str) -> Any:
     return plugin.distribution(override, DEFAULTS)
 
 
-def asked(study: search.Search) -> tuple[int, dict[str, Any]]:
+def asked(study: Search) -> tuple[int, dict[str, Any]]:
     """The next trial, which there has to be."""
     trial = study.ask()
     assert trial is not None
@@ -115,7 +119,7 @@ def test_a_space_that_cannot_work_is_refused_before_the_first_trial(word: str, s
 
 @pytest.mark.parametrize("value", [3, 0.5, 1e-05, True, "[128,64]", "null", "'a b'"])
 def test_a_value_comes_through_the_command_line_as_it_was(value: Any) -> None:
-    (override,) = OverridesParser.create().parse_overrides([f"key={space.word(value)}"])
+    (override,) = OverridesParser.create().parse_overrides([f"key={search_space.word(value)}"])
     texts = {"[128,64]": [128, 64], "null": None, "'a b'": "a b"}
     assert override.value() == (texts[value] if isinstance(value, str) else value)
 
@@ -139,13 +143,13 @@ def test_a_value_comes_through_the_command_line_as_it_was(value: Any) -> None:
 )
 def test_settings_out_of_range_are_refused(key: str, value: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        search.settings_of(sweeper_node(**{key: value}))
+        search_settings(sweeper_node(**{key: value}))
 
 
 def test_the_yaml_file_holds_the_settings_with_a_comment_each() -> None:
-    search.settings_of(sweeper_node())
-    assert set(sweeper_node()) == {*search.RULES, "_target_", "params"}
-    lines = (config.CONFIGS / "hydra" / "sweeper" / "optuna.yaml").read_text().splitlines()[2:]
+    search_settings(sweeper_node())
+    assert set(sweeper_node()) == {*RULES, "_target_", "params"}
+    lines = (CONFIGS / "hydra" / "sweeper" / "optuna.yaml").read_text().splitlines()[2:]
     assert all("  # " in line for line in lines)
 
 
@@ -177,7 +181,7 @@ def test_no_password_is_shown(tmp_path: Path) -> None:
 def test_optuna_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"pip install -r requirements.txt"):
-        search.load_optuna()
+        load_optuna()
 
 
 def test_cmaes_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +191,8 @@ def test_cmaes_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_study_of_another_space_or_other_settings_is_refused(tmp_path: Path) -> None:
-    settings = search.settings_of(sweeper_node())
-    with search.Search(settings, LR, tmp_path / "a", maximize=True, fixed=["epochs=3"]):
+    settings = search_settings(sweeper_node())
+    with Search(settings, LR, tmp_path / "a", maximize=True, fixed=["epochs=3"]):
         pass
     other: dict[str, BaseDistribution] = {"optimizer.lr": FloatDistribution(1e-3, 1, log=True)}
     for of, maximize, fixed, said in (
@@ -198,8 +202,8 @@ def test_a_study_of_another_space_or_other_settings_is_refused(tmp_path: Path) -
         (LR, False, ["epochs=3"], "another metric"),
     ):
         with pytest.raises(ConfigError, match=said):
-            search.Search(settings, of, tmp_path / "a", maximize=maximize, fixed=fixed)
-    with search.Search(settings, LR, tmp_path / "a", maximize=True, fixed=["epochs=3"]) as study:
+            Search(settings, of, tmp_path / "a", maximize=maximize, fixed=fixed)
+    with Search(settings, LR, tmp_path / "a", maximize=True, fixed=["epochs=3"]) as study:
         assert asked(study)[0] == 0
 
 
@@ -221,11 +225,11 @@ def test_every_sampler_and_every_pruner_works(sampler: str, pruner: str, tmp_pat
         while (one := study.ask()) is not None:
             number, params = one
             seen.append(tuple(params.values()))
-            with search.trial_of(node, tmp_path / "a", number, epochs=3) as trial:
+            with trial_of(node, tmp_path / "a", number, epochs=3) as trial:
                 any(trial.report(epoch, -number) for epoch in (1, 2, 3))  # each worse than all before
                 trial.done(-number)
             study.release(number)
-    found = search.summary(node, tmp_path / "a")
+    found = summary(node, tmp_path / "a")
     assert sum(found.counts.values()) == len(seen) == 8
     assert (found.counts.get("pruned", 0) > 0) == (pruner != "none")
     assert set(found.counts) <= {"complete", "pruned"}
@@ -236,7 +240,7 @@ def test_every_sampler_and_every_pruner_works(sampler: str, pruner: str, tmp_pat
 
 
 def done(folder: Path, number: int, value: float = 0.5, **changed: Any) -> None:
-    with search.trial_of(sweeper_node(**changed), folder, number) as trial:
+    with trial_of(sweeper_node(**changed), folder, number) as trial:
         trial.done(value)
 
 
@@ -271,14 +275,14 @@ def test_what_a_resumed_run_repeats_is_neither_told_nor_decided_again(tmp_path: 
     node = sweeper_node(pruner_startup_trials=1, pruner_warmup_epochs=1)
     with begin(tmp_path / "a") as study:
         good, _ = asked(study)
-        with search.trial_of(node, tmp_path / "a", good, epochs=4) as trial:
+        with trial_of(node, tmp_path / "a", good, epochs=4) as trial:
             assert [trial.report(epoch, 0.9) for epoch in (1, 2)] == ["", ""]
             trial.done(0.9)
         bad, _ = asked(study)
-        with search.trial_of(node, tmp_path / "a", bad, epochs=4) as trial:
+        with trial_of(node, tmp_path / "a", bad, epochs=4) as trial:
             assert [trial.report(epoch, 0.1) for epoch in (1, 2)] == ["", "pruned by median at epoch 2"]
         # its process was killed before it could save
-        with search.trial_of(node, tmp_path / "a", bad, epochs=4) as again:
+        with trial_of(node, tmp_path / "a", bad, epochs=4) as again:
             assert [again.report(epoch, 0.1) for epoch in (2,)] == ["pruned by median at epoch 2"]
             again.done(0.1)
             again.done(0.1)  # by the process that took it over as well
@@ -291,7 +295,7 @@ def test_the_last_epoch_is_not_pruned(tmp_path: Path) -> None:
     node = sweeper_node(pruner_startup_trials=1, pruner_warmup_epochs=0)
     with begin(tmp_path / "a") as study:
         for value in (0.9, 0.1):
-            with search.trial_of(node, tmp_path / "a", asked(study)[0], epochs=1) as trial:
+            with trial_of(node, tmp_path / "a", asked(study)[0], epochs=1) as trial:
                 assert trial.report(1, value) == ""
                 trial.done(value)
         assert [trial.state.name for trial in study.study.trials] == ["COMPLETE", "COMPLETE"]
@@ -301,13 +305,13 @@ def test_the_last_epoch_is_not_pruned(tmp_path: Path) -> None:
 def test_a_failed_trial_counts_and_is_not_begun_again(reason: str, tmp_path: Path) -> None:
     with (
         begin(tmp_path / "a", n_trials=1) as study,
-        search.trial_of(sweeper_node(), tmp_path / "a", asked(study)[0]) as trial,
+        trial_of(sweeper_node(), tmp_path / "a", asked(study)[0]) as trial,
     ):
         trial.done(math.nan) if "nan" in reason else trial.failed(reason)
     with begin(tmp_path / "a", n_trials=1) as study:
         assert study.ask() is None
         assert study.study.trials[0].user_attrs["reason"] == reason
-    assert str(search.summary(sweeper_node(), tmp_path / "a")) == "search: 1 trials: 1 fail"
+    assert str(summary(sweeper_node(), tmp_path / "a")) == "search: 1 trials: 1 fail"
 
 
 # several processes
@@ -317,26 +321,27 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from optuna.distributions import FloatDistribution
-from trainer import search
-from trainer.utils import runs
+from trainer.run import directory
+from trainer.sweep.study import Search
+from trainer.sweep.trial import search_settings, trial_of
 node = {node!r}
 space = {{"optimizer.lr": FloatDistribution(1e-4, 1, log=True)}}
 folder = Path({folder!r})
-with search.Search(search.settings_of(node), space, folder, maximize=True) as study:
+with Search(search_settings(node), space, folder, maximize=True) as study:
     while (one := study.ask()) is not None:
         number, params = one
         {what}
 print("end", flush=True)
 """
 FINISH = """print(number, params["optimizer.lr"], flush=True)
-        with search.trial_of(node, folder, number) as trial:
+        with trial_of(node, folder, number) as trial:
             trial.done(0.5)
         study.release(number)"""
 HANG = """print(number, params["optimizer.lr"], flush=True)
         time.sleep(60)"""
 # the process that asked is gone, the one that trains is not
 TRAIN = """study.release(number)
-        run = runs.hold(runs.Run("a", folder / str(number), folder))
+        run = directory.hold(directory.Run("a", folder / str(number), folder))
         print(number, params["optimizer.lr"], flush=True)
         time.sleep(60)"""
 
@@ -446,7 +451,7 @@ def job(composed: Any) -> float:
 
     hydra = HydraConfig.get()
     value = float(composed.optimizer.lr) + float(composed.batch_size)
-    with search.trial_of(hydra.sweeper, Path(hydra.sweep.dir), int(hydra.job.name), composed.epochs) as trial:
+    with trial_of(hydra.sweeper, Path(hydra.sweep.dir), int(hydra.job.name), composed.epochs) as trial:
         assert trial.report(1, value) == ""
         trial.done(value)
     return value
@@ -477,7 +482,7 @@ def test_an_option_that_a_choice_lacks_ends_the_search_and_is_not_tried_again(
 ) -> None:
     words = ["data=random", "model=softmax,mlp", "model.dropout=0.1", "hydra.sweeper.sampler=grid"]
     assert "model.dropout" in refused(*words)
-    found = search.summary(sweeper_node(), tmp_path / "outputs" / "a")
+    found = summary(sweeper_node(), tmp_path / "outputs" / "a")
     assert found.counts.get("fail") == 1
 
 
@@ -485,7 +490,7 @@ def test_an_experiment_brings_a_search_and_what_is_typed_wins(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     words = ["experiment=search_mlp", "hydra.sweep.dir=outputs/a", "hydra.sweeper.n_trials=1"]
     multirun(*words, "optimizer.lr=0.5", "batch_size=8,16")
-    best = search.summary(sweeper_node(), Path("outputs/a"))
+    best = summary(sweeper_node(), Path("outputs/a"))
     assert list(best.params) == ["model.num_hiddens", "optimizer.weight_decay", "batch_size"]
     assert best.value == 0.5 + best.params["batch_size"]
 
@@ -499,7 +504,7 @@ def test_a_space_in_yaml_that_cannot_be_read_is_refused(tmp_path: Path, monkeypa
 
 def multirun(*words: str) -> None:
     with StopSignal() as stop:
-        main.run_hydra(Command("train", (), multirun=True), words, job, stop)
+        run_hydra(Command("train", (), multirun=True), words, job, stop)
 
 
 BOTH = ["basic", pytest.param("joblib", marks=pytest.mark.slow)]
@@ -517,7 +522,7 @@ def test_jobs_know_their_trial(launcher: str, tmp_path: Path, monkeypatch: pytes
     multirun(*words, "hydra.sweeper.n_trials=2", *LAUNCHERS[launcher])
     multirun(*words, "hydra.sweeper.n_trials=4", *LAUNCHERS[launcher])  # two more
     storage = f"sqlite:///{tmp_path}/outputs/a/study.db"
-    with search.storage_of(search.settings_of(sweeper_node(storage=storage)), Path()) as opened:
+    with storage_of(search_settings(sweeper_node(storage=storage)), Path()) as opened:
         trials = optuna.load_study(study_name="a", storage=opened).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
     assert all(trial.value == trial.params["optimizer.lr"] + trial.params["batch_size"] for trial in trials)

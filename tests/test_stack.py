@@ -16,14 +16,24 @@ import torch
 from conftest import ROOT, Cli, wait_for
 from torch import Tensor
 
-from trainer import build, commands, data, stack, stacked, state, training
-from trainer.config import Choice, Config, from_dict, settle
+from trainer import build, data
+from trainer.commands.train import train
+from trainer.config.freeze import from_dict
+from trainer.config.options import group_choices
+from trainer.config.schema import Choice, Config
 from trainer.data.batches import Batches
-from trainer.groups import groups
 from trainer.models import MODELS
-from trainer.utils import runs, runtime
+from trainer.run import directory, epochs
+from trainer.run.end import conclude
+from trainer.run.epochs import save_checkpoint
+from trainer.run.machine import Machine
+from trainer.run.parts import assemble
+from trainer.sweep.stack import members, training
+from trainer.sweep.stack.eligible import group_runs
+from trainer.sweep.stack.layers import copy_into_stack, objective, stacked_layers
+from trainer.sweep.stack.optim import STACKED_OPTIMIZERS
+from trainer.sweep.stack.training import train_stack
 from trainer.utils.errors import ConfigError, DivergedError, Interrupted
-from trainer.utils.runs import read_metrics
 from trainer.utils.signals import StopSignal
 
 TIMES = ("seconds", "samples_per_second")
@@ -46,7 +56,7 @@ def configs_of(sweep: str, each: Sequence[dict[str, Any]], **nodes: Any) -> list
             if key == "choices":
                 continue
             (plain.setdefault(node, {}) if node else plain)[leaf] = value
-        plain["choices"] = settle(nodes.get("choices", {}))
+        plain["choices"] = group_choices(nodes.get("choices", {}))
         made.append(replace(from_dict(plain), name=f"{sweep}/{k}"))
     return made
 
@@ -64,7 +74,7 @@ def content(run: str, name: str = "best.pt") -> dict[str, Any]:
 
 
 def rows(run: str) -> list[dict[str, Any]]:
-    found = read_metrics(Path("outputs", run))
+    found = directory.read_metrics(Path("outputs", run))
     return [{key: value for key, value in row.items() if key not in TIMES} for row in found]
 
 
@@ -104,8 +114,8 @@ def files_of(run: str) -> list[str]:
     return sorted(path.name for path in paths if "tfevents" not in path.name)
 
 
-def train(configs: Sequence[Config], stop: StopSignal | None = None) -> list[Any]:
-    return stack.train_stack(configs, stop or StopSignal())
+def train_all(configs: Sequence[Config], stop: StopSignal | None = None) -> list[Any]:
+    return train_stack(configs, stop or StopSignal())
 
 
 # the tensors
@@ -149,15 +159,15 @@ def test_a_stacked_step_is_the_step_of_each_run(
     y = torch.randn(9, m, dtype=torch.float64) if is_regression else torch.arange(9) % m
     choices = [Choice(optimizer, one | {"decay_all": decay_all}) for one in options]
     lone = [build.build_model(Choice(model, own), "concise", in_shape, m).double() for _ in options]
-    together = MODELS[model](stacked.layers(len(lone)), in_shape, m, **own | {"init_std": "torch"})
-    stacked.stack(together, lone)
+    together = MODELS[model](stacked_layers(len(lone)), in_shape, m, **own | {"init_std": "torch"})
+    copy_into_stack(together, lone)
     loss_fn, is_sum = build.build_loss(Choice(loss, of_loss), "concise"), of_loss.get("form") == "sum"
-    stepper = stacked.OPTIMIZERS[optimizer](together, [choice.options for choice in choices])
+    stepper = STACKED_OPTIMIZERS[optimizer](together, [choice.options for choice in choices])
     optimizers = [build.build_optimizer(c, "concise", a) for c, a in zip(choices, lone, strict=True)]
     for _ in range(4):
         stepper.zero_grad()
         y_hat = together(x)
-        total = stacked.objective(loss_fn, y_hat, y, is_sum=is_sum, classes_second=loss == "cross_entropy")
+        total = objective(loss_fn, y_hat, y, is_sum=is_sum, classes_second=loss == "cross_entropy")
         total.backward()
         stepper.param_groups[0]["lr"] = torch.tensor([one["lr"] for one in options], dtype=torch.float64)
         stepper.step()
@@ -183,10 +193,10 @@ def test_a_stacked_step_is_the_step_of_each_run(
 def assert_as_alone(each: Sequence[dict[str, Any]], **nodes: Any) -> None:
     nodes = {"sweep.stack": True, **nodes}
     for config in configs_of("alone", each, **nodes):
-        commands.train(replace(config, resume="auto"), StopSignal())
+        train(replace(config, resume="auto"), StopSignal())
     configs = configs_of("together", each, **nodes)
-    assert groups(configs).stacks == [list(range(len(each)))]
-    outcomes = train(configs)
+    assert group_runs(configs).stacks == [list(range(len(each)))]
+    outcomes = train_all(configs)
     for k, outcome in enumerate(outcomes):
         a, b = f"alone/{k}", f"together/{k}"
         assert outcome == pytest.approx(result(a)["objective"]["value"], abs=1e-10)
@@ -231,7 +241,7 @@ def test_seeds_are_stacked_where_they_share_the_order_of_the_examples() -> None:
 def test_the_order_seed_takes_the_place_of_the_seed_in_the_order_only() -> None:
     splits = data.load(configs_of("s", [{}])[0].data, configs_of("s", [{}])[0].paths)
     each = [{"seed": 1}, {"seed": 1, "data.order_seed": 7}, {"seed": 7}, {"seed": 2, "data.order_seed": 7}]
-    parts = [state.assemble(config, splits, runtime.Machine(CPU)) for config in configs_of("s", each)]
+    parts = [assemble(config, splits, Machine(CPU)) for config in configs_of("s", each)]
     own, ordered, seven, other = (next(x for x, _ in part.train.epoch(1)) for part in parts)
     assert torch.equal(ordered, seven)
     assert torch.equal(ordered, other)
@@ -247,17 +257,17 @@ def test_the_order_seed_takes_the_place_of_the_seed_in_the_order_only() -> None:
 def test_a_run_that_diverges_fails_alone() -> None:
     each = [{"optimizer.lr": 0.03}, {"optimizer.lr": 900.0}, {"optimizer.lr": 0.1}]
     shared = {"epochs": 20}
-    outcomes = train(configs_of("s", each, **shared))
+    outcomes = train_all(configs_of("s", each, **shared))
     assert isinstance(outcomes[1], DivergedError)
     with pytest.raises(DivergedError) as alone:
-        commands.train(configs_of("alone", each, **shared)[1], StopSignal())
+        train(configs_of("alone", each, **shared)[1], StopSignal())
     assert str(outcomes[1]) == str(alone.value).replace("alone/", "s/")
-    assert runs.status_in(Path("outputs/s/1"))["state"] == "diverged"
+    assert directory.status_in(Path("outputs/s/1"))["state"] == "diverged"
     assert "diverged" in Path("outputs/s/1/train.log").read_text()
-    train(configs_of("calm", [each[0], {"optimizer.lr": 0.05}, each[2]], **shared))
+    train_all(configs_of("calm", [each[0], {"optimizer.lr": 0.05}, each[2]], **shared))
     for k in (0, 2):
         assert_same_to_the_bit(f"s/{k}", f"calm/{k}")
-    again = train(configs_of("s", each, **shared))
+    again = train_all(configs_of("s", each, **shared))
     assert (again[0], str(again[1]), again[2]) == (outcomes[0], str(outcomes[1]), outcomes[2])
 
 
@@ -291,52 +301,53 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
         return write
 
     with_kill = pytest.MonkeyPatch()
-    with_kill.setattr(training, "save", counted(training.save))
-    with_kill.setattr(commands, "conclude", counted(commands.conclude))
-    with_kill.setattr(commands, "give_up", lambda *_: None)
+    for module in (epochs, training):
+        with_kill.setattr(module, "save_checkpoint", counted(save_checkpoint))
+    with_kill.setattr(training, "conclude", counted(conclude))
+    with_kill.setattr(members, "note_failure", lambda *_: None)
     return with_kill.undo
 
 
 def test_a_kill_anywhere_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = train(configs_of("straight", MIXED))
+    straight = train_all(configs_of("straight", MIXED))
     for number in (2, 3, 5, 6, 8, 9, 10, 12):  # 3 runs, 3 epochs, then their results
         sweep = f"cut{number}"
         undo = killed_at(number, monkeypatch)
         with pytest.raises(Killed):
-            train(configs_of(sweep, MIXED))
+            train_all(configs_of(sweep, MIXED))
         undo()
-        assert train(configs_of(sweep, MIXED)) == straight
+        assert train_all(configs_of(sweep, MIXED)) == straight
         for k in range(3):
             assert_same_to_the_bit(f"straight/{k}", f"{sweep}/{k}")
         assert "trained alone" not in Path("outputs", sweep, "0", "train.log").read_text()
 
 
 def test_killed_twice_in_the_first_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = train(configs_of("straight", LRS, epochs=2))
+    straight = train_all(configs_of("straight", LRS, epochs=2))
     for number in (2, 3, 2):
         undo = killed_at(number, monkeypatch)
         with pytest.raises(Killed):
-            train(configs_of("cut", LRS, epochs=2))
+            train_all(configs_of("cut", LRS, epochs=2))
         undo()
-    assert train(configs_of("cut", LRS, epochs=2)) == straight
+    assert train_all(configs_of("cut", LRS, epochs=2)) == straight
     assert_same_to_the_bit("straight/1", "cut/1")
 
 
 @pytest.mark.parametrize("step", [2, 8])
 def test_a_signal_within_an_epoch_changes_nothing(step: int, signal_at: Callable[..., None]) -> None:
     shared = {"record.every_steps": 1, "epochs": 2}
-    straight = train(configs_of("straight", MIXED, **shared))
+    straight = train_all(configs_of("straight", MIXED, **shared))
     signal_at(step)
     with StopSignal() as stop, pytest.raises(Interrupted):
-        train(configs_of("cut", MIXED, **shared), stop)
-    assert [runs.status_in(Path("outputs/cut", str(k)))["state"] for k in range(3)] == ["interrupted"] * 3
-    assert train(configs_of("cut", MIXED, **shared)) == straight
+        train_all(configs_of("cut", MIXED, **shared), stop)
+    assert [directory.status_in(Path("outputs/cut", str(k)))["state"] for k in range(3)] == ["interrupted"] * 3
+    assert train_all(configs_of("cut", MIXED, **shared)) == straight
     for k in range(3):
         assert_same_to_the_bit(f"straight/{k}", f"cut/{k}")
 
 
 def test_saves_within_an_epoch_are_those_of_all_runs() -> None:
-    train(configs_of("s", MIXED, **{"save.every_steps": 4, "epochs": 1}))
+    train_all(configs_of("s", MIXED, **{"save.every_steps": 4, "epochs": 1}))
     assert [sorted(p.name for p in Path("checkpoints/s", str(k)).iterdir()) for k in range(3)] == [
         ["best.pt", "step_00000004.pt", "step_00000006.pt"]
     ] * 3
@@ -348,21 +359,21 @@ def test_a_run_that_went_on_alone_ends_the_company(
     shared = {"record.every_steps": 1}
     signal_at(8)
     with StopSignal() as stop, pytest.raises(Interrupted):
-        train(configs_of("s", LRS, **shared), stop)
+        train_all(configs_of("s", LRS, **shared), stop)
     outcome = cli("resume=s/1")
     assert outcome.code == 0, outcome.err
     assert "stack 3 -> 1" in outcome.out
     capfd.readouterr()
-    outcomes = train(configs_of("s", LRS, **shared))
+    outcomes = train_all(configs_of("s", LRS, **shared))
     assert "trained alone, not as one of 3 together" in capfd.readouterr().out
     for k, config in enumerate(configs_of("alone", LRS, **shared)):
-        assert outcomes[k] == pytest.approx(commands.train(config, StopSignal()), abs=1e-10)
+        assert outcomes[k] == pytest.approx(train(config, StopSignal()), abs=1e-10)
     assert cli("eval", "checkpoint=s/2").code == 0
 
 
 def test_another_sweep_of_the_same_name_is_refused() -> None:
-    train(configs_of("s", LRS, epochs=1))
-    outcomes = train(configs_of("s", [{"optimizer.lr": 0.5}, *LRS[1:]], epochs=1))
+    train_all(configs_of("s", LRS, epochs=1))
+    outcomes = train_all(configs_of("s", [{"optimizer.lr": 0.5}, *LRS[1:]], epochs=1))
     assert isinstance(outcomes[0], ConfigError)
     assert [type(outcome) for outcome in outcomes[1:]] == [float, float]
 
@@ -372,9 +383,9 @@ def test_what_strikes_all_runs_ends_all(monkeypatch: pytest.MonkeyPatch) -> None
         raise MemoryError("no room")
 
     monkeypatch.setattr(Batches, "epoch", no_memory)
-    outcomes = train(configs_of("s", LRS))
+    outcomes = train_all(configs_of("s", LRS))
     assert ["out of memory" in str(outcome) for outcome in outcomes] == [True] * 3
-    assert runs.status_in(Path("outputs/s/2"))["state"] == "failed"
+    assert directory.status_in(Path("outputs/s/2"))["state"] == "failed"
 
 
 # who goes with whom
@@ -395,7 +406,7 @@ WORDS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("choices", "shared", "reason"), WORDS)
 def test_what_cannot_be_stacked_says_why(choices: dict[str, str], shared: dict[str, Any], reason: str) -> None:
-    found = groups(configs_of("s", LRS, choices={"model": "mlp"} | choices, **{"sweep.stack": True} | shared))
+    found = group_runs(configs_of("s", LRS, choices={"model": "mlp"} | choices, **{"sweep.stack": True} | shared))
     assert found.stacks == []
     assert list(found.reasons) == [0, 1, 2]
     assert all(reason in text for text in found.reasons.values())
@@ -409,11 +420,11 @@ def test_runs_that_share_their_batches_go_together() -> None:
         {"seed": 3},
         {"batch_size": 20, "model.init_std": 1.0},
     ]
-    found = groups(configs_of("s", each))
+    found = group_runs(configs_of("s", each))
     assert found.stacks == [[0, 1], [2, 4]]
     assert list(found.reasons) == [3]
     assert "no other run has the same seed; data.order_seed" in found.reasons[3]
-    assert groups(configs_of("s", [{}])).reasons == {0: "there is no other run to stack it with"}
+    assert group_runs(configs_of("s", [{}])).reasons == {0: "there is no other run to stack it with"}
 
 
 @pytest.mark.parametrize(
@@ -427,9 +438,9 @@ def test_runs_that_share_their_batches_go_together() -> None:
     ],
 )
 def test_auto_stacks_where_it_was_measured_to_pay(choices: dict[str, str], shared: dict[str, Any], pays: bool) -> None:
-    found = groups(configs_of("s", LRS, choices=choices, **shared, **{"device.precision": "auto"}))
+    found = group_runs(configs_of("s", LRS, choices=choices, **shared, **{"device.precision": "auto"}))
     assert bool(found.stacks) == pays
-    assert bool(groups(configs_of("s", LRS, choices=choices, **shared, **{"sweep.stack": True})).stacks)
+    assert bool(group_runs(configs_of("s", LRS, choices=choices, **shared, **{"sweep.stack": True})).stacks)
     assert all("sweep.stack=true" in reason for reason in found.reasons.values())
 
 
@@ -441,7 +452,7 @@ def test_kill_9_at_random_times_changes_nothing(tmp_path: Path) -> None:
         "import test_stack as t\n"
         f"t.train(t.configs_of('cut', t.MIXED, **{shared!r}))"
     )
-    straight = train(configs_of("straight", MIXED, **shared))
+    straight = train_all(configs_of("straight", MIXED, **shared))
     draw = random.Random(0)
     for _ in range(6):
         process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.DEVNULL)
@@ -450,7 +461,7 @@ def test_kill_9_at_random_times_changes_nothing(tmp_path: Path) -> None:
         time.sleep(draw.random() * 0.3)
         process.kill()
         process.wait()
-    assert train(configs_of("cut", MIXED, **shared)) == straight
+    assert train_all(configs_of("cut", MIXED, **shared)) == straight
     for k in range(3):
         assert_same_to_the_bit(f"straight/{k}", f"cut/{k}")
     assert "trained alone" not in Path("outputs/cut/0/train.log").read_text()

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from trainer.data import files, vision
-from trainer.data.files import fetch, replacing
+from trainer.data.files import fetch, temporary_beside
 from trainer.data.vision import THINGS, cifar10, fashion_mnist, mnist
 from trainer.utils.errors import ConfigError
 
@@ -461,7 +461,7 @@ def test_a_mirror_must_be_a_web_address(tmp_path: Path, mirror: str) -> None:
 
 def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
-    with suppress(KeyboardInterrupt), replacing(tmp_path / "a") as temporary:
+    with suppress(KeyboardInterrupt), temporary_beside(tmp_path / "a") as temporary:
         temporary.write_bytes(b"ne")
         raise KeyboardInterrupt
     assert (tmp_path / "a").read_bytes() == b"old"

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer import schedules
-from trainer.config import Choice
+from trainer.config.ranges import IMPLS_OF
+from trainer.config.schema import Choice
+from trainer.engine import LossFn
 from trainer.models import MODELS
-from trainer.ranges import IMPLS_OF
+from trainer.schedules import SCHEDULES
 from trainer.scratch import by_hand, formulas, optim, with_numpy
 from trainer.scratch.nn import layers
-
-LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def mse(y_hat: Tensor, y: Tensor, *, form: str) -> Tensor:
@@ -165,7 +164,7 @@ def build_optimizer(choice: Choice, impl: str, model: nn.Module) -> torch.optim.
 def build_schedule(choice: Choice, lr: float, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:
     """lr_at(step) for steps counted from 0 over the whole run."""
     total = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * epochs}
-    factor: Callable[..., float] = partial(schedules.SCHEDULES[choice.name], **total, **choice.options)
+    factor: Callable[..., float] = partial(SCHEDULES[choice.name], **total, **choice.options)
     return lambda step: lr * factor(step)
 
 

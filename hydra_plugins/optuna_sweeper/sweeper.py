@@ -24,8 +24,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from trainer.search import Search
-    from trainer.space import Space
+    from trainer.sweep.search_space import Space
+    from trainer.sweep.study import Search
 
 # settings that say where or how a trial is computed, not what: they may change when a study goes on
 NOT_OF_THE_STUDY = ("device", "paths", "plots", "record", "save")
@@ -55,31 +55,32 @@ class OptunaSweeper(Sweeper):
         Raises:
             ConfigError: the space or a setting of the search is refused.
         """
-        from trainer import search
+        from trainer.sweep.study import Search, summary
+        from trainer.sweep.trial import load_optuna, search_settings
 
         assert self.config is not None
         assert self.launcher is not None
-        settings = search.settings_of(self.sweeper)
-        search.load_optuna()
+        settings = search_settings(self.sweeper)
+        load_optuna()
         choices = self.config.hydra.runtime.choices
         space, fixed = self.split(arguments, choices)
         folder = Path(self.config.hydra.sweep.dir)
         of_study = sorted(word for word in fixed if word.partition("=")[0].split(".")[0] not in NOT_OF_THE_STUDY)
         maximize = is_accuracy(space, choices)
         returned: list[Any] = []
-        with search.Search(settings, space, folder, maximize=maximize, fixed=of_study) as study:
+        with Search(settings, space, folder, maximize=maximize, fixed=of_study) as study:
             while batch := self.next_batch(study, fixed):
                 results = self.launcher.launch(list(batch.values()), initial_job_idx=len(returned))
                 returned += [result.return_value for result in results]  # raises what a job raised
                 for number in batch:
                     study.release(number)
-        print(f"\n{search.summary(self.sweeper, folder)}")
+        print(f"\n{summary(self.sweeper, folder)}")
         return returned
 
     def next_batch(self, study: "Search", fixed: Sequence[str]) -> dict[int, list[str]]:
         """The next trials: number -> the words of its job; empty where all are begun."""
-        from trainer.search import Trial
-        from trainer.space import word
+        from trainer.sweep.search_space import word
+        from trainer.sweep.trial import Trial
 
         batch: dict[int, list[str]] = {}
         while len(batch) < study.settings.n_jobs and (asked := study.ask()) is not None:
@@ -96,11 +97,12 @@ class OptunaSweeper(Sweeper):
 
     def split(self, arguments: Sequence[str], choices: Mapping[str, str]) -> tuple["Space", list[str]]:
         """The search space, and the words that are the same for each trial."""
-        from trainer import config
+        from trainer.config.options import defaults_of
+        from trainer.config.schema import GROUPS
         from trainer.utils.errors import ConfigError
 
         assert self.hydra_context is not None
-        defaults = config.defaults_of({group: choices[group] for group in config.GROUPS})
+        defaults = defaults_of({group: choices[group] for group in GROUPS})
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         words = [f"{key}={in_yaml(value)}" for key, value in self.sweeper["params"].items()]
         try:
@@ -126,7 +128,7 @@ def in_yaml(value: Any) -> str:
 
 def distribution(override: Override, defaults: Mapping[str, Any]) -> Any:
     """What Hydra read as one of Optuna's distributions; ConfigError where it cannot be one."""
-    from trainer import space
+    from trainer.sweep.search_space import choices, interval, steps
     from trainer.utils.errors import ConfigError
 
     key, sweep = override.key_or_group, override.value()
@@ -139,19 +141,19 @@ def distribution(override: Override, defaults: Mapping[str, Any]) -> Any:
     if isinstance(sweep, IntervalSweep):
         assert sweep.start is not None
         assert sweep.end is not None
-        return space.interval(key, sweep.start, sweep.end, log=log, defaults=defaults)
+        return interval(key, sweep.start, sweep.end, log=log, defaults=defaults)
     if isinstance(sweep, RangeSweep):
         assert sweep.start is not None
         assert sweep.stop is not None
-        return space.steps(key, sweep.start, sweep.stop, sweep.step, defaults=defaults)
+        return steps(key, sweep.start, sweep.stop, sweep.step, defaults=defaults)
     values: list[Any] = list(override.sweep_iterator(Transformer.identity))
     plain = [value.text if isinstance(value, QuotedString) else value for value in values]
-    return space.choices(key, plain, [Transformer.encode(value) for value in values], defaults=defaults)
+    return choices(key, plain, [Transformer.encode(value) for value in values], defaults=defaults)
 
 
 def is_accuracy(space: "Space", choices: Mapping[str, str]) -> bool:
     """Whether the trials are measured by accuracy, the more the better, or by the loss of a regression."""
-    from trainer.ranges import REGRESSION, TASK_OF_DATA
+    from trainer.config.ranges import REGRESSION, TASK_OF_DATA
     from trainer.utils.errors import ConfigError, listed
 
     data = getattr(space["data"], "choices", ()) if "data" in space else (choices["data"],)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
-from trainer.config import Choice, Paths
+from trainer.config.schema import Choice, Paths
 from trainer.data.folder import class_folders
 from trainer.data.splits import Source, Splits, cut
 from trainer.data.synthetic import random, synthetic

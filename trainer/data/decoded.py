@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.files import replacing
+from trainer.data.files import temporary_beside
 from trainer.data.pictures import PictureError, decode, quiet_pillow
 from trainer.data.workers import shutting_down, start_worker
 
@@ -64,7 +64,7 @@ def cached(
     print(f"decoding {len(names):,} pictures of {root}, once; cache: {path}", flush=True)
     decoded = decode_files(root, names, size=size, channels=channels, keep=keep)
     try:
-        with replacing(path) as temporary:
+        with temporary_beside(path) as temporary:
             torch.save(vars(decoded) | {"crc": _crc(decoded)}, temporary)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         print(f"warning: {path} cannot be written ({error}); the next start decodes again", flush=True)

@@ -24,7 +24,7 @@ CHUNK = 2**18
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def temporary_beside(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and is removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def save(path: Path, data: bytes) -> None:
     """Keep what was fetched or unpacked; a read-only or full disk costs the next start, not this one."""
     try:
-        with replacing(path) as temporary:
+        with temporary_beside(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         print(f"warning: {path} cannot be written ({error}); the next start fetches it again", flush=True)

@@ -150,7 +150,7 @@ def read_tree(
         test=split(test),
         val=split(val) if "val" in listing.parts else None,
         in_shape=(channels, size, size),
-        sha256=_digest(listing, good),
+        sha256=_digest_of_tree(listing, good),
         classes=listing.classes,
         mean=mean,
         std=std,
@@ -252,7 +252,7 @@ def _part_rows(listing: Listing, good: Tensor, test_fraction: float) -> tuple[Te
     return train, test, val
 
 
-def _digest(listing: Listing, good: Tensor) -> str:
+def _digest_of_tree(listing: Listing, good: Tensor) -> str:
     """Of names and sizes: what can be said of pictures that are not read before training."""
     rows = good.nonzero().squeeze(1).tolist()
     return hashlib.sha256("\n".join(repr((listing.names[i], listing.stamps[i][0])) for i in rows).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""What every part leans on and nothing of deep learning: errors, run directories, files, signals, screen, pictures."""
+"""What knows no domain: errors, files, signals, ranks, the screen, figures of a classifier."""

@@ -15,7 +15,7 @@ from trainer.utils.errors import Interrupted
 
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-PATIENCE = 2.0  # seconds
+RAISE_AGAIN_AFTER = 2.0  # seconds
 
 
 def end_with_parent(signum: int) -> None:
@@ -93,7 +93,7 @@ class StopSignal:
             for process in multiprocessing.active_children():
                 os.kill(process.pid or 0, signal.SIGTERM)
             return
-        swallowed = self.signum and time.monotonic() - self._raised_at > PATIENCE
+        swallowed = self.signum and time.monotonic() - self._raised_at > RAISE_AGAIN_AFTER
         if (not self.signum or swallowed) and not self._held:
             self._raised_at = time.monotonic()
             self.signum = signum

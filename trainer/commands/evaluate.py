@@ -1,0 +1,150 @@
+"""The eval command: how good a trained model is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer import build, data
+from trainer.config.schema import GROUPS, Config
+from trainer.data.splits import Splits
+from trainer.engine import Evaluation
+from trainer.run import directory
+from trainer.run.begin import file_of
+from trainer.run.checkpoint import check_architecture, check_fits, load_model
+from trainer.run.machine import Machine, resolve_auto
+from trainer.run.parts import eval_batches, evaluate_split, place
+from trainer.run.result import without_none
+from trainer.run.safe_load import read_checkpoint, weights_to_use
+from trainer.totals import Totals
+from trainer.utils.errors import ConfigError
+from trainer.utils.files import write_json
+from trainer.utils.screen import Screen, shown, table
+
+OF_THE_CUT = ("data.val_fraction", "data.split_seed", "data.limit")
+HAS_EFFECT = ("checkpoint", "input", "split", "plots", "data", "device", "paths.", "impl", "model.impl", "loss.impl")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as a checkpoint holds it, ready to be used."""
+
+    model: nn.Module
+    machine: Machine
+    classes: tuple[str, ...]
+    in_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    content: Mapping[str, Any]
+    path: Path
+    folder: Path  # where results go
+
+
+def load_trained(config: Config, command: str, screen: Screen) -> Trained:
+    """The model of checkpoint=, on the device that the config asks for.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or a setting was typed that this command does not know.
+    """
+    for key in ("resume", "resume_allow", "init_from", "input" if command == "eval" else "split"):
+        if key in config.typed:
+            raise ConfigError(f"{key}= is not for {command}.")
+    for key in config.typed:
+        if key in GROUPS and not key.startswith(HAS_EFFECT):
+            raise ConfigError(f"{key}=: the {key} comes from the checkpoint. What may change: data=, device=.")
+        if key in OF_THE_CUT and config.split != "test":
+            raise ConfigError(f"{key}=: which examples are in split={config.split} comes from the checkpoint.")
+        if not key.startswith(HAS_EFFECT) or key in (*OF_THE_CUT, "data.normalize", "data.augment"):
+            screen.say(f"warning: {key} has no effect on {command}")
+    assert config.checkpoint is not None
+    path = file_of(config, config.checkpoint)
+    content = read_checkpoint(path)
+    check_architecture(config, content, path)
+    config, machine = resolve_auto(config)
+    arch, preprocess = content["arch"], content["preprocess"]
+    in_shape = tuple(arch["in_shape"])
+    model = build.build_model(config.model, config.impl, in_shape, arch["num_outputs"])
+    model = place(model, machine)  # first, so that fp64 weights are not rounded on the way
+    load_model(model, weights_to_use(content), path)
+    by = config.impls()["model"]
+    screen.say(f"{config.model.name} from {path} on {machine.device}{f', impl={by}' if by != 'concise' else ''}")
+    name = content["config"]["name"]
+    directory.check_writable(Path(config.paths.outputs))
+    own = path.parent.resolve() == (Path(config.paths.checkpoints) / name).resolve()
+    return Trained(
+        model,
+        machine,
+        tuple(content["classes"]),
+        in_shape,
+        tuple(preprocess["mean"]),
+        tuple(preprocess["std"]),
+        content,
+        path,
+        Path(config.paths.outputs) / (name if own else f"eval-{path.stem}"),
+    )
+
+
+def evaluate_data(config: Config, trained: Trained, split_name: str) -> tuple[Splits, Evaluation]:
+    """Read the data and evaluate one of its splits, normalised as in training."""
+    splits = replace(data.load(config.data, config.paths), mean=trained.mean, std=trained.std)
+    check_fits(dict(trained.content), splits, trained.path)
+    split = getattr(splits, split_name)
+    if not len(split):
+        raise ConfigError(
+            f"split={split_name}: data={config.data.name} has no such examples. Allowed: split=test, train."
+        )
+    batches = eval_batches(config, splits, split, trained.machine)
+    loss_fn = build.build_loss(config.loss, config.impl)
+    totals = Totals(trained.machine.device, is_sum=build.is_sum(config.loss))
+    return splits, evaluate_split(trained.model, loss_fn, batches, totals, trained.machine)
+
+
+def run_eval(config: Config) -> None:
+    """Print loss, accuracy and per-class figures of a split, and write them to eval-<data>-<split>.json."""
+    screen = Screen()
+    trained = load_trained(config, "eval", screen)
+    splits, evaluation = evaluate_data(config, trained, config.split)
+    trained.folder.mkdir(parents=True, exist_ok=True)
+    stem = f"eval-{config.data.name}-{config.split}"
+    figures: dict[str, Any] = {
+        "checkpoint": str(trained.path),
+        "data": config.data.name,
+        "split": config.split,
+        "n": len(evaluation.labels),
+        "loss": evaluation.loss,
+        "accuracy": evaluation.accuracy,
+    }
+    accuracy = f"accuracy {evaluation.accuracy:.4f}, " if evaluation.accuracy is not None else ""
+    screen.say(f"{config.split}: {accuracy}loss {shown(evaluation.loss)} on {len(evaluation.labels):,} examples")
+    if splits.task == "classification":
+        figures |= classify(splits, evaluation, build.has_sigmoids(config.loss), screen)
+        if config.plots:
+            from trainer.plots import run as plots  # matplotlib takes 0.4 s
+
+            picture = trained.folder / "plots" / f"{stem}-confusion.png"
+            plots.confusion(torch.tensor(figures["confusion"]), splits.classes, picture)
+            screen.say(f"picture  {picture}")
+    write_json(trained.folder / f"{stem}.json", without_none(figures))
+    screen.say(f"written  {trained.folder / f'{stem}.json'}")
+
+
+def classify(splits: Splits, evaluation: Evaluation, sigmoids: bool, screen: Screen) -> dict[str, Any]:
+    """Per-class precision, recall and F1, confusion matrix, top-5 and calibration error, printed and as plain data."""
+    from trainer.utils import metrics
+
+    found = metrics.classification_report(evaluation.outputs, evaluation.labels, sigmoids=sigmoids)
+    columns = zip(splits.classes, found.precision, found.recall, found.f1, found.confusion.sum(1).tolist(), strict=True)
+    rows = [dict(zip(("class", "precision", "recall", "f1", "n"), values, strict=True)) for values in columns]
+    screen.say(table(rows))
+    top5 = f"top-5 accuracy {found.top5_accuracy:.4f}, " if found.top5_accuracy is not None else ""
+    screen.say(f"{top5}macro F1 {found.macro_f1:.4f}, calibration error {found.calibration_error:.4f} (ECE, 15 bins)")
+    return {
+        "top5_accuracy": found.top5_accuracy,
+        "macro_f1": found.macro_f1,
+        "calibration_error": found.calibration_error,
+        "classes": rows,
+        "confusion": found.confusion.tolist(),
+    }

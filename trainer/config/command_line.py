@@ -1,0 +1,170 @@
+"""The command line as it was typed: taken apart, and refused in our words where Hydra would refuse it in its own.
+
+Torch-free and Hydra-free: a typo is answered at once.
+"""
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.config.options import all_keys, check_choice, check_hydra_option, check_value, chosen_engines, unknown_key
+from trainer.config.schema import GROUPS
+from trainer.utils.errors import ConfigError, listed, nearest
+
+VERBS = ("train", "eval", "predict", "check-resume", "compare-impl")
+TYPED_GROUPS = (*GROUPS, "experiment")
+RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
+# values that are text whatever they look like; quoted so that Hydra's grammar leaves them alone
+TEXT = re.compile(r"(checkpoint|resume|input|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$")
+ENGINES = ("hydra/sweeper", "hydra/launcher")
+PLUGINS = {  # what a launcher comes from
+    "processes": "hydra-joblib-launcher",
+    "gpus": "hydra-joblib-launcher",
+    "slurm_local": "hydra-submitit-launcher",
+    "slurm": "hydra-submitit-launcher",
+    "ray_cluster": "hydra-ray-launcher",
+}
+EXTRAS = dict.fromkeys(PLUGINS, "requirements-launchers.txt") | {"ray_cluster": "requirements-ray.txt"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A prepared command line: the words Hydra gets (`overrides`), and what they were before."""
+
+    verb: str
+    overrides: tuple[str, ...]
+    multirun: bool = False
+    flags: tuple[str, ...] = ()
+
+    def value(self, key: str) -> str | None:
+        """What was typed for key (the last one wins), without quotes; None if it was not typed."""
+        values = [text for name, text in map(split_word, self.overrides) if name == key]
+        return unquote(values[-1]) if values and values[-1] != "null" else None
+
+    @property
+    def typed(self) -> list[str]:
+        """The keys that were typed."""
+        return [split_word(word)[0] for word in self.overrides]
+
+
+def split_word(word: str) -> tuple[str, str]:
+    """`++optimizer.lr=0.1` -> ("optimizer.lr", "0.1")."""
+    key, _, value = word.partition("=")
+    return key.lstrip("+"), value
+
+
+def unquote(text: str) -> str:
+    """The text between quotes that `quote` put round it."""
+    return re.sub(r"\\(['\\])", r"\1", text[1:-1]) if len(text) > 1 and text[0] == text[-1] == "'" else text
+
+
+def quote(text: str) -> str:
+    """Text as a quoted value of Hydra's grammar; null stays null."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text if text == "null" or quoted else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def parse_command(args: Sequence[str]) -> Command:
+    """Take the command line apart, and refuse in our words what Hydra would refuse in its own.
+
+    Raises:
+        ConfigError: an unknown verb, flag, group choice or key, or spaces round an equals sign.
+    """
+    words = list(args)
+    multirun = words[:1] in (["-m"], ["--multirun"])
+    words = words[1:] if multirun else words
+    names_verb = words and re.fullmatch(r"\w[\w-]*", words[0]) and not "".join(words[1:2]).startswith("=")
+    verb = words.pop(0) if names_verb else "train"
+    if verb not in VERBS:
+        hint = f" Did you mean {example(verb, words)}?" if verb in all_keys() else nearest(verb, VERBS)
+        raise ConfigError(f"{verb} is not a command.{hint} Commands: {listed(VERBS)}.")
+    flags: list[str] = []
+    overrides: list[str] = []
+    while words:
+        word = words.pop(0)
+        if word in ("-m", "--multirun"):
+            multirun = True
+        elif word == "--cfg":
+            flags += [word, words.pop(0) if words else "job"]
+        elif word.startswith("-"):
+            known = f" Did you mean {example(word.strip('-'), words)}?"
+            raise ConfigError(f"{word}: settings are written key=value, without dashes.{known}")
+        elif "=" not in word.strip("=") or word.startswith("=") or (word.endswith("=") and words):
+            raise ConfigError(
+                f"{word}: settings are written key=value, without spaces. Did you mean {example(word, words)}?"
+            )
+        else:
+            overrides += expand(word, multirun or "-m" in words or "--multirun" in words)
+    check_engines(overrides, multirun)
+    if multirun and flags:
+        raise ConfigError(f"{flags[0]} shows the settings of one run: leave -m and the lists out.")
+    if multirun and verb != "train":
+        raise ConfigError(f"-m is for training; run {verb} without it, as often as it is wanted.")
+    return Command(verb, tuple(overrides), multirun, tuple(flags))
+
+
+def check_engines(words: Sequence[str], multirun: bool) -> None:
+    """Refuse a sweeper or launcher that is not there, and options that it does not have.
+
+    Raises:
+        ConfigError: names the word, and what is allowed or to be installed.
+    """
+    typed = [(key, value) for key, value in map(split_word, words) if key.startswith(("hydra.", "hydra/"))]
+    engines = chosen_engines(dict(map(split_word, words)))
+    if not multirun and (typed or set(engines.values()) != {"basic"}):
+        what = typed[0][0] if typed else "this experiment"
+        raise ConfigError(f"{what} is for sweeps: put -m in front.")
+    chosen = {key: value for key, value in engines.items() if value != "basic"}
+    for group, choice in chosen.items():
+        check_choice(group, choice)
+        package = PLUGINS.get(choice)
+        if package and importlib.util.find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
+            raise ConfigError(f"{group}={choice} needs {package}: pip install -r {EXTRAS[choice]}")
+    for key, value in typed:
+        if "/" not in key:
+            _, kind, option = key.split(".", 2)
+            if f"hydra/{kind}" not in chosen:
+                raise ConfigError(f"{key} is an option of a {kind}: choose one with hydra/{kind}=.")
+            check_hydra_option(f"hydra/{kind}", chosen[f"hydra/{kind}"], option, value)
+
+
+def example(word: str, rest: Sequence[str]) -> str:
+    """A guess at what was meant by a word that is no key=value: `lr = 0.1` -> `optimizer.lr=0.1`."""
+    key, _, value = word.strip("=").partition("=")
+    found = nearest(key, all_keys()).removeprefix(" Did you mean ").rstrip("?").split(" or ")[0]
+    value = value or next((w.strip("=") for w in rest if w.strip("=") and "=" not in w.strip("=")), "VALUE")
+    return f"{found or key}={value}"
+
+
+def expand(word: str, multirun: bool) -> list[str]:
+    """One typed word as the words Hydra gets: short forms written out, text quoted, group choices checked."""
+    key, value = split_word(word)
+    if "${" in word:  # resolved, it could carry a secret to the screen and into files
+        raise ConfigError(f"{word}: ${{...}} is not resolved here. Allowed: the value itself.")
+    if key in ENGINES or key.startswith(("hydra.sweeper.", "hydra.launcher.")):
+        if word[0] in "+~" or "{" in value or "_target_" in word:  # Hydra would make an object of it
+            raise ConfigError(f"{word} is not allowed. Allowed: {key}=<a plain value>.")
+        return [word]  # see check_hydra
+    if key.startswith(("hydra.", "hydra/")):
+        raise ConfigError(f"{key}: Hydra only composes the settings; its own are not for the command line.")
+    if key == "data.mirror" and value != "null":  # before Hydra writes it into the folder of a sweep
+        check_value(key, unquote(value), None)
+    if key.startswith("~") or "@" in key:
+        raise ConfigError(f"{word}: settings can be changed, not removed or moved.")
+    if key == "device" and (match := re.fullmatch(r"cuda:(\d+)", value)):
+        return ["device=cuda", f"device.index={match[1]}"]
+    if key in RECIPES:
+        if value != "none":
+            raise ConfigError(
+                f"{word}: recipes are found by data, model, optimizer and schedule. Allowed: recipe=none."
+            )
+        return [f"{name}=none" for name in RECIPES]
+    if key in TYPED_GROUPS:
+        for choice in value.split(",") if multirun else [value]:
+            if (key, choice) != ("experiment", "null"):
+                check_choice(key, choice)
+        return [f"{key}={value}"]
+    if key not in all_keys():
+        raise unknown_key(key)
+    return [f"{key}={quote(value) if TEXT.match(key) else value}"]

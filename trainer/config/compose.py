@@ -1,0 +1,74 @@
+"""Hydra composes the settings of a command line; its own refusals are put into plain words here."""
+
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from trainer.config.command_line import RECIPES, TYPED_GROUPS, Command
+from trainer.config.freeze import freeze
+from trainer.config.options import CONFIGS, defaults_of, group_choices, unknown_key
+from trainer.config.schema import Config
+from trainer.utils.errors import ConfigError, Interrupted
+from trainer.utils.signals import StopSignal
+
+
+def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any], stop: StopSignal) -> None:
+    """Let Hydra compose the settings of each job and call `job` with them.
+
+    Raises:
+        ConfigError: Hydra refused the words.
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    sys.argv = [sys.argv[0], *command.flags, *(["--multirun"] if command.multirun else []), *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and leaving with 1
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
+    except HydraException as error:
+        if stop.signum:  # this is what they made of it
+            raise Interrupted(stop.signum) from None
+        raise ConfigError(explain_refusal(str(error), command)) from None
+
+
+def frozen(
+    composed: Any, choices: Mapping[str, str], command: Command, saved: Mapping[str, Any] | None = None
+) -> Config:
+    """The Config of what Hydra composed from these group choices, with the names of the recipes it took."""
+    config = freeze(composed, choices, command.typed, saved)
+    found = [CONFIGS / group / f"{choices[group]}.yaml" for group in RECIPES] if saved is None else []
+    return replace(config, recipes=[str(path.relative_to(CONFIGS.parent)) for path in found if path.is_file()])
+
+
+def parse_overrides(words: Sequence[str], loader: Any = None) -> list[Any]:
+    """Words as Hydra reads them; the loader knows what glob() finds."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+
+
+def each_value(override: Any) -> list[str]:
+    """`key=a,b` -> [`key=a`, `key=b`]; ranges, globs and choices too."""
+    if getattr(override.value(), "shuffle", False):
+        raise ConfigError(f"{override.input_line}: the same command has to find the same jobs. Leave shuffle out.")
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: an interval has no end of values. It is for hydra/sweeper=optuna.")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def explain_refusal(message: str, command: Command) -> str:
+    """Hydra's own refusal in our words: it is left with values and with options of another choice."""
+    if match := re.search(r"Could not override '([^']+)'", message):
+        key = match[1]
+        lists = {group: value.split(",") for group in TYPED_GROUPS if (value := command.value(group))}
+        for values in itertools.product(*lists.values()):  # the combination that lacks the option
+            chosen = group_choices(dict(zip(lists, values, strict=True)))
+            if key not in defaults_of(chosen):
+                return str(unknown_key(key, chosen))
+    if "multirun" in message:
+        return "a list of values trains one run for each: put -m in front. For one value that is a list, write [1,2]."
+    return f"cannot read the command line: {message.strip().splitlines()[0]}"

@@ -1,0 +1,173 @@
+"""Which settings there are: the YAML files of configs/, and what a value of each may be.
+
+A group's YAML file is the list of its options, the type of a default is the type of the option, and RANGES says what
+else a value has to fulfil.
+"""
+
+import types
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from trainer.config.ranges import OF_LAUNCHERS, RANGES, OneOf, Range, Rule, Text, as_yaml
+from trainer.config.schema import GROUPS
+from trainer.utils.errors import ConfigError, listed, nearest
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of ours as plain data."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+
+
+@cache
+def choices_of(group: str) -> tuple[str, ...]:
+    """The names that can be chosen in a group, from its YAML files."""
+    return tuple(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+
+
+def check_choice(group: str, name: str) -> None:
+    """Refuse a name that the group does not have."""
+    if name not in choices_of(group):
+        hint = " A list needs -m in front." if "," in name else nearest(name, choices_of(group))
+        raise ConfigError(f"{group}={name}: there is no such {group}.{hint} Choices: {listed(choices_of(group))}.")
+
+
+@cache
+def _options_of(group: str, name: str) -> Mapping[str, Any]:
+    check_choice(group, name)
+    loaded = load_yaml(CONFIGS / group / f"{name}.yaml")
+    return types.MappingProxyType(loaded["data"] if group == "data" else loaded)
+
+
+@cache
+def run_settings() -> Mapping[str, Any]:
+    """The settings that belong to no group, by dotted name, with their defaults."""
+    loaded = load_yaml(CONFIGS / "config.yaml")
+    return types.MappingProxyType(flatten({k: v for k, v in loaded.items() if k not in ("defaults", "hydra")}))
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"save": {"every_steps": 0}} -> {"save.every_steps": 0}; nested deeper than any setting stays as it is."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        deeper = isinstance(value, Mapping) and prefix.count(".") < 2  # a stranger's dict may hold itself
+        flat |= flatten(value, f"{prefix}{key}.") if deeper else {f"{prefix}{key}": value}
+    return flat
+
+
+def group_choices(typed: Mapping[str, str]) -> dict[str, str]:
+    """The group choices that Hydra arrives at: the defaults, what data and experiment bring, and what was typed."""
+
+    def chosen(path: Path) -> dict[str, str]:
+        entries = load_yaml(path).get("defaults", []) if path.is_file() else []
+        named = [item for entry in entries if isinstance(entry, dict) for item in entry.items()]
+        return {key.split()[-1].lstrip("/"): value for key, value in named}
+
+    experiment = chosen(CONFIGS / "experiment" / f"{typed.get('experiment')}.yaml")
+    choices = chosen(CONFIGS / "config.yaml") | experiment | dict(typed)
+    choices |= chosen(CONFIGS / "data" / f"{choices['data']}.yaml") | experiment | dict(typed)
+    return {group: choices[group] for group in GROUPS}
+
+
+def chosen_engines(typed: Mapping[str, str]) -> dict[str, str]:
+    """What chooses the jobs of a multirun (hydra/sweeper) and what runs them (hydra/launcher); basic: nothing special.
+
+    Args:
+        typed: {group: choice}; an experiment may bring its own.
+    """
+    path = CONFIGS / "experiment" / f"{typed.get('experiment')}.yaml"
+    brought = load_yaml(path).get("defaults", []) if path.is_file() else []
+    named = {key.split()[-1].lstrip("/"): value for entry in brought for key, value in entry.items()}
+    return {key: typed.get(key, named.get(key, "basic")) for key in ("hydra/sweeper", "hydra/launcher")}
+
+
+def defaults_of(choices: Mapping[str, str]) -> dict[str, Any]:
+    """Every dotted key that exists under these group choices, with its default."""
+    flat = dict(run_settings())
+    for group in GROUPS:
+        flat |= flatten(_options_of(group, choices[group]), f"{group}.")
+    return flat
+
+
+def all_keys() -> set[str]:
+    """Every dotted key of any choice, and the groups: what a typo is compared with."""
+    keys = set(run_settings()) | {*GROUPS, "experiment", "recipe"}
+    return keys.union(*(flatten(_options_of(g, name), f"{g}.") for g in GROUPS for name in choices_of(g)))
+
+
+def unknown_key(key: str, choices: Mapping[str, str] | None = None) -> ConfigError:
+    """The refusal of a key that does not exist, or not under these choices."""
+    group = key.split(".")[0]
+    owners = [
+        name
+        for name in (choices_of(group) if group in GROUPS else ())
+        if key in flatten(_options_of(group, name), f"{group}.")
+    ]
+    if owners and choices is not None:
+        own = listed([f"{group}.{option}" for option in _options_of(group, choices[group])]) or "none"
+        return ConfigError(
+            f"{key} is no option of {group}={choices[group]} (it belongs to {listed(owners)}). Its options: {own}."
+        )
+    hint = nearest(key, all_keys())
+    if not hint and choices is not None and group in GROUPS:
+        hint = f" Options of {group}={choices[group]}: {listed(sorted(_options_of(group, choices[group])))}."
+    return ConfigError(f"{key} is not a setting.{hint or ' python main.py --help lists them.'}")
+
+
+def check_value(key: str, value: Any, default: Any) -> Any:
+    """The value of one setting in its final type.
+
+    Raises:
+        ConfigError: wrong type, not finite, or out of range; names key, value and what is allowed.
+    """
+    rule = RANGES.get(key) or (OneOf((True, False)) if isinstance(default, bool) else Text())
+    try:
+        if value is None:
+            if default is not None:
+                raise ValueError
+            return None
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(t, str) and "${" in t for t in texts):  # resolved, it could carry a secret into saved files
+            raise ConfigError(f"{key}={as_yaml(value)}: ${{...}} is not resolved here. Allowed: the value itself.")
+        if isinstance(default, list):
+            return _list(value, rule)
+        return rule(value)
+    except (ValueError, OverflowError):  # a whole number can be too large for a float
+        allowed = f"a list, each of {rule}" if isinstance(default, list) else str(rule)
+        allowed += " or null" if default is None and "null" not in allowed else ""
+        hint = nearest(as_yaml(value), [str(w) for w in rule.words]) if isinstance(rule, OneOf) else ""
+        raise ConfigError(f"{key}={as_yaml(value)} is not allowed.{hint} Allowed: {allowed}.") from None
+
+
+def check_hydra_option(group: str, choice: str, option: str, value: str) -> None:
+    """Refuse an option that a sweeper or launcher does not have, or a value that RANGES does not allow.
+
+    Args:
+        group: hydra/sweeper or hydra/launcher.  choice: one of its files.  value: as typed.
+    """
+    options = flatten(load_yaml(CONFIGS / group / f"{choice}.yaml"))
+    known = sorted(name for name in options if name[0] != "_")
+    if option not in known:
+        raise ConfigError(
+            f"{option} is no option of {group}={choice}.{nearest(option, known)} Its options: {listed(known)}."
+        )
+    if group == "hydra/launcher" and option in OF_LAUNCHERS and not (value == "null" and options[option] is None):
+        try:
+            OF_LAUNCHERS[option](int(value))
+        except ValueError:
+            raise ConfigError(
+                f"hydra.launcher.{option}={value} is not allowed. Allowed: {OF_LAUNCHERS[option]}."
+            ) from None
+
+
+def _list(value: Any, rule: Rule) -> list[Any]:
+    if not isinstance(value, list) or (
+        isinstance(rule, Range) and (len(value) != rule.length if rule.length else not value)
+    ):
+        raise ValueError
+    return [rule(item) for item in value]

@@ -1,0 +1,267 @@
+"""What a value may be: one table of ranges by dotted name, and which models and losses are for which task.
+
+Torch-free, so that a command can be refused at once. The rules know numbers and words; which settings exist, and their
+types, stands in the YAML files (config.py compares the two).
+"""
+
+import math
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.utils.errors import listed
+
+
+def as_yaml(value: Any) -> str:
+    """A value as YAML writes it, for messages: of a large one the beginning, of an address no password."""
+    if isinstance(value, (list, dict)):  # in a stranger's file a few bytes may stand for 2^60 items
+        return reprlib.repr(value)
+    text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    return f"***@{text.rpartition('@')[2]}" if "@" in text else text
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high; `whole` also for a default of null; `each` for every item of a list of that length."""
+
+    low: float
+    high: float
+    open_low: bool = False
+    open_high: bool = False
+    whole: bool = False
+    length: int | None = None
+
+    def __str__(self) -> str:
+        kind = "whole numbers" if self.whole else "numbers"
+        low, high = (f"{bound:,}" if self.whole else f"{bound:g}" for bound in (self.low, self.high))
+        return f"{kind} {'above' if self.open_low else 'from'} {low} {'to below' if self.open_high else 'to'} {high}"
+
+    def __call__(self, value: Any) -> Any:
+        """Return value; raise ValueError where it is no number of this range."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError
+        if self.whole and not isinstance(value, int):
+            raise ValueError
+        if not (self.low < value if self.open_low else self.low <= value):
+            raise ValueError
+        if not (value < self.high if self.open_high else value <= self.high):
+            raise ValueError
+        return value if self.whole else float(value)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of a few words (or true and false)."""
+
+    words: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return listed([as_yaml(word) for word in self.words])
+
+    def __call__(self, value: Any) -> Any:
+        """Return value; raise ValueError where it is not among the words."""
+        if not any(value is w or (isinstance(w, str) and value == w) for w in self.words):
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """own, none or [mean, std]."""
+
+    def __str__(self) -> str:
+        return "own, none, or [mean, std] with std above 0"
+
+    def __call__(self, value: Any) -> Any:
+        """Return the word or the pair of floats."""
+        if value in ("own", "none"):
+            return value
+        if not isinstance(value, list) or len(value) != 2:
+            raise ValueError
+        return [Range(-1000, 1000)(value[0]), Range(0, 1000, open_low=True)(value[1])]
+
+
+@dataclass(frozen=True)
+class Address:
+    """A web address without a password, which would be shown and saved with the other settings."""
+
+    def __str__(self) -> str:
+        return "http://... or https://..., without a user name or password"
+
+    def __call__(self, value: Any) -> Any:
+        """Return the address."""
+        if not isinstance(value, str) or not value.startswith(("http://", "https://")) or "@" in value:
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class Text:
+    """Any text but the empty one."""
+
+    def __str__(self) -> str:
+        return "text"
+
+    def __call__(self, value: Any) -> Any:
+        """Return the text."""
+        if not isinstance(value, str) or not value:
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class Either:
+    """What one of two rules takes."""
+
+    first: "Rule"
+    second: "Rule"
+
+    def __str__(self) -> str:
+        return f"{self.first}, or {self.second}"
+
+    def __call__(self, value: Any) -> Any:
+        """Return what the first rule that takes the value makes of it."""
+        try:
+            return self.first(value)
+        except ValueError:
+            return self.second(value)
+
+
+Rule = Callable[[Any], Any]
+SEED = Range(0, 2**63 - 1, whole=True)
+SHARE = Range(0, 1, open_high=True)
+POSITIVE = Range(0, 1e6, open_low=True)
+IMPLS = ("concise", "autograd", "scratch", "numpy")
+RANGES: dict[str, Rule] = {
+    "seed": SEED,
+    "epochs": Range(1, 100_000, whole=True),
+    "batch_size": Range(1, 1_000_000, whole=True),
+    "accumulate_steps": Range(1, 1_000_000, whole=True),
+    "clip_norm": Range(0, 1e9),
+    "ema_decay": SHARE,
+    "overfit_batches": Range(0, 1_000_000, whole=True),
+    "impl": OneOf(IMPLS),
+    "model.impl": OneOf((None, *IMPLS)),
+    "loss.impl": OneOf((None, *IMPLS)),
+    "optimizer.impl": OneOf((None, *IMPLS)),
+    "plots": OneOf(("auto", True, False)),
+    "split": OneOf(("train", "val", "test")),
+    "save.every_steps": Range(0, 10**12, whole=True),
+    "save.every_seconds": Range(0, 1e9),
+    "early_stopping.patience": Range(0, 100_000, whole=True),
+    "early_stopping.min_delta": Range(0, 1e9),
+    "stop_at.train_loss": Range(0, 1e9),
+    "stop_at.train_accuracy": Range(0, 1),
+    "stop_at.val_loss": Range(0, 1e9),
+    "stop_at.val_accuracy": Range(0, 1),
+    "sweep.stack": OneOf(("auto", True, False)),
+    "record.every_steps": Range(1, 10**9, whole=True),
+    "record.histograms_every": Range(0, 100_000, whole=True),
+    "reference.metric": OneOf((None, "test_accuracy", "test_loss", "weight_error")),
+    "reference.value": Range(-1e9, 1e9),
+    "data.w": Range(-1e6, 1e6),
+    "data.b": Range(-1e6, 1e6),
+    "data.noise": Range(0, 1e6),
+    "data.num_inputs": Range(1, 10**6, whole=True),
+    "data.num_targets": Range(1, 10**6, whole=True),
+    "data.num_examples": Range(2, 10**8, whole=True),
+    "data.data_seed": SEED,
+    "data.mirror": Address(),
+    "data.val_fraction": Range(0, 1e9),
+    "data.split_seed": Range(0, 2**62, whole=True),
+    "data.order_seed": SEED,
+    "data.limit": Range(1, 10**9, whole=True),
+    "data.normalize": Normalize(),
+    "data.augment": OneOf(("none", "crop_flip", "shift")),
+    "data.size": Range(8, 1024, whole=True),
+    "data.channels": OneOf((1, 3)),
+    "data.test_fraction": Range(0, 1, open_low=True, open_high=True),
+    "data.on_error": OneOf(("fail", "skip")),
+    "data.resident": OneOf(("auto", True, False)),
+    "data.workers": Range(0, 64, whole=True),
+    "model.init_std": Either(OneOf(("fan_in", "torch")), Range(0, 100)),
+    "model.bias_std": Range(0, 100),
+    "model.num_hiddens": Range(1, 10**6, whole=True),
+    "model.activation": OneOf(("relu", "sigmoid", "tanh")),
+    "model.pooling": OneOf(("max", "avg")),
+    "model.stem": OneOf(("auto", "cifar", "imagenet")),
+    "model.zero_init_residual": OneOf((True, False)),
+    "model.dropout": SHARE,
+    "loss.form": OneOf(("half", "mean", "sum")),
+    "loss.delta": POSITIVE,
+    "loss.label_smoothing": SHARE,
+    "optimizer.lr": Range(0, 1000, open_low=True),
+    "optimizer.momentum": SHARE,
+    "optimizer.weight_decay": Range(0, 1000),
+    "optimizer.betas": Range(0, 1, open_high=True, length=2),
+    "optimizer.eps": Range(0, 1, open_low=True),
+    "optimizer.alpha": SHARE,
+    "schedule.step_size": Range(1, 100_000, whole=True),
+    "schedule.gamma": Range(0, 10, open_low=True),
+    "schedule.warmup_epochs": Range(0, 100_000),
+    "schedule.warmup_fraction": SHARE,
+    "schedule.initial_factor": Range(0, 1),
+    "schedule.final_factor": Range(0, 1),
+    "schedule.anneal": OneOf(("cos", "linear")),
+    "device.num_threads": Range(0, 1024, whole=True),
+    "device.precision": OneOf(("auto", "fp32", "bf16", "fp16", "fp64")),
+    "device.channels_last": OneOf(("auto", True, False)),
+    "device.matmul": OneOf(("auto", "torch", "onednn", "tf32")),
+    "device.index": Range(0, 63, whole=True),
+}
+OF_LAUNCHERS: dict[str, Rule] = {  # options of configs/hydra/launcher; what the engines take besides is theirs
+    "n_jobs": Either(OneOf((-1,)), Range(1, 1024, whole=True)),
+    "timeout_min": Range(1, 10**6, whole=True),
+    "cpus_per_task": Range(1, 1024, whole=True),
+    "gpus_per_node": Range(1, 1024, whole=True),
+}
+REGRESSION, CLASSIFICATION = "regression", "classification"
+BOTH = (REGRESSION, CLASSIFICATION)
+TASK_OF_DATA = {
+    "synthetic": REGRESSION,
+    "random": REGRESSION,
+    "mnist": CLASSIFICATION,
+    "fashion_mnist": CLASSIFICATION,
+    "cifar10": CLASSIFICATION,
+    "folder": CLASSIFICATION,
+}
+TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # which tasks a model or a loss is for
+    "model": {
+        "linreg": (REGRESSION,),
+        "softmax": (CLASSIFICATION,),
+        "mlp": BOTH,
+        "lenet": (CLASSIFICATION,),
+        "resnet18": (CLASSIFICATION,),
+        "resnet34": (CLASSIFICATION,),
+        "torchvision": (CLASSIFICATION,),
+    },
+    "loss": {
+        "mse": (REGRESSION,),
+        "l1": (REGRESSION,),
+        "huber": (REGRESSION,),
+        "cross_entropy": (CLASSIFICATION,),
+        "sigmoid_cross_entropy": (CLASSIFICATION,),
+        "quadratic": (CLASSIFICATION,),
+    },
+}
+TENSORS, ALL = ("autograd", "scratch"), ("autograd", "scratch", "numpy")
+IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # which libraries have it besides concise, which has everything
+    "model": {
+        "linreg": ALL,
+        "softmax": ALL,
+        "mlp": ALL,
+        "lenet": TENSORS,
+        "resnet18": TENSORS,
+        "resnet34": TENSORS,
+    },
+    "loss": {
+        "mse": ALL,
+        "l1": TENSORS,
+        "huber": TENSORS,
+        "cross_entropy": ALL,
+        "sigmoid_cross_entropy": ALL,
+        "quadratic": ALL,
+    },
+    "optimizer": {"sgd": ALL, "adam": TENSORS, "adamw": TENSORS},
+}

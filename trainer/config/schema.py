@@ -1,0 +1,131 @@
+"""The settings of a run as frozen dataclasses: Config and its parts. configs/config.yaml says what each one means."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+GROUPS = ("data", "model", "loss", "optimizer", "schedule", "device")
+BUILT = ("model", "loss", "optimizer")  # from a library that impl= chooses
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen from a group, and its options: config.model.name, config.model["pooling"]."""
+
+    name: str
+    options: Mapping[str, Any]
+    impl: str | None = None  # model, loss, optimizer: the library it comes from; None: Config.impl
+
+    def __getitem__(self, option: str) -> Any:
+        return self.options[option]
+
+
+@dataclass(frozen=True)
+class Save:
+    """When checkpoints are written besides the end of each epoch; 0 is never."""
+
+    every_steps: int
+    every_seconds: float
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop after `patience` epochs without a validation metric better by more than min_delta; 0 is never."""
+
+    patience: int
+    min_delta: float
+
+
+@dataclass(frozen=True)
+class StopAt:
+    """Stop after the epoch in which a metric reaches its value; None is never."""
+
+    train_loss: float | None
+    train_accuracy: float | None
+    val_loss: float | None
+    val_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How the runs of a sweep are trained; stack is auto, True or False."""
+
+    stack: str | bool
+
+
+@dataclass(frozen=True)
+class Record:
+    """What goes to TensorBoard how often."""
+
+    every_steps: int
+    histograms_every: int
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The four folders a run touches, relative to where the program was started."""
+
+    data: str
+    outputs: str
+    checkpoints: str
+    cache: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published figure and where it stands."""
+
+    source: str | None
+    metric: str | None
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run; configs/config.yaml says what each one means."""
+
+    data: Choice
+    model: Choice
+    loss: Choice
+    optimizer: Choice
+    schedule: Choice
+    device: Choice
+    name: str | None
+    seed: int
+    epochs: int
+    batch_size: int
+    accumulate_steps: int
+    clip_norm: float
+    ema_decay: float
+    overfit_batches: int
+    fast_dev_run: bool
+    sync_batch_norm: bool
+    impl: str
+    resume: str | None
+    resume_allow: Sequence[str]
+    checkpoint: str | None
+    input: str | None
+    split: str
+    init_from: str | None
+    plots: str | bool  # auto, True or False
+    save: Save
+    early_stopping: EarlyStopping
+    stop_at: StopAt
+    sweep: Sweep
+    record: Record
+    paths: Paths
+    reference: Reference
+    typed: Sequence[str] = field(default=(), compare=False)  # dotted keys named on the command line, groups by name
+    recipes: Sequence[str] = field(default=(), compare=False)  # the files of tuned values that were found
+
+    def impls(self) -> dict[str, str]:
+        """The library that model, loss and optimizer come from."""
+        return {part: getattr(self, part).impl or self.impl for part in BUILT}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and checkpoints: settings nested as in YAML, and the group choices under `choices`."""
+        plain = asdict(self)
+        del plain["typed"], plain["recipes"]
+        choices = {group: plain[group]["name"] for group in GROUPS}
+        impls = {group: {"impl": plain[group]["impl"]} if group in BUILT else {} for group in GROUPS}
+        return plain | {group: impls[group] | plain[group]["options"] for group in GROUPS} | {"choices": choices}

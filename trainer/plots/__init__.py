@@ -1,0 +1,1 @@
+"""The plots of a run and of a sweep: plain data in, PNG files out."""

@@ -1,0 +1,285 @@
+"""Pictures of a run: plain data in, one PNG out.
+
+Figures are built with matplotlib's objects, not with pyplot: that costs less to import, keeps no global list of open
+figures and draws with Agg on any machine. Each public function saves what its `_..._figure` twin builds. matplotlib is
+slow to import, so import this module where a picture is made.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import ceil, isfinite, nan
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from torch import Tensor
+
+from trainer.plots.style import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    PLAIN,
+    RED,
+    STYLE,
+    _style_with_cjk,
+    save_figure,
+    short,
+    side_by_side,
+)
+
+MAX_POINTS = 5000  # a denser scatter is a blot
+Row = Mapping[str, float | None]  # one line of metrics.jsonl
+
+
+def curves(rows: Sequence[Row], path: Path, *, best_epoch: int | None = None) -> None:
+    """Loss and, for a classifier, accuracy over the epochs, training against validation.
+
+    Args:
+        rows: lines of metrics.jsonl, at least one; a missing key, None, nan and inf leave a gap.
+        path: the PNG; missing parent folders are made.
+        best_epoch: marked with a dashed line; None marks nothing.
+    """
+    with rc_context(STYLE):
+        save_figure(_curves_figure(rows, best_epoch), path)
+
+
+def learning_rate(points: Sequence[tuple[int, float]], path: Path) -> None:
+    """The learning rate over the training steps.
+
+    Args:
+        points: (step, lr) pairs in the order of the steps, at least one.
+        path: the PNG; missing parent folders are made.
+    """
+    with rc_context(STYLE):
+        save_figure(_learning_rate_figure(points), path)
+
+
+def confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
+    """Heat map of a confusion matrix; the colour is the share of the row, the number in a cell the count (K <= 20).
+
+    Args:
+        matrix: (K, K) counts, rows true, columns predicted. A row without examples stays pale.
+        classes: K names; long ones are shortened, and above 60 classes the axes carry indices instead.
+        path: the PNG; missing parent folders are made.
+    """
+    with rc_context(_style_with_cjk()):
+        save_figure(_confusion_figure(matrix, classes), path, cropped=True)  # a square leaves empty margins
+
+
+def prediction_grid(pictures: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None, path: Path) -> None:
+    """The first 32 pictures, eight a row, each under its title; wrong ones have a red, bold title and a red frame.
+
+    Args:
+        pictures: (N, C, H, W) uint8, N >= 1, C = 1 (grey) or 3 (RGB).
+        titles: N texts; `a / b` goes on two lines, and a long line is shortened.
+        wrong: N flags, or None where the truth is not known.
+        path: the PNG; missing parent folders are made.
+    """
+    with rc_context(_style_with_cjk()):
+        save_figure(_prediction_figure(pictures, titles, wrong), path)
+
+
+def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) -> None:
+    """A linear model y = x w + b over its data, at most MAX_POINTS examples at equal distances.
+
+    One or two features: a panel per feature, with what is left of y when the other feature's fitted part is taken off
+    (a component-plus-residual plot, Ezekiel 1924). With one feature that is y itself. The scatter round the line is the
+    model's error, where a raw scatter of y against one of two features would mostly show the other feature.
+    More features: predicted against true y, with the diagonal on which a perfect model lies.
+
+    Args:
+        x: (N, D) float, N >= 1.
+        y: (N, 1) float.
+        weight: D floats.
+        bias: b.
+        path: the PNG; missing parent folders are made.
+    """
+    with rc_context(STYLE):
+        save_figure(_fit_figure(x, y, weight, bias), path)
+
+
+def comparison(
+    curves: Mapping[str, Sequence[tuple[int, float]]], milliseconds: Mapping[str, float], path: Path
+) -> None:
+    """The loss curves of one run in several libraries: over each other, their distance from the first, and their cost.
+
+    Args:
+        curves: (step, loss) pairs by library, at the same steps, at least one.
+        milliseconds: per step, by library.
+        path: the PNG; missing parent folders are made.
+    """
+    with rc_context(STYLE):
+        save_figure(_comparison_figure(curves, milliseconds), path)
+
+
+def _curves_figure(rows: Sequence[Row], best_epoch: int | None) -> Figure:
+    metrics = [m for m in ("loss", "accuracy") if m == "loss" or any(row.get(f"train_{m}") is not None for row in rows)]
+    figure, panels = side_by_side(len(metrics), width=5.4, height=4.0)
+    for axes, metric in zip(panels, metrics, strict=True):
+        values = _draw_curves(axes, rows, metric)
+        if best_epoch is not None:
+            axes.axvline(best_epoch, color=GREEN, linestyle="--", linewidth=1.4, label=f"best epoch ({best_epoch})")
+        if metric == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+        elif values and min(values) > 0 and max(values) > 20 * min(values):
+            _in_powers(axes)
+        ylabel = "mean loss per example" if metric == "loss" else "share of examples right"
+        axes.set(title=metric.capitalize(), xlabel="epoch", ylabel=ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if values:
+            axes.legend()
+    return figure
+
+
+def _in_powers(axes: Axes) -> None:
+    """Make the y axis logarithmic."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_curves(axes: Axes, rows: Sequence[Row], metric: str) -> list[float]:
+    """Draw train and val of one metric and return the finite values drawn."""
+    drawn: list[float] = []
+    marker = "o" if len(rows) <= 15 else ""
+    for split, color in (("train", BLUE), ("val", ORANGE)):
+        cells = [row.get(f"{split}_{metric}") for row in rows]
+        values = [nan if cell is None or not isfinite(cell) else cell for cell in cells]
+        finite = [value for value in values if isfinite(value)]
+        if finite:
+            epochs = [row["epoch"] or 0 for row in rows]
+            axes.plot(epochs, values, color=color, marker=marker, markersize=4, label=split)
+        drawn += finite
+    return drawn
+
+
+def _comparison_figure(curves: Mapping[str, Sequence[tuple[int, float]]], milliseconds: Mapping[str, float]) -> Figure:
+    figure, (losses, distances, costs) = side_by_side(3, width=5.0, height=4.0)
+    (first, reference), *_ = curves.items()
+    any_differs = False
+    widths = (9, 6, 3.5, 1.2)  # thin over thick, so that all are seen
+    pens = list(zip(curves, (BLUE, ORANGE, GREEN, RED), widths, strict=False))
+    for name, color, width in pens:
+        steps, values = zip(*curves[name], strict=True)
+        marker = "o" if len(steps) == 1 else ""
+        losses.plot(steps, values, color=color, linewidth=width, label=name, solid_capstyle="round", marker=marker)
+        pairs = zip(values, [value for _, value in reference], strict=True)
+        apart = [abs(a - b) / max(abs(a), abs(b)) if a != b else nan for a, b in pairs]
+        if name != first:
+            differs = any(isfinite(value) for value in apart)
+            any_differs |= differs
+            label = name if differs else f"{name}: equal to the last bit"
+            distances.plot(steps, apart, color=color, linewidth=1.2, marker=marker, label=label)
+    drawn = [value for curve in curves.values() for _, value in curve]
+    if min(drawn) > 0 and max(drawn) > 20 * min(drawn):
+        _in_powers(losses)
+    losses.set(title="Loss, one curve over the other", xlabel="step", ylabel="training loss")
+    distances.set(title=f"Distance from {first}", xlabel="step", ylabel="relative to the loss")
+    if any_differs:
+        _in_powers(distances)
+    for axes in (losses, distances):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.legend()
+    bars = costs.bar(list(milliseconds), list(milliseconds.values()), color=[color for _, color, _ in pens])
+    costs.bar_label(bars, [f"{ms:.3g}" for ms in milliseconds.values()])
+    costs.grid(False)
+    costs.set(title="Cost", ylabel="ms per step")
+    return figure
+
+
+def _learning_rate_figure(points: Sequence[tuple[int, float]]) -> Figure:
+    figure, (axes,) = side_by_side(1, width=6.4, height=3.6)
+    steps, rates = zip(*points, strict=True)
+    axes.plot(steps, rates, color=BLUE, marker="o" if len(points) == 1 else "")
+    axes.set(title="Learning rate", xlabel="step (parameter updates)", ylabel="learning rate")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    return figure
+
+
+def _confusion_figure(matrix: Tensor, classes: Sequence[str]) -> Figure:
+    num_classes, counts = len(matrix), matrix.cpu().double()
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    side = min(max(4.0, 2.6 + 0.56 * num_classes), 15.0)
+    figure = Figure(figsize=(side + 1.0, side))
+    axes = figure.subplots()
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.02, format=PercentFormatter(xmax=1))
+    bar.set_label("share of the true class")
+    bar.outline.set(visible=False)
+    axes.grid(False)
+    accuracy = counts.trace().item() / max(counts.sum().item(), 1)
+    axes.set(title=f"{accuracy:.2%} of {int(counts.sum()):,} right", xlabel="predicted class", ylabel="true class")
+    if num_classes <= 60:
+        names, size = [short(name, 18) for name in classes], 10 if num_classes <= 20 else 7
+        slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(num_classes), names, fontsize=size, parse_math=False, **slanted)
+        axes.set_yticks(range(num_classes), names, fontsize=size, parse_math=False)
+    if num_classes <= 20:
+        for row, column in torch.cartesian_prod(torch.arange(num_classes), torch.arange(num_classes)).tolist():
+            count, share = int(counts[row, column]), shares[row, column].item()
+            color = "white" if share > 0.5 else INK if count else FAINT
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)
+    return figure
+
+
+def _prediction_figure(pictures: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None) -> Figure:
+    # One pair of axes, in inches, for all pictures: axes for each would take a second, most of it for layout and ticks.
+    shown = pictures[:32].cpu().permute(0, 2, 3, 1)  # (N, H, W, C)
+    num_rows, num_columns = ceil(len(shown) / 8), min(len(shown), 8)
+    room, gap = 1.3, 0.15  # of a picture, and between two
+    ratio = shown.shape[1] / shown.shape[2]
+    width, height = min(room, room / ratio * 2.5), room * min(max(ratio, 0.4), 2.5)
+    height = min(height, width * ratio)
+    step = height + 0.42  # a title has up to two lines
+    figure = Figure(figsize=((room + gap) * num_columns + gap, step * num_rows + gap))
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    for index, picture in enumerate(shown):
+        row, column = divmod(index, 8)
+        left, top = gap + (room + gap) * column + (room - width) / 2, step * (row + 1) - height
+        extent = (left, left + width, top + height, top)
+        axes.imshow(picture.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+        is_wrong = wrong is not None and wrong[index]
+        if is_wrong:
+            axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=RED, linewidth=2.5))
+        text = "\n".join(short(line, 18) for line in titles[index].replace(" / ", " /\n").split("\n"))
+        color, weight = (RED, "bold") if is_wrong else (INK, "normal")
+        place: dict[str, Any] = {"ha": "center", "va": "bottom", "linespacing": 1.0, "parse_math": False}
+        axes.text(left + width / 2, top - 0.05, text, fontsize=8, color=color, weight=weight, **place)
+    axes.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0))
+    axes.set_axis_off()
+    return figure
+
+
+def _fit_figure(x: Tensor, y: Tensor, weight: Sequence[float], bias: float) -> Figure:
+    stride = ceil(len(x) / MAX_POINTS)
+    x, y = x[::stride].detach().cpu().double(), y[::stride].detach().cpu().double().flatten()
+    w = torch.tensor(weight, dtype=torch.float64)
+    num_panels = len(w) if len(w) <= 2 else 1
+    figure, panels = side_by_side(num_panels, width=5.4, height=4.4)
+    y_hat = x @ w + bias  # (N,)
+    if len(w) > 2:
+        _scatter_with_line(panels[0], y, y_hat, slope=1.0, intercept=0.0, label="perfect fit")
+        panels[0].set(title=f"Fit over {len(w)} features", xlabel="true y", ylabel="predicted y")
+        return figure
+    for j, axes in enumerate(panels):
+        part = w[j] * x[:, j] + bias
+        _scatter_with_line(axes, x[:, j], part + (y - y_hat), slope=weight[j], intercept=bias, label="fitted line")
+        rest = "" if len(w) == 1 else f" - w{2 - j} x{2 - j}"
+        axes.set(title=f"w{j + 1} = {weight[j]:.4f}, b = {bias:.4f}", xlabel=f"x{j + 1}", ylabel="y" + rest)
+    return figure
+
+
+def _scatter_with_line(axes: Axes, x: Tensor, y: Tensor, *, slope: float, intercept: float, label: str) -> None:
+    alpha = 0.7 if len(x) <= 200 else 0.35
+    axes.scatter(x.numpy(), y.numpy(), s=14, color=BLUE, alpha=alpha, linewidths=0, label="examples")
+    ends = torch.stack([x.min(), x.max()])
+    axes.plot(ends.numpy(), (slope * ends + intercept).numpy(), color=ORANGE, label=label)
+    axes.legend()

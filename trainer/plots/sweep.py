@@ -1,0 +1,112 @@
+"""Pictures of a sweep: the metric over each option that was swept, and all options at once."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from trainer.plots.style import BLUE, FAINT, INK, ORANGE, PLAIN, STYLE, save_figure, short, side_by_side
+
+WIDTH = 16  # characters of a name
+MAX_PANELS, MAX_NAMES, MAX_NUMBERS = 6, 12, 6  # options in a picture; names and numbers that an axis has room for
+
+
+def draw_sweep(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], folder: Path) -> None:
+    """options.png, and parallel.png where at least two options were swept; nothing where only one job is done.
+
+    Args:
+        rows: of sweep.csv; those without an objective are left out.
+        keys: the columns of the options that were swept, as typed.
+    """
+    done = [row for row in rows if row["objective"] is not None]
+    keys = [key for key in keys if len({row[key] for row in done}) > 1][:MAX_PANELS]
+    if not keys:
+        return
+    with rc_context(STYLE):
+        save_figure(options_figure(done, keys), folder / "options.png")
+        if len(keys) > 1:
+            save_figure(parallel_figure(done, keys), folder / "parallel.png")
+
+
+def options_figure(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figure:
+    """A panel for each option: a point for each job, and the mean of each value."""
+    figure, panels = side_by_side(len(keys), width=4.4, height=4.0)
+    values = [row["objective"] for row in rows]
+    for axes, key in zip(panels, keys, strict=True):
+        places, names = places_of([row[key] for row in rows])
+        axes.plot(places, values, "o", color=BLUE, markersize=4, alpha=0.7)
+        means = {x: fmean(v for p, v in zip(places, values, strict=True) if p == x) for x in sorted(set(places))}
+        line = "-" if names is None else "none"  # there is nothing between two names
+        axes.plot(list(means), list(means.values()), linestyle=line, marker="_", markersize=14, color=ORANGE, zorder=1)
+        axes.set(title=key, ylabel=rows[0]["metric"])
+        mark(axes, places, names)
+        if spans(values) and not rows[0]["metric"].endswith("accuracy"):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(PLAIN)
+    return figure
+
+
+def places_of(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
+    """Where each value is on its axis, and the names to write there; None for numbers, which stand where they are."""
+    try:
+        return [float(value) for value in values], None
+    except (TypeError, ValueError):
+        names = list(dict.fromkeys(map(str, values)))
+        return [float(names.index(str(value))) for value in values], names
+
+
+def spans(values: Sequence[float]) -> bool:
+    """Whether numbers are far enough apart for a logarithmic scale."""
+    return min(values) > 0 and max(values) > 20 * min(values)
+
+
+def mark(axes: Axes, places: Sequence[float], names: Sequence[str] | None) -> None:
+    """Ticks: names in their order; numbers where they are, each where they are few."""
+    if names is None and spans(places):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(PLAIN)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    if names is None and len(set(places)) <= MAX_NUMBERS:
+        axes.set_xticks(sorted(set(places)), [f"{place:g}" for place in sorted(set(places))])
+    elif names is not None:
+        step = -(-len(names) // MAX_NAMES)
+        axes.set_xticks(range(0, len(names), step), [short(name, WIDTH) for name in names[::step]], parse_math=False)
+
+
+def parallel_figure(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figure:
+    """Parallel coordinates (Inselberg 1985): a line for each job, an axis for each option; the better, the darker."""
+    figure, (axes,) = side_by_side(1, width=2.0 * (len(keys) + 1) + 1.2, height=4.4)
+    columns = []
+    for x, key in enumerate((*keys, "objective")):
+        places, names = places_of([row[key] for row in rows])
+        heights = [math.log(place) for place in places] if names is None and spans(places) else places
+        low, high = min(heights), max(heights)
+        columns.append([(height - low) / (high - low) if high > low else 0.5 for height in heights])
+        axes.axvline(x, color=FAINT, linewidth=1, zorder=0)
+        labels = {height: names[int(p)] if names else f"{p:.3g}" for height, p in zip(columns[-1], places, strict=True)}
+        if key == "objective" or len(labels) > MAX_NAMES:
+            labels = {height: labels[height] for height in (min(labels), max(labels))}
+        for height, label in labels.items():
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+            axes.text(
+                x + 0.03, height, short(label, WIDTH), fontsize=8, color=INK, va="center", parse_math=False, bbox=box
+            )
+    is_better = -1 if rows[0]["metric"].endswith("accuracy") else 1
+    ranked = sorted(range(len(rows)), key=lambda i: -is_better * rows[i]["objective"])  # the best last, so on top
+    for rank, index in enumerate(ranked, 1):
+        heights = [column[index] for column in columns]
+        alpha = 0.08 + 0.92 * (rank / len(rows)) ** 3
+        axes.plot(range(len(columns)), heights, color=BLUE, alpha=alpha, linewidth=1.4)
+    axes.set_xticks(range(len(columns)), [*keys, rows[0]["metric"]], parse_math=False)
+    axes.set_xlim(-0.1, len(keys) + 0.35)
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.spines[:].set(visible=False)
+    axes.set_title("Each line is a job: the better, the darker")
+    return figure

@@ -1,0 +1,1 @@
+"""One training run, from its directory to its last line."""

@@ -1,0 +1,134 @@
+"""The checkpoint files of a run: their names, how one is written whole or not at all, and which stay."""
+
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.utils.errors import ResourceError
+
+FORMAT = 1
+KEPT = 2  # step files that stay besides the best
+STEP_FILE = re.compile(r"step_\d{8,}\.pt", re.ASCII)
+
+
+def path_of_step(folder: Path, step: int) -> Path:
+    """checkpoints/<run>/step_00001234.pt."""
+    return folder / f"step_{step:08d}.pt"
+
+
+def steps_in(folder: Path) -> list[Path]:
+    """The step files of a run, oldest first."""
+    names = os.listdir(folder) if folder.is_dir() else ()
+    paths = (folder / name for name in names if STEP_FILE.fullmatch(name))
+    return sorted((path for path in paths if path.is_file()), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step that a file is named after; names of more than eight digits do not sort as text."""
+    return int(path.stem.removeprefix("step_"))
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that `path` is either the old file or the complete new one, even after a power cut.
+
+    Raises:
+        ResourceError: the disk is full, or cannot be written; the old file is untouched.
+    """
+    with replacing(path, size_of(content), durable=True) as temporary, open(temporary, "wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def size_of(content: Any) -> int:
+    """The bytes of all tensors in nested dicts and lists."""
+    if isinstance(content, Tensor):
+        return content.untyped_storage().nbytes()
+    values = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
+    return sum(map(size_of, values))
+
+
+@contextmanager
+def replacing(path: Path, size: int, *, durable: bool) -> Iterator[Path]:
+    """A temporary name beside `path`, whose file takes its place at the end.
+
+    Args:
+        size: bytes that are needed, at least.  durable: the new name survives a power cut from then on.
+    Raises:
+        ResourceError: see write().
+    """
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < size:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {free:,} bytes are free")
+        yield temporary
+        os.replace(temporary, path)
+        if durable:
+            sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save hides a full disk in a RuntimeError
+        reason = cause_of(error)
+        raise ResourceError(
+            f"{path} could not be written ({reason}); it needs {size:,} bytes. The files before it are untouched."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The OSError that an error came from; the error itself if there is none."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, OSError):
+        link = link.__cause__ or link.__context__
+    return link or error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def give_name(file: Path, path: Path) -> None:
+    """Make `path` a second name of a checkpoint file, in one step; a copy where the file system has no such names.
+
+    Raises:
+        ResourceError: see write().
+    """
+    with replacing(path, 0, durable=False) as temporary:
+        try:
+            os.link(file, temporary)
+        except OSError:  # a file system without hard links, or another one
+            shutil.copyfile(file, temporary)
+
+
+def keep_as_best(step_file: Path, folder: Path) -> None:
+    """Make best.pt in `folder` a second name of a step file; resume.rewind mends it after a power cut."""
+    give_name(step_file, folder / "best.pt")
+
+
+def tidy(folder: Path) -> None:
+    """Remove all but the newest step files, and what a killed process left half written."""
+    remove_temporary(folder)
+    for path in steps_in(folder)[:-KEPT]:
+        path.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        if name.startswith(".tmp-"):
+            Path(folder, name).unlink(missing_ok=True)

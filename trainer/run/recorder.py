@@ -1,0 +1,135 @@
+"""Numbers over time: metrics.jsonl, which scripts read, and TensorBoard, which people look at."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.run import directory
+
+
+class Recorder:
+    """Writes the metrics of one run; `step` counts parameter updates over the whole run.
+
+    A full disk does not stop training: the lines of metrics.jsonl wait until there is room again, TensorBoard is given
+    up with a warning.
+
+    Args:
+        folder: outputs/<run>.  epochs_done, steps_done: of a run that is gone on with; what was written past them by
+            the interrupted process is dropped, so that no epoch and no step appears twice.
+        waiting: lines that the interrupted process could not write.
+        warn: is told, once each, what could not be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        epochs_done: int = 0,
+        steps_done: int = 0,
+        waiting: str = "",
+        warn: Callable[[str], None] = print,
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # 0.1 s
+
+        self.path = folder / "metrics.jsonl"
+        self.warn = warn
+        rows = directory.read_metrics(folder)
+        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
+        if len(lines) > len(rows) + 1:  # more than a torn last one
+            shutil.copyfile(self.path, self.path.with_suffix(".corrupt"))
+            warn(f"warning: {self.path} has lines that cannot be read; it is kept as metrics.corrupt.")
+        by_epoch = {row["epoch"]: row for row in [*map(json.loads, waiting.splitlines()), *rows]}
+        kept = "".join(json.dumps(by_epoch[epoch]) + "\n" for epoch in sorted(by_epoch) if epoch <= epochs_done)
+        temporary = self.path.with_name(".metrics.tmp")
+        temporary.write_text(kept)
+        os.replace(temporary, self.path)
+        self.waiting = ""
+        self.writer: Any = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, and its metrics in TensorBoard."""
+        self._append(json.dumps(row) + "\n")
+        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "samples_per_second")
+        tags = {name: name.replace("_", "/", 1) if name.startswith(("train_", "val_")) else name for name in names}
+        self.scalars({tags[name]: row[name] for name in names if row.get(name) is not None}, row["step"])
+
+    def _append(self, line: str) -> None:
+        is_news = not self.waiting
+        self.waiting += line
+        try:
+            self.flush()
+        except OSError as error:
+            if is_news:
+                self.warn(f"warning: {self.path} cannot be written ({error.strerror}); its lines wait for room.")
+
+    def _write(self, lines: str) -> None:
+        size = self.path.stat().st_size
+        try:
+            with open(self.path, "a") as file:
+                file.write(lines)
+        except OSError:
+            os.truncate(self.path, size)  # no half line
+            raise
+
+    def flush(self) -> None:
+        """Write the lines that wait; OSError where there still is no room."""
+        if self.waiting:
+            self._write(self.waiting)
+            self.waiting = ""
+
+    def _board(self, method: str, *args: Any, **options: Any) -> None:
+        """Call a method of the writer, and give TensorBoard up where it cannot write.
+
+        Its errors come from a thread of its own, in whatever call is the next.
+        """
+        if self.writer is None:
+            return
+        try:
+            attrgetter(method)(self.writer)(*args, **options)
+        except OSError as error:
+            self.writer = None
+            self.warn(f"warning: TensorBoard is off, {self.path.parent / 'tb'} cannot be written: {error}")
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers within an epoch, to TensorBoard only."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+        together = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._board("file_writer.add_summary", together, step)  # one event costs as much as one of them alone
+
+    def histograms(self, model: nn.Module, step: int) -> None:
+        """Each weight's histogram, and the L2 norm of each gradient as the last step left it."""
+        for name, parameter in model.named_parameters():
+            self._board("add_histogram", f"weights/{name}", parameter.detach().float().cpu(), step)
+            if parameter.grad is not None:
+                self._board("add_scalar", f"gradient_norm/{name}", torch.linalg.vector_norm(parameter.grad), step)
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """A PNG file as an image, as it is: reading and writing it anew would take longer than drawing it."""
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        with Image.open(path) as image:
+            size = {"width": image.width, "height": image.height, "colorspace": len(image.getbands())}
+        encoded = Summary.Image(**size, encoded_image_string=path.read_bytes())
+        self._board("file_writer.add_summary", Summary(value=[Summary.Value(tag=name, image=encoded)]), step)
+
+    def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+        """The settings beside the final metrics, in this same TensorBoard run (add_hparams would open another)."""
+        from torch.utils.tensorboard.summary import hparams
+
+        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
+        for summary in hparams(plain, dict(metrics)):
+            self._board("file_writer.add_summary", summary)
+        self.scalars(metrics, step)
+
+    def close(self) -> None:
+        """Write out what is still in memory."""
+        self._board("close")

@@ -1,0 +1,167 @@
+"""What a finished run leaves behind for people: result.json, pictures, and the last lines on the screen."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer import build
+from trainer.config.options import flatten
+from trainer.config.schema import Config
+from trainer.data.batches import Batches
+from trainer.data.splits import Split, Splits
+from trainer.engine import Evaluation
+from trainer.run import directory
+from trainer.run.directory import Run
+from trainer.run.parts import Parts
+from trainer.run.progress import Progress
+from trainer.run.recorder import Recorder
+from trainer.utils.files import write_csv
+from trainer.utils.screen import Screen, shown
+
+NUM_PICTURES = 32  # in a grid
+
+
+def result_of(config: Config, parts: Parts, progress: Progress, run: Run, test: Evaluation) -> dict[str, Any]:
+    """The content of result.json; the model holds the best weights."""
+    rows = directory.read_metrics(run.outputs)
+    result: dict[str, Any] = {
+        "run": run.name,
+        "status": "done",
+        "epochs": rows[-1]["epoch"],
+        "seconds": sum(row["seconds"] for row in rows),
+        "num_parameters": build.parameter_count(parts.model),
+        "best": without_none({key: progress.best[key] for key in ("epoch", "val_loss", "val_accuracy")}),
+        "objective": {"metric": progress.best["metric"], "value": progress.best["value"]},
+        "test": without_none({"loss": test.loss, "accuracy": test.accuracy, "n": len(test.labels)}),
+    }
+    if progress.stopped:
+        result["stopped"] = progress.stopped
+    if config.model.name == "linreg":
+        weights = parts.measured.state_dict()
+        result["weight"] = weights["linear.weight"].flatten().tolist()
+        bias = weights["linear.bias"].tolist()
+        result["bias"] = bias[0] if len(bias) == 1 else bias
+    return result
+
+
+def without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that there are: regression has no accuracy, a run without validation no val_loss."""
+    return {key: value for key, value in figures.items() if value is not None}
+
+
+def weight_error(config: Config, result: Mapping[str, Any]) -> float:
+    """The largest distance of a recovered weight or bias from the true one; linreg on synthetic data only."""
+    true = [*config.data["w"], config.data["b"]]
+    found = [*result["weight"], result["bias"]]
+    return max(abs(a - b) for a, b in zip(true, found, strict=True))
+
+
+def say_result(screen: Screen, config: Config, run: Run, result: Mapping[str, Any]) -> None:
+    """The test figures, the published figure where there is one, and what to type next."""
+    test = result["test"]
+    accuracy = f"accuracy {test['accuracy']:.4f}, " if "accuracy" in test else ""
+    epoch = f"the weights of epoch {result['best']['epoch']}"
+    screen.say(f"test: {accuracy}loss {shown(test['loss'])} on {test['n']:,} examples, with {epoch}")
+    known_law = config.model.name == "linreg" and config.data.name == "synthetic"
+    if known_law:
+        found = ", ".join(f"{w:.4f}" for w in result["weight"])
+        true = ", ".join(f"{w:g}" for w in config.data["w"])
+        screen.say(f"w = [{found}], b = {result['bias']:.4f} (true: [{true}], {config.data['b']:g})")
+    if config.reference.metric is not None:
+        yours = weight_error(config, result) if config.reference.metric == "weight_error" and known_law else None
+        yours = yours if yours is not None else test.get(config.reference.metric.removeprefix("test_"))
+        if yours is not None:
+            name = config.reference.metric.replace("_", " ")
+            screen.say(f"{name}: yours {yours:.4f}, the book's {config.reference.value:g} ({config.reference.source})")
+    screen.say(f"checkpoint   {run.checkpoints / 'best.pt'}")
+    screen.say(f"eval         {directory.again(config, 'eval checkpoint')}")
+    if "accuracy" in test:
+        screen.say(f"predict      {directory.again(config, 'predict checkpoint')}")
+    screen.say(f"tensorboard  tensorboard --logdir {shlex.quote(str(run.outputs))}")
+
+
+def draw_run(
+    config: Config,
+    parts: Parts,
+    progress: Progress,
+    run: Run,
+    test: Evaluation,
+    recorder: Recorder | None,
+    *,
+    few: bool = False,
+) -> None:
+    """The pictures of a run, as PNG files and in TensorBoard; the model holds the best weights.
+
+    Args:
+        few: only the curves, which take a tenth of the time of all.
+    """
+    from trainer.plots import run as plots  # matplotlib takes 0.4 s
+    from trainer.utils import metrics
+
+    folder, splits = run.outputs / "plots", parts.splits
+    rows = directory.read_metrics(run.outputs)
+    plots.curves(rows, folder / "curves.png", best_epoch=progress.best["epoch"])
+    steps = range(0, progress.step, max(1, progress.step // 1000))
+    rates = [(step, parts.lr_at(step)) for step in steps]
+    plots.learning_rate(rates, folder / "lr.png")
+    write_csv(folder / "lr.csv", [{"step": step, "lr": lr} for step, lr in rates])
+    names = ["curves", "lr"]
+    if splits.task == "classification" and not few:
+        confusion = metrics.classification_report(test.outputs, test.labels).confusion
+        plots.confusion(confusion, splits.classes, folder / "confusion.png")
+        grid(splits, splits.test, test.outputs, folder / "predictions.png")
+        wrong = (test.outputs.argmax(1) != test.labels).nonzero().squeeze(1).cpu()[:NUM_PICTURES]
+        names += ["confusion", "predictions"]
+        if len(wrong):
+            grid(splits, splits.test.take(wrong), test.outputs[wrong.to(test.outputs.device)], folder / "wrong.png")
+            names.append("wrong")
+        first_batch(splits, parts.train, folder / "batch.png")
+        names.append("batch")
+    is_line = config.model.name == "linreg" and isinstance(splits.test.x, Tensor) and splits.num_outputs == 1
+    if is_line and not few:
+        weights = parts.measured.state_dict()
+        weight, bias = weights["linear.weight"].flatten().tolist(), weights["linear.bias"].tolist()[0]
+        assert isinstance(splits.test.x, Tensor)
+        plots.fit(splits.test.x, splits.test.y, weight, bias, folder / "fit.png")
+        names.append("fit")
+    for name in names if recorder is not None else ():
+        assert recorder is not None
+        recorder.picture(name, folder / f"{name}.png", progress.step)
+
+
+def grid(splits: Splits, split: Split, outputs: Tensor, path: Path) -> None:
+    """The first pictures of a split, each titled `true / predicted`."""
+    from trainer.plots import run as plots
+
+    shown = first(split)
+    predicted, true = outputs[: len(shown)].argmax(1).tolist(), split.y[: len(shown)].tolist()
+    titles = [f"{splits.classes[t]} / {splits.classes[p]}" for t, p in zip(true, predicted, strict=True)]
+    plots.prediction_grid(shown, titles, [t != p for t, p in zip(true, predicted, strict=True)], path)
+
+
+def first_batch(splits: Splits, batches: Batches, path: Path) -> None:
+    """The first pictures of the first epoch as the model sees them, with their classes."""
+    from trainer.plots import run as plots
+
+    x, y = next(iter(batches.epoch(1, whole=True)))
+    shown = x[:NUM_PICTURES].float().cpu()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.std))
+    pixels = ((shown * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    plots.prediction_grid(pixels, [splits.classes[k] for k in y[:NUM_PICTURES].tolist()], None, path)
+
+
+def first(split: Split) -> Tensor:
+    """The first pictures of a split as (M, C, H, W) uint8."""
+    n = min(NUM_PICTURES, len(split))
+    return split.x[:n].cpu() if isinstance(split.x, Tensor) else torch.stack([split.x[i] for i in range(n)])
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """The settings that TensorBoard lists: group choices and options, seed, epochs, batch size."""
+    plain = config.to_dict()
+    chosen = flatten({group: plain[group] for group in ("data", "model", "loss", "optimizer", "schedule")})
+    return plain["choices"] | {k: plain[k] for k in ("seed", "epochs", "batch_size", "impl")} | chosen

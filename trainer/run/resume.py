@@ -1,0 +1,183 @@
+"""Going on with a run: which of its files to trust, what may have changed since, and what else has to be put back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config.options import flatten
+from trainer.config.ranges import as_yaml
+from trainer.config.roles import FREE_ON_RESUME, HOW_FAR, decisive
+from trainer.config.schema import Config
+from trainer.run import directory
+from trainer.run.checkpoint_files import give_name, keep_as_best, path_of_step, step_of, steps_in
+from trainer.run.directory import Found, Run
+from trainer.run.environment import rounding
+from trainer.run.parts import Parts
+from trainer.run.progress import Progress
+from trainer.run.safe_load import read_checkpoint
+from trainer.utils.errors import ConfigError, DamagedError
+from trainer.utils.files import read_json
+from trainer.utils.screen import Screen
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run goes on from, and what is in it."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def find_start(run: Run, found: Found | None, screen: Screen) -> Start | None:
+    """The checkpoint to go on from; None: from step 0, because none was ever written.
+
+    A file that was named is taken or refused. For a run, the newest file that is whole is taken; damaged ones after it
+    are kept as *.corrupt.
+
+    Raises:
+        ConfigError: there are checkpoints, or were, and none of them can be read; no file is touched.
+    """
+    if found is None:
+        return None
+    if found.run is None or found.which == "best":
+        path = found.file if found.run is None else run.checkpoints / "best.pt"
+        return Start(path, read_checkpoint(path))
+    damaged: dict[Path, DamagedError] = {}
+    for path in reversed(steps_in(run.checkpoints)):
+        try:
+            start = Start(path, read_checkpoint(path))
+        except DamagedError as error:
+            damaged[path] = error
+            continue
+        for bad, reason in damaged.items():
+            bad.rename(bad.with_suffix(".corrupt"))
+            screen.say(f"warning: {reason} It is kept as {bad.stem}.corrupt; going on from {path.name}.")
+        return start
+    if damaged:
+        reasons = "".join(f"\n  {reason}" for reason in damaged.values())
+        hint = f"\nIf {run.checkpoints / 'best.pt'} is whole, resume={run.name}:best goes on from it."
+        raise ConfigError(f"{run.name} has no checkpoint that can be read; nothing was changed.{reasons}{hint}")
+    rest = sorted(path.name for path in run.checkpoints.glob("*") if path.suffix in (".pt", ".corrupt", ".old"))
+    first = directory.read_status(run).get("checkpoint")
+    epochs = len(directory.read_metrics(run.outputs))
+    if rest or first or epochs > 1:  # one line of metrics may have been written just before the first checkpoint
+        what = f"only {', '.join(rest)}" if rest else f"nothing, though {first or f'{epochs} epochs'} was there"
+        raise ConfigError(
+            f"{run.name} is not started over: {run.checkpoints} holds {what}. Bring the step files back, go on from "
+            f"one of these with resume=<file>, or start anew under another name=."
+        )
+    return None
+
+
+def check_owner(run: Run, start: Start, allowed: Sequence[str], screen: Screen) -> None:
+    """Compare the settings in a file with those in the config.json of the run that it is to be gone on with in.
+
+    Raises:
+        ConfigError: a file that was named is of another run of the same name.
+    """
+    if not (run.outputs / "config.json").is_file():
+        return
+    own, of_file = decisive(directory.read_config(run)), decisive(start.content["config"])
+    odd = [f"{key} {of_file.get(key)}, not {own.get(key)}" for key in own | of_file if own.get(key) != of_file.get(key)]
+    if odd and not allowed:
+        shown = f"{start.path} was written with other settings than {run.outputs} has: {', '.join(odd[:3])}"
+        if start.path.parent.resolve() != run.checkpoints.resolve():
+            raise ConfigError(f"{shown}. Name other folders with paths.outputs and paths.checkpoints.")
+        screen.say(f"warning: {shown}")
+
+
+def check_changes(config: Config, found: Found | None, saved: Mapping[str, Any] | None, screen: Screen) -> list[str]:
+    """Refuse a resume that would not be the same run; returns the settings that are others than before.
+
+    Args:
+        saved: the config in the file that resume= names; None where it names a run.
+    Raises:
+        ConfigError: names the setting, what it was and what it is now.
+    """
+    if found is None:
+        return []
+    if found.run is not None:
+        saved = directory.read_config(found.run)
+    assert saved is not None
+    before, now = flatten(saved), flatten(config.to_dict())
+    changed = [key for key in now if key in before and now[key] != before[key]]
+    if "epochs" in changed and config.schedule.name in ("cosine", "onecycle"):
+        covers = f"schedule={config.schedule.name} now covers {config.epochs} epochs instead of {before['epochs']}"
+        screen.say(f"warning: {covers}: this is not the run it would have been from the start.")
+    for key in changed:
+        shown = key.removeprefix("choices.")
+        if shown not in config.resume_allow and not key.startswith(FREE_ON_RESUME):
+            was = f"the run has {as_yaml(before[key])}, now it says {as_yaml(now[key])}"
+            raise ConfigError(
+                f"{shown}: {was}. That would be another run; resume_allow=[{shown}] does it all the same."
+            )
+    return changed
+
+
+def already_done(config: Config, run: Run, found: Found | None, changed: Sequence[str], screen: Screen) -> float | None:
+    """The objective of a finished run that is not to be extended; None where there is something left to do.
+
+    Raises:
+        ConfigError: fewer epochs are asked for than were trained.
+    """
+    path = run.outputs / "result.json"
+    explicit = found is None or found.run is None or found.which != ""  # a file that was named is gone on from
+    if explicit or directory.read_status(run).get("state") != "done" or not path.is_file():
+        return None
+    result = read_json(path)
+    if config.epochs > result["epochs"] and any(key.startswith(HOW_FAR) for key in changed):
+        return None
+    if config.epochs < result["epochs"] and config.resume != "auto" and "stopped" not in result:
+        raise ConfigError(f"epochs={config.epochs}: {run.name} has already trained {result['epochs']} epochs.")
+    reason = f" ({result['stopped']})" if "stopped" in result else ""
+    screen.say(f"{run.name} is already complete: {result['epochs']} epochs{reason}. epochs=N with a larger N goes on.")
+    return float(result["objective"]["value"])
+
+
+def rewind(run: Run, start: Start, progress: Progress, epochs: int, screen: Screen) -> None:
+    """Make the run's checkpoints what they were when `start` was written: later ones become *.old."""
+    if progress.epoch > epochs and not run.outputs.is_dir():  # a copy of a finished run's file
+        raise ConfigError(
+            f"{start.path} has all its {progress.epoch - 1} epochs done. epochs=N with a larger N goes on."
+        )
+    own = path_of_step(run.checkpoints, progress.step)
+    if not own.is_file():  # first, so that a kill finds something to go on from
+        give_name(start.path, own)
+    for path in steps_in(run.checkpoints):
+        if step_of(path) > progress.step:
+            path.rename(path.with_suffix(".old"))
+    best, wanted = run.checkpoints / "best.pt", progress.best.get("step")
+    has = step_of_best(best, screen)
+    if has is not None and has > progress.step:  # of an epoch that is trained again
+        best.rename(best.with_suffix(".old"))
+    if wanted is None or has == wanted:
+        return
+    of_best = path_of_step(run.checkpoints, wanted)
+    if wanted == progress.step and not progress.samples:
+        keep_as_best(start.path, run.checkpoints)  # a kill may have come between the two
+    elif of_best.is_file():
+        keep_as_best(of_best, run.checkpoints)
+    else:
+        screen.say(f"warning: the file of epoch {progress.best['epoch']}, the best so far, is gone.")
+
+
+def step_of_best(best: Path, screen: Screen) -> int | None:
+    """The step that best.pt was written at; None where there is no such file, or a damaged one, which is set aside."""
+    if not best.is_file():
+        return None
+    try:
+        return int(read_checkpoint(best)["progress"]["step"])
+    except DamagedError as error:
+        best.rename(best.with_suffix(".corrupt"))
+        screen.say(f"warning: {error} It is kept as best.corrupt.")
+        return None
+
+
+def warn_of_rounding(before: Mapping[str, Any], parts: Parts, screen: Screen) -> None:
+    """Say what makes a resumed run round differently from the one that was interrupted."""
+    now = rounding(parts.machine) | {"world": parts.ranks.world}
+    before = {"world": 1, "stack": 1} | dict(before)  # older files do not say it
+    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if now[key] != before.get(key)]
+    if changed:
+        screen.say(f"warning: not bit-exact: {', '.join(changed)}. The order of the examples is the same.")

@@ -1,0 +1,1 @@
+"""Many runs: sweeps, searches, and the table of what they left."""

@@ -1,0 +1,114 @@
+"""One job of a sweep: what it was told, how it ended, and whether there is something left to do."""
+
+import contextlib
+import math
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trainer.config.options import flatten
+from trainer.config.roles import OF_THE_COMMAND
+from trainer.config.schema import Config
+from trainer.run import directory
+from trainer.run.directory import Run
+from trainer.utils import ranks
+from trainer.utils.errors import ConfigError
+from trainer.utils.files import read_json, write_json
+from trainer.utils.screen import is_terminal
+
+
+def log_failure(folder: Path, text: str) -> None:
+    """Append why a job failed to its train.log, also where it failed before its directory was made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "train.log", "a") as file:
+        file.write(text)
+
+
+def told_in(folder: Path, pattern: str = "*.json") -> dict[int, dict[str, Any]]:
+    """What each job of the sweep in `folder` was told and why it failed, by number, as far as it can be read."""
+    found = {}
+    for path in (folder / "jobs").glob(pattern):
+        with contextlib.suppress(ConfigError, ValueError):
+            content = read_json(path)
+            found[int(path.stem)] = {"job": int(path.stem), "overrides": {}, "error": ""} | content
+    return found
+
+
+def as_words(overrides: Mapping[str, str]) -> str:
+    """{"optimizer.lr": "0.1", "seed": "2"} -> `optimizer.lr=0.1 seed=2`."""
+    return " ".join(f"{key}={value}" for key, value in overrides.items())
+
+
+TO_GO_ON = "interrupted; the same command goes on with the sweep."
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep: outputs/<sweep>/<number>."""
+
+    number: int
+    overrides: Mapping[str, str]  # what is swept over, as typed
+    config: Config | None  # None: it was refused
+    error: Exception | None = None  # why
+
+    @property
+    def text(self) -> str:
+        """`optimizer.lr=0.1 seed=2`."""
+        return as_words(self.overrides)
+
+
+def config_of_job(job: Job, folder: Path) -> Config:
+    """The settings of a job under its name, begun or gone on with."""
+    assert job.config is not None
+    return replace(job.config, name=f"{folder.name}/{job.number}", resume="auto")
+
+
+def fail(job: Job, folder: Path, error: BaseException) -> float:
+    """Note and say why a job failed."""
+    if not ranks.of_environment().is_first:
+        return math.nan
+    reason = f"{type(error).__name__}: {error}"
+    note(job, folder, reason)
+    log = folder / str(job.number) / "train.log"
+    print(f"[{folder.name}/{job.number}] failed: {reason} See {log}.", file=sys.stderr, flush=True)
+    log_failure(log.parent, "".join(traceback.format_exception(error)))
+    return math.nan
+
+
+def say(line: str) -> None:
+    """Print a line where no board shows the same."""
+    if not is_terminal():
+        print(line, flush=True)
+
+
+def note(job: Job, folder: Path, error: str = "") -> None:
+    """Write outputs/<sweep>/jobs/<number>.json: what the job was told, and why it failed."""
+    if not ranks.of_environment().is_first:
+        return
+    (folder / "jobs").mkdir(parents=True, exist_ok=True)
+    content = {"job": job.number, "overrides": dict(job.overrides), "error": error}
+    if told_in(folder, f"{job.number}.json").get(job.number) != content:  # a finished sweep is left as it is
+        write_json(folder / "jobs" / f"{job.number}.json", content)
+
+
+def objective_of(job: Job, own: Path) -> float | None:
+    """The objective of a job that is done, with these very settings; None where there is something to do."""
+    result = directory.result_in(own)
+    if job.config is None or directory.status_in(own).get("state") != "done" or result is None:
+        return None
+    try:
+        saved = directory.read_config(Run("", own, Path()))
+    except ConfigError:
+        return None
+    was, now = (
+        {key: value for key, value in flatten(plain).items() if key not in (*OF_THE_COMMAND, "name")}
+        for plain in (saved, job.config.to_dict())
+    )
+    settled = {key for key, value in now.items() if key.startswith("device.") and value == "auto"}
+    settled |= {"choices.device", "device.index"}  # where it ran
+    if any(was.get(key) != now[key] for key in now if key not in settled):
+        return None
+    return float(result["objective"]["value"])

@@ -1,0 +1,256 @@
+"""A multirun: its name, its jobs, and the sweeper and launcher that run them."""
+
+import contextlib
+import hashlib
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config.command_line import PLUGINS, TYPED_GROUPS, Command, quote, split_word, unquote
+from trainer.config.compose import each_value, explain_refusal, frozen, parse_overrides, run_hydra
+from trainer.config.freeze import with_values
+from trainer.config.options import CONFIGS, chosen_engines, run_settings
+from trainer.run import directory
+from trainer.run.directory import Run
+from trainer.sweep.board import Board
+from trainer.sweep.job import TO_GO_ON, Job
+from trainer.sweep.runner import on_a_gpu, run_all, run_job, wait_for_jobs
+from trainer.sweep.table import finish_sweep
+from trainer.utils import ranks
+from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed
+from trainer.utils.files import read_json, write_json
+from trainer.utils.signals import StopSignal, end_with_parent
+
+# another value of these goes on with the same sweep
+NOT_IN_THE_NAME = ("name", "hydra/launcher", "hydra.launcher.", "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials")
+
+
+def name_sweep(command: Command) -> str:
+    """The name of a multirun: what name= says, else a digest of its settings, so that the same command finds it again.
+
+    Where its jobs run, and how many a search has, is not part of it.
+
+    Raises:
+        ConfigError: name= is swept over or malformed, or resume= is given.
+    """
+    name = command.value("name")
+    if command.value("resume"):
+        raise ConfigError(
+            "resume= goes on with one run; a sweep goes on by itself when the same command is given again."
+        )
+    if name is None:
+        words = [word for word in command.overrides if not split_word(word)[0].startswith(NOT_IN_THE_NAME)]
+        name = "sweep-" + hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
+    elif "," in name:
+        raise ConfigError(f"name={name}: name names the whole sweep; its runs are numbered.")
+    folder = command.value("paths.outputs") or run_settings()["paths.outputs"]
+    if directory.exists(name, folder):
+        raise ConfigError(f"name={name} is the name of a single run already. Choose another for the sweep.")
+    return directory.check_name(name)
+
+
+def run_sweep(command: Command, stop: StopSignal) -> None:
+    """Run every job of a multirun in directories of its own; a job that fails does not stop the others.
+
+    Without another sweeper or launcher, the jobs run in this process, one after the other, and share one data set.
+
+    Raises:
+        SweepError: at least one job failed.
+    """
+    folder = Path(command.value("paths.outputs") or run_settings()["paths.outputs"]) / name_sweep(command)
+    typed = {split_word(word)[0]: word for word in command.overrides}  # the last one wins
+    words = [word for key, word in typed.items() if key != "name"]
+    engines = chosen_engines(dict(map(split_word, words)))
+    jobs = compose_jobs(command, words) if set(engines.values()) == {"basic"} else []
+    if ranks.of_environment().world > 1 and not jobs:
+        raise ConfigError("torchrun trains each run of a sweep with all its processes: leave out hydra/... here.")
+    if not ranks.of_environment().is_first:
+        run_all(jobs, folder, stop)
+        return
+    paths = [f"{key}={unquote(value)}" for key, value in map(split_word, words) if key.startswith("paths.")]
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    with contextlib.ExitStack() as held:
+        folder.mkdir(parents=True, exist_ok=True)
+        if engines["hydra/sweeper"] == "basic":  # a study is made for many processes, a list of jobs is not
+            held.enter_context(directory.hold(Run(folder.name, folder, Path())))
+        check_same_sweep(folder, engines["hydra/sweeper"], dict(map(split_word, words)))
+        try:
+            with Board(folder, {job.number: job.text for job in jobs}):
+                if jobs:
+                    run_all(jobs, folder, stop)
+                else:
+                    launch(command, words, folder, stop)
+        except ConfigError:  # refused before a job began
+            remove_empty(new)
+            raise
+        except BaseException:
+            finish_sweep(folder, jobs, paths)
+            raise
+        rows = finish_sweep(folder, jobs, paths)
+    if failed := [row for row in rows if row["error"]]:
+        raise SweepError(f"{len(failed)} of {len(rows)} jobs failed; each log is in {folder}/<job>/train.log.")
+
+
+def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSignal) -> None:
+    """Let Hydra's sweeper and launcher run the jobs.
+
+    Raises:
+        SweepError: the launcher gave up, as where a process of it was ended from outside.
+    """
+    root = str(CONFIGS.parent)  # other processes import our modules from there
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    from hydra.errors import HydraException
+
+    try:
+        typed, pairs = dict(map(split_word, words)), zip(words, parse_overrides(words), strict=True)
+        fixed = {split_word(word)[0] for word, override in pairs if not override.is_sweep_override()}
+        has_children = PLUGINS.get(chosen_engines(typed)["hydra/launcher"]) == "hydra-joblib-launcher"
+        with stop.forwarded() if has_children else contextlib.nullcontext():
+            run_hydra(command, [*words, f"hydra.sweep.dir={quote(str(folder))}"], RunJob(folder, fixed, command), stop)
+        if "joblib" in sys.modules:  # else it complains, at the end of this process, of what it left
+            sys.modules["joblib.externals.loky"].get_reusable_executor().shutdown(wait=True)
+    except TrainerError:
+        raise
+    except HydraException as error:
+        raise ConfigError(explain_refusal(str(error), command)) from None
+    except Interrupted as error:
+        raise Interrupted(error.signum, TO_GO_ON) from None
+    except Exception as error:
+        if stop.signum:  # this is what the launcher made of it
+            raise Interrupted(stop.signum, TO_GO_ON) from None
+        told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        raise SweepError(f"the launcher gave up ({told}); the same command goes on with the sweep.") from error
+
+
+def compose_jobs(command: Command, words: Sequence[str]) -> list[Job]:
+    """All jobs of a multirun, each with its settings, or with the reason why they are refused.
+
+    Hydra composes once for each combination of group choices, which takes a tenth of a second; the values that are
+    swept over are put in after that, as Hydra does it.
+
+    Raises:
+        ConfigError: a word cannot be read, a choice lacks an option that was typed, or nothing is swept over.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    composed: dict[tuple[str, ...], Any] = {}
+    jobs = []
+    try:
+        swept = [
+            word for word, override in zip(words, parse_overrides(words), strict=True) if override.is_sweep_override()
+        ]
+        fixed = [word for word in words if word not in swept]
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            values_of = [
+                each_value(override) for override in parse_overrides(swept, GlobalHydra.instance().config_loader())
+            ]
+            for number, chosen in enumerate(itertools.product(*values_of) if swept else ()):
+                groups = tuple(word for word in chosen if split_word(word)[0] in TYPED_GROUPS)
+                if groups not in composed:
+                    typed = [*fixed, *groups]
+                    composed[groups] = hydra.compose("config", overrides=typed, return_hydra_config=True)
+                choices = composed[groups].hydra.runtime.choices
+                parsed = parse_overrides([word for word in chosen if word not in groups])
+                values = {override.key_or_group: override.value() for override in parsed}
+                own = with_values(composed[groups], values, choices)
+                overrides = dict(split_word(word) for word in chosen)
+                jobs.append(make_job(number, overrides, own, choices, command))
+    except HydraException as error:
+        raise ConfigError(explain_refusal(str(error), command)) from None
+    if not jobs:
+        raise ConfigError("the sweep has no jobs: a list of values is written key=value1,value2.")
+    return jobs
+
+
+def make_job(number: int, overrides: Mapping[str, str], composed: Any, choices: Any, command: Command) -> Job:
+    """A job with its frozen settings, or with the reason why they are refused."""
+    try:
+        return Job(number, overrides, frozen(composed, choices, command))
+    except ConfigError as error:
+        return Job(number, overrides, None, error)
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """What a launcher runs for each job of a sweep, in a process of its choice."""
+
+    folder: Path
+    fixed: set[str]  # the keys that have the same value in every job
+    command: Command
+
+    def __call__(self, composed: Any) -> float:
+        """Train the job that Hydra composed and return its objective."""
+        from hydra.core.hydra_config import HydraConfig
+
+        own = HydraConfig.get()
+        overrides = dict(split_word(word) for word in own.overrides.task)
+        overrides = {key: value for key, value in overrides.items() if key not in self.fixed}
+        searches = own.runtime.choices["hydra/sweeper"] == "optuna"
+        number = int(own.job.name) if searches else own.job.num
+        job = make_job(number, overrides, composed, own.runtime.choices, self.command)
+        with contextlib.ExitStack() as held:
+            stop = held.enter_context(StopSignal())
+            if multiprocessing.parent_process() is not None:
+                end_with_parent(signal.SIGTERM)
+            if own.runtime.choices["hydra/launcher"] == "gpus":
+                job = held.enter_context(on_a_gpu(job, self.folder))
+            trial = None
+            if searches:
+                from trainer.sweep.trial import trial_of
+
+                epochs = job.config.epochs if job.config is not None else 0
+                trial = held.enter_context(trial_of(own.sweeper, self.folder, number, epochs))
+            try:
+                return run_job(job, self.folder, stop, trial=trial)
+            except Interrupted as error:
+                if multiprocessing.parent_process() is not None:
+                    wait_for_jobs(self.folder)  # the launcher kills all its processes when the first one ends
+                    os._exit(error.exit_code)
+                raise
+
+
+# settings that may be others when a sweep goes on; the runs themselves check those that change their numbers
+MAY_CHANGE = (
+    *("name", "plots", "paths.", "device", "save.", "record.", "sweep.", "hydra"),
+    *("epochs", "early_stopping.", "stop_at."),
+)
+
+
+def check_same_sweep(folder: Path, sweeper: str, words: Mapping[str, str]) -> None:
+    """Refuse a name that another sweep has; outputs/<sweep>/sweep.json says what that one is made of.
+
+    Args:
+        sweeper: basic or optuna.  words: key -> value of what was typed.
+    Raises:
+        ConfigError: names the settings that are others.
+    """
+    made_of = {key: value for key, value in sorted(words.items()) if not key.startswith(MAY_CHANGE)}
+    content = {"sweeper": sweeper, "made_of": made_of}
+    path = folder / "sweep.json"
+    before = read_json(path) if path.is_file() else None
+    if before is None:
+        write_json(path, content)
+    elif before != content:
+        was = before.get("made_of", {}) | {"hydra/sweeper": before.get("sweeper")}
+        now = made_of | {"hydra/sweeper": sweeper}
+        others = sorted(key for key in was | now if was.get(key) != now.get(key))
+        raise ConfigError(f"name={folder.name} is a sweep with other settings: {listed(others)}. Choose another name=.")
+
+
+def remove_empty(new: Sequence[Path]) -> None:
+    """Remove the folders that were made for a sweep which was then refused; the first is its own."""
+    ours = {"run.lock", "study.lock", "sweep.json"}
+    if new and {path.name for path in new[0].iterdir()} <= ours:
+        for name in ours:
+            (new[0] / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another process may have begun it meanwhile
+        for folder in new:
+            folder.rmdir()

@@ -1,0 +1,161 @@
+"""The tables of a sweep: sweep.csv, summary.csv, what is printed, and the plots."""
+
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.run import directory
+from trainer.run.directory import Run
+from trainer.sweep.job import Job, as_words, told_in
+from trainer.utils.errors import TrainerError, listed
+from trainer.utils.files import write_csv
+from trainer.utils.screen import shown, table
+
+FIGURES = ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds")  # what is averaged over seeds
+
+
+def rows_of(folder: Path, waiting: Sequence[Job] = ()) -> list[dict[str, Any]]:
+    """A line for each job of the sweep in outputs/<sweep>, by number.
+
+    Args:
+        waiting: jobs that are to come; those that left nothing yet have a line too.
+    """
+    told = told_in(folder)
+    for job in waiting:
+        told.setdefault(job.number, {"job": job.number, "overrides": dict(job.overrides), "error": ""})
+    keys = list(dict.fromkeys(key for job in told.values() for key in job["overrides"]))
+    return [row_of_job(told[number], folder / str(number), keys) for number in sorted(told)]
+
+
+def row_of_job(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """The figures of one job, from the files in its own directory."""
+    state = "failed" if job["error"] else directory.status_in(own).get("state", "waiting")
+    result = directory.result_in(own) if state == "done" else None
+    best, test = (result["best"], result["test"]) if result else ({}, {})
+    return {
+        "job": job["job"],
+        "overrides": as_words(job["overrides"]),
+        **{key: job["overrides"].get(key) for key in keys},
+        "status": state,
+        "stopped": (result or {}).get("stopped"),
+        "best_epoch": best.get("epoch"),
+        "val_loss": best.get("val_loss"),
+        "val_accuracy": best.get("val_accuracy"),
+        "test_loss": test.get("loss"),
+        "test_accuracy": test.get("accuracy"),
+        "metric": result["objective"]["metric"] if result else None,
+        "objective": result["objective"]["value"] if result else None,
+        "seconds": result["seconds"] if result else None,
+        "error": job["error"],
+    }
+
+
+def best_first(rows: Sequence[Mapping[str, Any]], key: str = "objective") -> list[Mapping[str, Any]]:
+    """The rows with the best objective first, metric by metric; those without one last, in their order."""
+    done = [row for row in rows if row[key] is not None]
+    done.sort(key=lambda row: (row["metric"], -row[key] if row["metric"].endswith("accuracy") else row[key]))
+    return done + [row for row in rows if row[key] is None]
+
+
+def by_setting(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per setting: mean and standard deviation (n - 1) over the jobs that are done and differ in the seed only.
+
+    The best first; the column `of` says of how many jobs.
+    """
+    keys = [key for key in swept(rows) if key != "seed"]
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["objective"] is not None:
+            groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    found: list[dict[str, Any]] = []
+    for setting, members in groups.items():
+        line: dict[str, Any] = dict(zip(keys, setting, strict=True)) | {"of": len(members)}
+        line["metric"] = members[0]["metric"]
+        for figure in ("objective", *FIGURES):
+            values = [row[figure] for row in members if row[figure] is not None]
+            line[f"{figure}_mean"] = statistics.fmean(values) if values else None
+            line[f"{figure}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        found.append(line)
+    return [dict(line) for line in best_first(found, "objective_mean")]
+
+
+def swept(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that are swept over: the columns between overrides and status."""
+    columns = list(rows[0])
+    return columns[columns.index("overrides") + 1 : columns.index("status")]
+
+
+def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Write sweep.csv, summary.csv and the pictures, print the table, the best job first, and return its rows.
+
+    Args:
+        folder: outputs/<sweep>.  waiting: all jobs, where they are known beforehand.
+        paths: the paths.* settings as typed, for the commands that are printed.
+    """
+    rows = rows_of(folder, waiting)
+    if not rows:  # a launcher that never came to a job
+        return rows
+    is_news = write_csv(folder / "sweep.csv", rows)
+    settings = by_setting(rows)
+    if settings:
+        write_csv(folder / "summary.csv", settings)
+    shown = ("job", "overrides", "status", *FIGURES, "stopped", "error")
+    print("\n" + table(without_empty([{key: row[key] for key in shown} for row in best_first(rows)])))
+    if len(settings) > 1 and any(line["of"] > 1 for line in settings):
+        print("\n" + table(without_empty([in_short(line) for line in settings])))
+    metrics = {line["metric"] for line in settings}
+    if len(metrics) > 1:
+        print(f"no best one: {listed(sorted(metrics))} cannot be compared")
+    elif settings:
+        best = best_first(rows)[0]
+        saved = directory.read_config(Run("", folder / str(best["job"]), Path()))
+        if saved["plots"] and (is_news or not (folder / "plots").is_dir()):
+            from trainer.plots.sweep import draw_sweep  # matplotlib takes 0.4 s
+
+            draw_sweep(rows, swept(rows), folder / "plots")
+            if saved["plots"] == "auto":
+                draw_best(folder, best["job"], saved)
+        say_best(best, saved, folder, "".join(f" {shlex.quote(word)}" for word in paths))
+    return rows
+
+
+def draw_best(folder: Path, number: int, saved: Mapping[str, Any]) -> None:
+    """All pictures of the best job, of which only the curves were drawn."""
+    from trainer.run.end import draw_all  # imports torch
+
+    name = f"{folder.name}/{number}"
+    run = Run(name, folder / str(number), Path(saved["paths"]["checkpoints"]) / name)
+    try:
+        draw_all(run)
+    except (TrainerError, OSError) as error:  # its files or its data may be elsewhere
+        print(f"warning: without pictures of {name}: {error}")
+
+
+def without_empty(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without the columns that have nothing in any row."""
+    kept = [key for key in rows[0] if any(row[key] not in (None, "") for row in rows)]
+    return [{key: row[key] for key in kept} for row in rows]
+
+
+def in_short(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of summary.csv for the screen: `mean +- std` in one column."""
+    columns = list(line)
+    short = {key: line[key] for key in columns[: columns.index("metric")]}
+    for figure in FIGURES[:-1]:
+        mean, std = line[f"{figure}_mean"], line[f"{figure}_std"]
+        short[figure] = None if mean is None else f"{mean:.4f}" + (f" +- {std:.4f}" if std is not None else "")
+    return short
+
+
+def say_best(best: Mapping[str, Any], saved: Mapping[str, Any], folder: Path, paths: str) -> None:
+    """The best job with its checkpoint, and what to type next; `saved` are its settings."""
+    run = f"{folder.name}/{best['job']}"
+    print(f"best         {run} ({best['overrides']}): {best['metric']} {shown(best['objective'])}")
+    print(f"checkpoint   {Path(saved['paths']['checkpoints']) / run / 'best.pt'}")
+    print(f"eval         python main.py eval checkpoint={run}{paths}")
+    print(f"tensorboard  tensorboard --logdir {shlex.quote(str(folder))}")
+    if saved["plots"]:
+        print(f"pictures     {folder / 'plots'}")
+    print(f"table        {folder / 'sweep.csv'}, {folder / 'summary.csv'}")
