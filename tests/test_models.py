@@ -260,7 +260,7 @@ def test_torchvision_weights_are_untouched_for_three_channels() -> None:
         ("resnet34", (3, 32, 32), {"stem": "cifar10"}, r"model.stem=cifar10.*mean cifar"),
         ("torchvision", (784,), {}, r"\(C, H, W\)"),
         ("torchvision", (3, 32, 32), {"arch": "resnet81"}, r"model.arch=resnet81.*mean resnet18.*list_models"),
-        ("torchvision", (3, 32, 32), {"arch": "fcn_resnet50"}, r"model.arch=fcn_resnet50 classifies no"),
+        ("torchvision", (3, 32, 32), {"arch": "fcn_resnet50"}, r"model.arch=fcn_resnet50 does not classify images"),
         ("torchvision", (3, 32, 32), {"arch": "alexnet"}, r"model.arch=alexnet.*\(3, 32, 32\).*too small"),
         ("torchvision", (3, 32, 32), {"arch": "vit_b_32"}, r"model.arch=vit_b_32.*Expected 224"),
     ],

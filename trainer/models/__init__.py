@@ -1,8 +1,8 @@
-"""The architectures by name; layers arrive as the argument `nn`, so no file here says how a layer computes.
+"""The architectures by name. Layers arrive as the argument `nn`, so no file here says how a layer computes.
 
-MODELS is the index to read and the security boundary: a config or a stranger's checkpoint can name an entry of this
-table and nothing else. An entry is called as `MODELS[name](nn, in_shape, num_outputs, **options)`; its keyword-only
-arguments are the keys of configs/model/<name>.yaml.
+MODELS is both the index to read and the security boundary: a config or an untrusted checkpoint can name an entry of
+this table and nothing else. An entry is called as `MODELS[name](nn, in_shape, num_outputs, **options)`; its
+keyword-only arguments are the keys of configs/model/<name>.yaml.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.nn import Module
 from trainer.models.lenet import LeNet
 from trainer.models.linear import LinearRegression, SoftmaxRegression
 from trainer.models.mlp import MLP
-from trainer.models.resnet import resnet18, resnet34
+from trainer.models.resnet import ResNet18, ResNet34
 from trainer.models.torchvision import torchvision_model
 
 MODELS: dict[str, Callable[..., Module]] = {
@@ -20,7 +20,7 @@ MODELS: dict[str, Callable[..., Module]] = {
     "softmax": SoftmaxRegression,
     "mlp": MLP,
     "lenet": LeNet,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
     "torchvision": torchvision_model,
 }

@@ -1,4 +1,4 @@
-"""What several constructors refuse in the same words: an unknown choice, and data that are no pictures."""
+"""What several constructors refuse in the same words: an unknown choice, and examples that are not images."""
 
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -12,10 +12,14 @@ T = TypeVar("T")
 
 
 def pick(key: str, value: str, choices: Mapping[str, T]) -> T:
-    """`choices[value]`.
+    """Return `choices[value]`.
 
+    Args:
+        key: dotted name of the option, for the message.
+        value: what the user asked for.
+        choices: everything that is allowed.
     Raises:
-        ConfigError: `value` is none of them; `key` is the option's dotted name for the message.
+        ConfigError: `value` is none of the choices.
     """
     if value not in choices:
         raise ConfigError(f"{key}={value}: allowed are {listed(list(choices))}.{nearest(value, choices)}")
@@ -23,19 +27,22 @@ def pick(key: str, value: str, choices: Mapping[str, T]) -> T:
 
 
 def activation_layer(nn: ModuleType, activation: str) -> Callable[[], Module]:
-    """The class of `nn` for relu, sigmoid or tanh, or a ConfigError that names model.activation."""
+    """Return the class of `nn` for relu, sigmoid or tanh, or raise a ConfigError that names model.activation."""
     return pick("model.activation", activation, {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh})
 
 
-def picture_shape(model: str, in_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """`in_shape` as (C, H, W).
+def image_shape(model: str, in_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return `in_shape` as (C, H, W).
 
+    Args:
+        model: name of the model, for the message.
+        in_shape: shape of one example.
     Raises:
-        ConfigError: the examples are not pictures; `model` is the name for the message.
+        ConfigError: the examples are not images.
     """
     if len(in_shape) != 3:
         raise ConfigError(
-            f"model={model} needs pictures of shape (C, H, W), but the examples have shape {in_shape}; "
+            f"model={model} needs images of shape (C, H, W), but the examples have shape {in_shape}; "
             "rows of numbers go into linreg, softmax or mlp."
         )
     channels, height, width = in_shape

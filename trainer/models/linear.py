@@ -14,8 +14,9 @@ def init_linear(linear: Module, init_std: float | str, bias_std: float = 0.0) ->
     """Draw the weights of `linear` from N(0, init_std^2) and its bias from N(0, bias_std^2), from the global generator.
 
     Args:
-        init_std: or fan_in for 1 / sqrt(inputs), which keeps the spread of the outputs at that of the inputs (Nielsen,
-            ch. 3; LeCun et al. 1998); or torch to leave what the layer drew itself, bias included.
+        linear: a layer with `weight` (out, in) and perhaps `bias` (out,), changed in place.
+        init_std: a number; or fan_in for 1 / sqrt(inputs), which gives the outputs the spread of the inputs (Nielsen,
+            ch. 3; LeCun et al. 1998); or torch to keep what the layer drew itself, bias included.
         bias_std: 0 sets the bias to 0.
     """
     if init_std == "torch":
@@ -34,7 +35,7 @@ class LinearRegression(Module):
     Args:
         nn: the layer library.
         in_shape: (D,).
-        num_outputs: values predicted per example.
+        num_outputs: number of values predicted per example.
         init_std: standard deviation of the initial weights, fan_in or torch (init_linear); the bias starts at 0.
     Raises:
         ConfigError: the examples are not rows of numbers.
@@ -60,8 +61,8 @@ class SoftmaxRegression(Module):
 
     Args:
         nn: the layer library.
-        in_shape: of one example, any number of axes.
-        num_outputs: classes K.
+        in_shape: shape of one example, any number of axes.
+        num_outputs: number of classes K.
         init_std: standard deviation of the initial weights, fan_in or torch (init_linear); the bias starts at 0.
     Source: d2l, section 4.1 (softmax regression) and 4.5 (its initial values).
     """

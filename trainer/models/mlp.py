@@ -12,17 +12,17 @@ from trainer.models.linear import init_linear
 
 
 class MLP(Module):
-    """Hidden layers of Linear, batch normalisation where asked for, activation, dropout; then a Linear to the logits.
+    """Hidden layers of Linear, optional batch normalisation, activation and dropout; then a Linear to the logits.
 
     Args:
         nn: the layer library.
-        in_shape: of one example, any number of axes; flattened.
-        num_outputs: classes K, or values per example in a regression.
-        num_hiddens: units of each hidden layer, from input to output.
+        in_shape: shape of one example, any number of axes; it is flattened.
+        num_outputs: number of classes K, or of values per example in a regression.
+        num_hiddens: number of units of each hidden layer, from input to output.
         activation: relu, sigmoid or tanh.
         batch_norm: normalise over the batch before each activation (Ioffe & Szegedy 2015).
         dropout: probability in [0, 1) that a hidden unit is dropped in training.
-        bias: false leaves the biases out.
+        bias: whether the linear layers have biases.
         init_std: standard deviation of the initial weights, or fan_in, or torch (see init_linear).
         bias_std: standard deviation of the initial biases; 0 starts them at 0.
     Raises:
@@ -49,7 +49,7 @@ class MLP(Module):
         num_inputs = math.prod(in_shape)
         layers: list[Module] = [nn.Flatten()]
         for num_units in num_hiddens:
-            # Dropout stands here at 0 too: a checkpoint's keys then do not depend on it.
+            # Dropout is added at 0 too: the index in Sequential is the key in a checkpoint, which must not depend on it.
             norm = [nn.BatchNorm1d(num_units)] if batch_norm else []
             layers += [nn.Linear(num_inputs, num_units, bias=bias), *norm, activate(), nn.Dropout(dropout)]
             num_inputs = num_units

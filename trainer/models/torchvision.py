@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from trainer.models.checks import picture_shape
+from trainer.models.checks import image_shape
 from trainer.utils.errors import ConfigError, nearest
 
 LIST_COMMAND = 'python -c "import torchvision.models as m; print(*m.list_models(module=m))"'
@@ -15,57 +15,53 @@ LIST_COMMAND = 'python -c "import torchvision.models as m; print(*m.list_models(
 def torchvision_model(nn: ModuleType, in_shape: tuple[int, ...], num_outputs: int, *, arch: str = "resnet18") -> Module:
     """Build `arch` with random weights as torchvision draws them.
 
-    A stem made for 3 channels is rebuilt for another number by taking its input slices 0, 1, 2, 0, ... in turn, which
-    keeps the spread the architecture chose. GoogLeNet and Inception come without their auxiliary classifiers (a
-    deviation: in training they would return several outputs). Two blank pictures are sent through to see that they fit.
+    GoogLeNet and Inception come without their auxiliary classifiers (a deviation: in training they would return
+    several outputs). Two blank images are sent through the model to check that their size fits.
 
     Args:
         nn: must be torch.nn: torchvision brings its own layers.
         in_shape: (C, H, W); many architectures have a smallest size, the transformers a fixed one of 224.
-        num_outputs: classes K.
+        num_outputs: number of classes K.
         arch: a name of torchvision.models.list_models(module=torchvision.models).
     Returns:
         A module (N, C, H, W) -> logits (N, K).
     Raises:
-        ConfigError: another layer library, no pictures, an unknown architecture or one that does not classify
-            pictures, or pictures of a size that it cannot take.
+        ConfigError: `nn` is another library, the examples are not images, the architecture is unknown or does not
+            classify images, or it cannot take images of this size.
     """
     import torchvision  # type: ignore[import-untyped]  # takes a second, so only where it is used
 
     if nn is not torch.nn:
         raise ConfigError("model=torchvision brings the layers of torch.nn, so model.impl cannot be another library.")
-    channels, _, _ = picture_shape("torchvision", in_shape)
+    channels, _, _ = image_shape("torchvision", in_shape)
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
         other = arch in torchvision.models.list_models()
-        reason = "classifies no pictures, or is quantized" if other else "is unknown"
+        reason = "does not classify images, or is quantized" if other else "is unknown"
         raise ConfigError(f"model.arch={arch} {reason}.{nearest(arch, known)} The names are listed by: {LIST_COMMAND}")
     extra: dict[str, Any] = {}
     if arch in ("googlenet", "inception_v3"):
         extra = {"aux_logits": False, "init_weights": True}
     model: Module = torchvision.models.get_model(arch, weights=None, num_classes=num_outputs, **extra)
-    _adapt_channels(model, channels)
+    stem = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    assert (stem.in_channels, stem.groups) == (3, 1), f"the first convolution is not the stem: {stem}"
+    if channels != 3:
+        # Repeat the input slices 0, 1, 2, 0, ... of the stem, which keeps the spread that the architecture chose.
+        stem.in_channels = channels
+        stem.weight = torch.nn.Parameter(stem.weight.detach()[:, [c % 3 for c in range(channels)]])
     _try_forward(model, arch, in_shape, num_outputs)
     return model
 
 
-def _adapt_channels(model: Module, channels: int) -> None:
-    stem = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
-    assert (stem.in_channels, stem.groups) == (3, 1), f"the first convolution is not the stem: {stem}"
-    if channels != 3:
-        stem.in_channels = channels
-        stem.weight = torch.nn.Parameter(stem.weight.detach()[:, [c % 3 for c in range(channels)]])
-
-
 def _try_forward(model: Module, arch: str, in_shape: tuple[int, ...], num_outputs: int) -> None:
-    # In eval mode, so that neither the batch statistics nor the random numbers move.
+    # In eval mode, so that neither the batch statistics nor the random numbers change.
     model.eval()
     try:
         with torch.no_grad():
             logits = model(torch.zeros(2, *in_shape))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
-            f"model.arch={arch} cannot take examples of shape {in_shape} ({error}): take larger pictures or another "
+            f"model.arch={arch} cannot take examples of shape {in_shape} ({error}): use larger images or another "
             "architecture; resnet18 takes every size."
         ) from error
     model.train()
