@@ -135,9 +135,9 @@ def in_evaluation(reached: Callable[[], None]) -> None:
 
 def in_worker(reached: Callable[[], None]) -> None:
     """A loader worker decodes a picture, so that the main process waits for data."""
-    from trainer.data.folder import PictureFiles
+    from trainer.data.folder import ImageFiles
 
-    around(PictureFiles, "__getitem__", before=lambda *_: reached())
+    around(ImageFiles, "__getitem__", before=lambda *_: reached())
 
 
 def is_temporary(path: Any) -> bool:

@@ -25,7 +25,7 @@ from trainer.build import LOSSES
 from trainer.commands import train
 from trainer.commands.check_resume import differences_between
 from trainer.config.freeze import from_dict
-from trainer.data.pictures import PictureError
+from trainer.data.images import ImageError
 from trainer.run import checkpoint, checkpoint_files, directory, epochs, failures, resume
 from trainer.run.environment import rounding
 from trainer.run.epochs import MAX_FAILED_SAVES
@@ -560,10 +560,10 @@ def test_row_32_a_picture_that_cannot_be_read_any_more_is_named(
 ) -> None:
     from trainer.data import folder
 
-    def read_picture(*_: Any, **__: Any) -> Any:
-        raise PictureError("damaged")
+    def read_image(*_: Any, **__: Any) -> Any:
+        raise ImageError("damaged")
 
-    monkeypatch.setattr(folder, "read_picture", read_picture)
+    monkeypatch.setattr(folder, "read_image", read_image)
     outcome = cli(*STREAMED, "epochs=2", "data.workers=1")
     assert outcome.code == 2
     assert ".png: damaged" in outcome.err

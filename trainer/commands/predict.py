@@ -12,7 +12,7 @@ from trainer import build, engine
 from trainer.commands.evaluate import Trained, evaluate_data, load_trained
 from trainer.config.schema import Config
 from trainer.data.batches import eval_batch_size, normalizer
-from trainer.data.pictures import PictureError, list_pictures, read_picture
+from trainer.data.images import ImageError, list_images, read_image
 from trainer.run.parts import placement
 from trainer.run.result import NUM_PICTURES, grid
 from trainer.utils.errors import ConfigError
@@ -78,10 +78,10 @@ def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]
 def read_pictures(target: Path, in_shape: Sequence[int], read: list[Path], unreadable: list[str]) -> Iterator[Tensor]:
     """The pictures of a file or folder as (C, H, W) uint8; notes which were read, and which not and why."""
     channels, height, width = in_shape
-    for path in list_pictures(target) if target.is_dir() else [target]:
+    for path in list_images(target) if target.is_dir() else [target]:
         try:
-            picture = read_picture(path, channels=channels, height=height, width=width)
-        except PictureError as error:
+            picture = read_image(path, channels=channels, height=height, width=width)
+        except ImageError as error:
             unreadable.append(f"{os.fsencode(path).decode('utf-8', 'backslashreplace')}: {error}")
         else:
             read.append(path)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.files import temporary_beside
-from trainer.data.pictures import PictureError, decode, quiet_pillow
+from trainer.data.images import ImageError, decode, quiet_pillow
 from trainer.data.workers import shutting_down, start_worker
 
 CACHE_FORMAT = 1  # raise it when decoding changes
@@ -115,7 +115,7 @@ class _Chunks(Dataset[tuple[Tensor, Tensor, dict[int, str]]]):
             for i in range(k * self.length, min((k + 1) * self.length, len(self.names))):
                 try:
                     pictures.append(decode(self.root / self.names[i], channels=channels, height=height, width=width))
-                except PictureError as error:
+                except ImageError as error:
                     reasons[i] = str(error)
         pixels = torch.stack(pictures) if pictures else torch.empty(0, *self.shape, dtype=torch.uint8)
         return pixels if self.keep else pixels[:0].clone(), pixel_sums(pixels), reasons

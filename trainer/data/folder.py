@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from trainer.data.decoded import Stamp, cached, mean_std
-from trainer.data.pictures import PICTURE_SUFFIXES, PictureError, read_picture
+from trainer.data.images import IMAGE_SUFFIXES, ImageError, read_image
 from trainer.data.splits import Source, Split, stratified
 from trainer.utils.errors import ConfigError
 
@@ -49,7 +49,7 @@ class Listing:
         return torch.arange(start, start + self.counts[k])
 
 
-class PictureFiles(Dataset[Tensor]):
+class ImageFiles(Dataset[Tensor]):
     """Pictures that stay on disk: item i is (channels, size, size) uint8, decoded when asked for."""
 
     def __init__(self, root: Path, names: Sequence[str], *, size: int, channels: int) -> None:
@@ -64,8 +64,8 @@ class PictureFiles(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         path = self.root / self.names[index]
         try:
-            return read_picture(path, channels=self.channels, height=self.size, width=self.size)
-        except PictureError as error:
+            return read_image(path, channels=self.channels, height=self.size, width=self.size)
+        except ImageError as error:
             raise ConfigError(f"{path}: {error}.") from error
 
 
@@ -91,7 +91,7 @@ def class_folders(
         resident: auto, or True (in memory) or False (decoded again for every batch).
         on_error: fail, or skip (pictures that cannot be read are left out, the same ones on every run).
     Returns:
-        A Source. A streamed one has PictureFiles instead of tensors, and with on_error=fail takes its mean and std from
+        A Source. A streamed one has ImageFiles instead of tensors, and with on_error=fail takes its mean and std from
         a seeded sample of 2,000 training pictures.
     Raises:
         ConfigError: nothing there, no two classes, a class without pictures, parts that disagree, a bad picture.
@@ -137,7 +137,7 @@ def read_tree(
     train, test, val = _part_rows(listing, good, test_fraction)
     in_train = torch.zeros(n, dtype=torch.bool).index_fill_(0, train, True)
     mean, std = mean_std(decoded.sums[in_train[rows[decoded.kept]]], size * size)
-    files = PictureFiles(root, listing.names, size=size, channels=channels)
+    files = ImageFiles(root, listing.names, size=size, channels=channels)
     place = good.cumsum(0) - 1  # of each good file among the decoded pixels
 
     def split(part: Tensor) -> Split:
@@ -210,7 +210,7 @@ def _pictures(path: Path) -> tuple[list[tuple[str, Stamp]], int]:
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
-            if name.startswith(".") or name[name.rfind(".") :].lower() not in PICTURE_SUFFIXES:
+            if name.startswith(".") or name[name.rfind(".") :].lower() not in IMAGE_SUFFIXES:
                 num_ignored += 1
                 continue
             try:
@@ -219,7 +219,7 @@ def _pictures(path: Path) -> tuple[list[tuple[str, Stamp]], int]:
             except FileNotFoundError:  # a dead link: decoding reports it
                 found.append((name, (0, 0)))
     if not found:
-        raise ConfigError(f"{path}: this class has no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}).")
+        raise ConfigError(f"{path}: this class has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     return sorted(found), num_ignored
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainer.utils.errors import ConfigError
 
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 # Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are the less tried ones.
@@ -27,11 +27,11 @@ LARGE_PIXELS = 4_000_000  # from here on a picture is shrunk before anything els
 WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # convert() clips these to 255 instead of scaling them
 
 
-class PictureError(Exception):
+class ImageError(Exception):
     """A file that is no usable picture; the message is a short reason without the file's name."""
 
 
-def read_picture(path: Path | str, *, channels: int, height: int, width: int) -> Tensor:
+def read_image(path: Path | str, *, channels: int, height: int, width: int) -> Tensor:
     """Decode a picture, fit its shorter side to the frame and cut the middle out (antialiased bilinear).
 
     Turned upright by its EXIF orientation; of an animation the first frame; what is transparent becomes white, as
@@ -44,7 +44,7 @@ def read_picture(path: Path | str, *, channels: int, height: int, width: int) ->
     Returns:
         (channels, height, width) uint8.
     Raises:
-        PictureError: missing, no regular file, empty, no picture of a known format, too large or damaged.
+        ImageError: missing, no regular file, empty, no picture of a known format, too large or damaged.
     """
     with quiet_pillow():
         return decode(path, channels=channels, height=height, width=width)
@@ -59,7 +59,7 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def decode(path: Path | str, *, channels: int, height: int, width: int) -> Tensor:
-    """read_picture() for use in threads; Pillow's warnings are the caller's."""
+    """read_image() for use in threads; Pillow's warnings are the caller's."""
     _check_file(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -71,18 +71,18 @@ def decode(path: Path | str, *, channels: int, height: int, width: int) -> Tenso
         if plain.size != (width, height):
             plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(plain))  # (H, W) or (H, W, C)
-    except (PictureError, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise PictureError(f"not a picture in a known format ({', '.join(FORMATS)})") from None
+        raise ImageError(f"not a picture in a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"too large: more than {MAX_PIXELS:,} pixels") from None
+        raise ImageError(f"too large: more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # damaged files make the decoders raise nearly everything
-        raise PictureError(f"damaged: {str(error) or type(error).__name__}") from error
+        raise ImageError(f"damaged: {str(error) or type(error).__name__}") from error
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
 
-def list_pictures(path: Path) -> list[Path]:
+def list_images(path: Path) -> list[Path]:
     """The file itself, or every file below a folder, sorted, of any suffix, but for hidden ones and linked folders.
 
     Raises:
@@ -104,23 +104,23 @@ def _check_file(path: Path | str) -> None:
     try:
         info = os.stat(path)
     except FileNotFoundError:
-        raise PictureError("dead link" if os.path.islink(path) else "no such file") from None
+        raise ImageError("dead link" if os.path.islink(path) else "no such file") from None
     except OSError as error:
-        raise PictureError(f"cannot be read: {error.strerror}") from None
+        raise ImageError(f"cannot be read: {error.strerror}") from None
     if stat.S_ISDIR(info.st_mode):
-        raise PictureError("a folder, not a file")
+        raise ImageError("a folder, not a file")
     if not stat.S_ISREG(info.st_mode):
-        raise PictureError("not a regular file")
+        raise ImageError("not a regular file")
     if info.st_size == 0:
-        raise PictureError("empty file")
+        raise ImageError("empty file")
 
 
 def _check_size(image: Image.Image) -> None:
     width, height = image.size
     if width * height == 0:
-        raise PictureError(f"no pixels: {width} x {height}")
+        raise ImageError(f"no pixels: {width} x {height}")
     if width * height > MAX_PIXELS:
-        raise PictureError(f"too large: {width} x {height} is more than {MAX_PIXELS:,} pixels")
+        raise ImageError(f"too large: {width} x {height} is more than {MAX_PIXELS:,} pixels")
 
 
 def _shrunk(image: Image.Image, height: int, width: int) -> Image.Image:

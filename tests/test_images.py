@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer.data import pictures
-from trainer.data.pictures import PictureError, list_pictures, read_picture
+from trainer.data import images
+from trainer.data.images import ImageError, list_images, read_image
 from trainer.utils.errors import ConfigError
 
 
 def read(path: Path, channels: int = 3, size: int = 8) -> Tensor:
-    return read_picture(path, channels=channels, height=size, width=size)
+    return read_image(path, channels=channels, height=size, width=size)
 
 
 def colour_of(path: Path) -> list[int]:
@@ -84,7 +84,7 @@ def test_each_kind_of_picture_has_its_colour(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", COLOURS)
 def test_each_kind_of_large_picture_has_its_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(pictures, "LARGE_PIXELS", 64)
+    monkeypatch.setattr(images, "LARGE_PIXELS", 64)
     image, expected = COLOURS[name]
     large = image.resize((67, 50), Image.Resampling.NEAREST)
     large.info.update(image.info)
@@ -178,7 +178,7 @@ def bad_files(folder: Path) -> dict[str, str]:
 
 def test_bad_pictures_are_refused_with_a_reason(tmp_path: Path) -> None:
     for name, reason in bad_files(tmp_path).items():
-        with pytest.raises(PictureError) as caught:
+        with pytest.raises(ImageError) as caught:
             read(tmp_path / name)
         assert reason in str(caught.value), name
         assert 0 < len(str(caught.value)) < 200, name
@@ -194,23 +194,23 @@ def test_a_large_picture_below_the_cap_gives_no_warning(tmp_path: Path, monkeypa
 
 
 def test_the_cap_is_looked_at_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 63)
+    monkeypatch.setattr(images, "MAX_PIXELS", 63)
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(PictureError, match="8 x 8 is more than 63 pixels"):
+    with pytest.raises(ImageError, match="8 x 8 is more than 63 pixels"):
         read(tmp_path / "a.png")
 
 
-def test_list_pictures_finds_every_file_below_a_folder(tmp_path: Path) -> None:
+def test_list_images_finds_every_file_below_a_folder(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / ".hidden").mkdir()
     for name in ("c.png", "a.txt", "b/x.jpg", ".DS_Store", ".hidden/y.png"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "dead.png").symlink_to("nowhere")
-    found = [str(path.relative_to(tmp_path)) for path in list_pictures(tmp_path)]
+    found = [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)]
     assert found == ["a.txt", "b/x.jpg", "c.png", "dead.png"]
-    assert list_pictures(tmp_path / "c.png") == [tmp_path / "c.png"]
+    assert list_images(tmp_path / "c.png") == [tmp_path / "c.png"]
 
 
-def test_list_pictures_refuses_what_is_not_there(tmp_path: Path) -> None:
+def test_list_images_refuses_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"input=.*nothing: there is no such"):
-        list_pictures(tmp_path / "nothing")
+        list_images(tmp_path / "nothing")
