@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from trainer.data import decoded, folder
-from trainer.data.folder import PictureFiles, class_folders, memory_available
+from trainer.data.folder import ImageFiles, class_folders, memory_available
 from trainer.data.splits import Source, cut
 from trainer.utils.errors import ConfigError
 
@@ -229,7 +229,7 @@ def test_auto_streams_what_needs_more_than_half_of_the_memory(
 
 def test_picture_files_can_be_sent_to_a_worker(tmp_path: Path) -> None:
     root = plant(tmp_path / "p")
-    files = pickle.loads(pickle.dumps(PictureFiles(root, ["b/01.png"], size=4, channels=3)))
+    files = pickle.loads(pickle.dumps(ImageFiles(root, ["b/01.png"], size=4, channels=3)))
     assert files[0].unique().tolist() == [101]
     (root / "b" / "01.png").unlink()
     with pytest.raises(ConfigError, match=r"b/01\.png: no such file"):
