@@ -532,7 +532,7 @@ def bomb(path: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty.png": (lambda p: p.write_bytes(b""), "empty"),
-    "text.jpg": (lambda p: p.write_text("hello, this is text"), "not a picture"),
+    "text.jpg": (lambda p: p.write_text("hello, this is text"), "not an image"),
     "cut.jpg": (lambda p: p.write_bytes(half_of("JPEG")), "damaged"),
     "cut.png": (lambda p: p.write_bytes(half_of("PNG")), "damaged"),
     "zero.png": (lambda p: p.write_bytes(png(0, 0)), ""),
@@ -543,7 +543,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe.png": (os.mkfifo, "not a regular file"),
     "device.png": (lambda p: p.symlink_to("/dev/zero"), "not a regular file"),
     "linked folder.png": (lambda p: p.symlink_to("."), ""),
-    "code.eps": (lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"), "not a picture"),
+    "code.eps": (lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"), "not an image"),
 }
 
 

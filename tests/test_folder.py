@@ -73,14 +73,14 @@ def test_other_files_are_ignored_and_counted(tmp_path: Path, capsys: pytest.Capt
         (root / name).write_text("x")
     (root / ".git").mkdir()
     assert len(load(root).train) == 18
-    assert "20 pictures in memory, 0 MB (2 other files ignored)" in capsys.readouterr().out
+    assert "20 images in memory, 0 MB (2 other files ignored)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda root: (root / "test" / "b").rename(root / "test" / "c"), "it lacks b and has c in addition"),
-        (lambda root: [p.unlink() for p in (root / "train" / "a").iterdir()], "no pictures"),
+        (lambda root: [p.unlink() for p in (root / "train" / "a").iterdir()], "no images"),
         (lambda root: (root / "train" / "b").rename(root / "train" / ".b"), "only the class 'a'"),
         (lambda root: root.rename(root.parent / "q"), "there is no such folder"),
     ],
@@ -99,7 +99,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_root_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.root is not given"):
+    with pytest.raises(ConfigError, match=r"data\.root is missing"):
         class_folders(tmp_path, tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_a_missing_root_is_refused(tmp_path: Path) -> None:
 def test_a_bad_picture_is_named(tmp_path: Path, resident: bool) -> None:
     root = plant(tmp_path / "p")
     (root / "a" / "03.png").write_text("no picture")
-    with pytest.raises(ConfigError, match=r"1 picture.*data\.on_error=skip(.|\n)*a/03\.png: not a picture"):
+    with pytest.raises(ConfigError, match=r"1 image.*data\.on_error=skip(.|\n)*a/03\.png: not an image"):
         load(root, resident=resident)
 
 
@@ -123,7 +123,7 @@ def test_skip_leaves_out_the_same_pictures_on_every_start(
         assert values(source) == [pair for pair in EVERY if pair != (3, 0)]
         assert values(source, "test") == EVERY
         printed = capsys.readouterr().out
-        assert "2 picture(s) cannot be read and are left out" in printed
+        assert "2 image(s) cannot be read and are left out" in printed
         assert "b/dead.png: dead link" in printed
 
 
@@ -131,7 +131,7 @@ def test_a_class_of_bad_pictures_only_is_refused(tmp_path: Path) -> None:
     root = plant(tmp_path / "p", count=2)
     for path in (root / "b").iterdir():
         path.write_text("no picture")
-    with pytest.raises(ConfigError, match="no readable training picture is left in b"):
+    with pytest.raises(ConfigError, match="no readable training image is left in b"):
         load(root, on_error="skip")
 
 

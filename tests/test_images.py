@@ -152,7 +152,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     Image.effect_noise((64, 64), 50).save(noise, "PNG")
     contents = {
         "empty.png": (b"", "empty file"),
-        "text.png": (b"hello, this is text", "not a picture"),
+        "text.png": (b"hello, this is text", "not an image"),
         "cut.jpg": (whole.getvalue()[: len(whole.getvalue()) // 2], "damaged: "),
         "cut.png": (noise.getvalue()[: len(noise.getvalue()) // 2], "damaged: "),
         "cut_header.jpg": (whole.getvalue()[:40], ""),
@@ -160,7 +160,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "zero.png": (png(0, 8), ""),
         "bomb.png": (png(13_000, 13_000), "too large"),
         "giant.png": (png(100_000, 100_000), "too large"),
-        "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not a picture"),
+        "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not an image"),
     }
     for name, (data, _) in contents.items():
         (folder / name).write_bytes(data)

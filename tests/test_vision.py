@@ -99,7 +99,7 @@ def test_a_damaged_idx_file_is_refused_by_name(tmp_path: Path, damage: str) -> N
     ("change", "message"),
     [
         ({"train-labels-idx1-ubyte": idx(LABELS + 200)}, "label 209"),
-        ({"train-labels-idx1-ubyte": idx(LABELS[:10])}, "20 pictures and 10 labels"),
+        ({"train-labels-idx1-ubyte": idx(LABELS[:10])}, "20 images and 10 labels"),
         ({"train-images-idx3-ubyte": IDX["train-labels-idx1-ubyte"]}, "Were files swapped"),
         ({"train-images-idx3-ubyte": idx(IMAGES)[:-1]}, "does not fit"),
         ({"train-images-idx3-ubyte": idx(IMAGES.reshape(20, 14, 56))}, "does not fit"),
@@ -279,7 +279,7 @@ def test_an_archive_without_its_batches_is_refused(tmp_path: Path, monkeypatch: 
     if spoil == "huge":
         monkeypatch.setattr(vision, "MAX_BATCH_BYTES", 1000)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(data)
-    with pytest.raises(ConfigError, match=r"cifar-10-python\.tar\.gz: (it lacks .*data_batch_1|not a whole archive)"):
+    with pytest.raises(ConfigError, match=r"cifar-10-python\.tar\.gz: (the files .*data_batch_1|not a whole archive)"):
         cifar10(tmp_path, tmp_path, digests=md5s(BATCHES), archive_sha256=sha256(data))
 
 
@@ -455,7 +455,7 @@ def test_the_patience_keeps_the_promise_of_ten_seconds() -> None:
 
 @pytest.mark.parametrize("mirror", ["file:///etc", "example.org/mnist", "ftp://example.org"])
 def test_a_mirror_must_be_a_web_address(tmp_path: Path, mirror: str) -> None:
-    with pytest.raises(ConfigError, match=r"data\.mirror=.* is no address"):
+    with pytest.raises(ConfigError, match=r"data\.mirror=.* is not an address"):
         mnist(tmp_path, tmp_path, mirror=mirror)
 
 

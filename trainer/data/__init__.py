@@ -1,4 +1,4 @@
-"""DATASETS is the index of data sets: each entry reads one and returns a Source; `load` makes it ready for a run."""
+"""DATASETS is the index of data sets: each entry reads one and returns a Source; `load` cuts it for a run."""
 
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
@@ -17,28 +17,28 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "cifar10": cifar10,
     "folder": class_folders,
 }
-CUT = ("val_fraction", "split_seed", "limit", "normalize")  # settled for every set alike, in splits.cut
-BATCHES = ("augment", "workers", "resident", "order_seed")  # settled in batches.py
+CUT = ("val_fraction", "split_seed", "limit", "normalize")  # options that splits.cut handles, for every set alike
+BATCHES = ("augment", "workers", "resident", "order_seed")  # options that batches.py handles
 
 
 def load(choice: Choice, paths: Paths, sources: MutableMapping[str, Source] | None = None) -> Splits:
     """Read a data set and cut it into train, validation and test.
 
     Args:
-        sources: keeps the last set that was read, for the jobs of a sweep: they share one copy.
+        choice: name and options of the set.
+        paths: folders of the data and of the cache.
+        sources: keeps the last set that was read, so that the jobs of a sweep share one copy.
     Raises:
         ConfigError: the data is missing, damaged, or too small for what is asked.
     """
     own = {key: value for key, value in choice.options.items() if key not in (*CUT, *BATCHES)}
-    if choice.name == "folder":  # it decides itself whether the pictures stay on disk
+    if choice.name == "folder":  # class_folders() decides whether its images stay on disk
         own["resident"] = choice["resident"]
     cuts = {key: choice[key] for key in CUT if key in choice.options}
     key = repr((choice.name, sorted(own.items()), paths.data, paths.cache))
-    if sources is None or key not in sources:
+    sources = {} if sources is None else sources
+    if key not in sources:
         source = DATASETS[choice.name](Path(paths.data), Path(paths.cache), **own)
-        if sources is not None:
-            sources.clear()
-            sources[key] = source
-    else:
-        source = sources[key]
-    return cut(source, **cuts)
+        sources.clear()
+        sources[key] = source
+    return cut(sources[key], **cuts)

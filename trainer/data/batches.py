@@ -1,11 +1,12 @@
-"""Mini-batches on the device: shuffled, normalised and augmented, each by (seed, epoch, index) and nothing else.
+"""Mini-batches on the device: shuffled, normalised and augmented by (seed, epoch, index) and nothing else.
 
-A set in memory lives on the device as it was read (uint8 pictures): a batch is one index_select, and normalisation and
-augmentation work on the whole batch there. A set on disk is decoded by worker processes; what happens to the pictures
-afterwards is the same code, so both ways give the same batches.
+A set in memory lies on the device as it was read (uint8 images): a batch is one index_select, and normalisation and
+augmentation work on the whole batch there. A set on disk is decoded by worker processes. Its images then go through the
+same code, so both ways give the same batches.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ from torch.utils.data import DataLoader
 from trainer.data.splits import Split, Splits
 from trainer.data.workers import shutting_down, start_worker
 
-MAX_EVAL_BATCH, MAX_EVAL_NUMBERS = 1000, 4_000_000  # examples, and inputs in total, of a batch that is only evaluated
+MAX_EVAL_BATCH, MAX_EVAL_NUMBERS = 1000, 4_000_000  # examples, and input numbers in total, of an evaluation batch
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where batches go and in what form: device, floating-point type."""
+    """The device and the floating-point type of batches."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
@@ -32,12 +33,17 @@ class Batches:
     """The mini-batches of one split. The last one may be short.
 
     Args:
-        splits: gives the normalisation and the shape.  split: the examples.
-        seed: shuffles and augments; None takes the examples in order, as they are.
-        augment: none, crop_flip or shift.  workers: processes that decode pictures on disk.
-        resident: hold a set that is in memory in the device's own (auto: if half of what is free there is enough), or
-            send each batch there.
-        rank, world: of several processes, each of which gets a part of every batch.
+        splits: gives the normalisation and the shape of an example.
+        split: the examples.
+        placement: device and type of the batches.
+        batch_size: number of examples in a batch of all ranks together; None: eval_batch_size().
+        seed: shuffles and augments; None takes the examples in order and unchanged.
+        augment: none, crop_flip or shift.
+        resident: whether a set in memory is copied to the device once (auto: if it needs at most half of what is free
+            there); otherwise each batch is sent there.
+        workers: number of processes that decode images on disk.
+        rank: number of this process among those that train together; each gets a part of every batch.
+        world: number of these processes.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class Batches:
         self.x = split.x
         if isinstance(split.x, Tensor) and (fits(split.x, placement.device) if resident == "auto" else resident):
             self.x = split.x.to(placement.device)
-        self.y = split.y.to(placement.device)
+        self.y = split.y.to(placement.device)  # always: labels are small
         if self.y.is_floating_point():
             self.y = self.y.to(placement.dtype)
         self.normalize = normalizer(splits.mean, splits.std, placement)
@@ -72,33 +78,38 @@ class Batches:
         return -(-len(self.y) // self.batch_size)
 
     def sizes(self, start: int = 0) -> list[int]:
-        """The number of examples in each whole batch, from the `start`-th example on."""
+        """Return the number of examples in each batch of all ranks, from the `start`-th example on."""
         n = len(self.y)
         return [min(self.batch_size, n - i) for i in range(start, n, self.batch_size)]
 
     def epoch(self, epoch: int, start: int = 0, *, whole: bool = False) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """The batches of an epoch, from its `start`-th example on (a multiple of the batch size).
+        """Yield the batches of an epoch.
 
-        Close it where it may not be used up: that ends the workers, which ignore the signals that end other processes.
+        Close the generator if it is not used up: that ends the workers, which ignore the signals that end other
+        processes.
 
         Args:
-            whole: not only the part of this rank.
+            epoch: its number, from 1 on.
+            start: example to begin with, a multiple of the batch size.
+            whole: yield whole batches instead of this rank's part of each.
         Yields:
-            x (B, C, H, W) or (B, D) normalised, and y (B,) int64 or (B, 1), on the device. B is 0 where a batch has
-            fewer examples than there are ranks, and this is one of the last ranks.
+            x (B, C, H, W) or (B, D), normalised, and y (B,) int64 or (B, 1), both on the device. B is 0 where a batch
+            has fewer examples than there are ranks and this is one of the last ranks.
         """
+        # Shuffle and draw for all n examples even if start > 0: a resumed epoch must see what the whole one saw.
         n = len(self.y)
-        order = (
-            torch.arange(n) if self.seed is None else torch.randperm(n, generator=generator(self.seed, epoch, "order"))
+        order = torch.arange(n)
+        if self.seed is not None:
+            order = torch.randperm(n, generator=generator(self.seed, epoch, "order"))
+        rank, world = (0, 1) if whole else (self.rank, self.world)
+        # The order goes to the device once an epoch: a copy for each batch would make the CPU wait for a GPU.
+        batches, on_device = (
+            [part_of(indices, rank, world) for indices in each[start:].split(self.batch_size) if len(indices)]
+            for each in (order, order.to(self.placement.device))
         )
-        batches = order[start:].split(self.batch_size) if start < n else ()
-        on_device = order.to(self.placement.device)[start:].split(self.batch_size) if start < n else ()
-        if self.world > 1 and not whole:
-            batches, on_device = (
-                tuple(part_of(indices, self.rank, self.world) for indices in each) for each in (batches, on_device)
-            )
         if self.augment != "none":
             assert self.seed is not None
+            # A draw belongs to an example, not to a place in a batch: batch size and number of ranks do not change it.
             draws = torch.randint(len(self.moves), (n,), generator=generator(self.seed, epoch, "augment"))
             draws = draws.to(self.placement.device)
         with closing(self._inputs(batches, on_device)) as inputs:
@@ -108,6 +119,7 @@ class Batches:
                 yield self.normalize(x), self.y.index_select(0, indices)
 
     def _inputs(self, batches: Sequence[Tensor], on_device: Sequence[Tensor]) -> Generator[Tensor, None, None]:
+        """Yield x of each batch on the device, as it was read."""
         is_cuda = self.placement.device.type == "cuda"
         if isinstance(self.x, Tensor):
             if self.x.device == self.placement.device:
@@ -116,6 +128,7 @@ class Batches:
                 return
             for i in batches:
                 x = self.x.index_select(0, i)
+                # Only a copy from pinned memory runs beside the computation; from other memory the CPU waits for it.
                 yield (x.pin_memory() if is_cuda else x).to(self.placement.device, non_blocking=True)
             return
         loader = DataLoader(
@@ -123,46 +136,55 @@ class Batches:
             batch_sampler=[indices.tolist() for indices in batches if len(indices)],
             num_workers=self.workers,
             worker_init_fn=start_worker,
-            generator=torch.Generator(),  # of its own: the global one belongs to the model
+            generator=torch.Generator(),  # DataLoader would draw from the global one, which belongs to the model
             pin_memory=is_cuda,
         )
-        with shutting_down(iter(loader)) as pictures:
+        with shutting_down(iter(loader)) as images:
             for indices in batches:
-                x = next(pictures) if len(indices) else torch.empty(0, *self.in_shape, dtype=torch.uint8)
+                x = next(images) if len(indices) else torch.empty(0, *self.in_shape, dtype=torch.uint8)
                 yield x.to(self.placement.device, non_blocking=True)
 
 
 def part_of(batch: Tensor, rank: int, world: int) -> Tensor:
-    """The rank's part (M, ...) of a batch (B, ...): neighbours, in order; the first B % world ranks have one more."""
-    return batch.tensor_split(world)[rank]
+    """Return the rank's part (M, ...) of a batch (B, ...): neighbours, in order.
+
+    The first B % world ranks have one example more.
+    """
+    return batch.tensor_split(world)[rank] if world > 1 else batch
 
 
 def eval_batch_size(in_shape: tuple[int, ...]) -> int:
-    """Examples per batch when only measuring: by the size of an example, never by settings, so that it repeats."""
-    numbers = 1
-    for length in in_shape:
-        numbers *= length
-    return max(1, min(MAX_EVAL_BATCH, MAX_EVAL_NUMBERS // numbers))
+    """Return the number of examples in a batch that is only evaluated.
+
+    It follows from the size of an example alone, never from settings: sums in other batches would round differently.
+    """
+    return max(1, min(MAX_EVAL_BATCH, MAX_EVAL_NUMBERS // math.prod(in_shape)))
 
 
 def fits(x: Tensor, device: torch.device) -> bool:
-    """Whether x takes at most half of what is free on a GPU; on the CPU it is where it is."""
+    """Whether x needs at most half of the free memory of a GPU; on the CPU it stays where it is."""
     return device.type != "cuda" or x.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
-    """A generator that depends on its three arguments alone."""
+    """Return a generator that depends on the three arguments alone."""
+    # SHA-256, since hash() of a string differs in each process; 63 bits of it, which any integer type holds.
     digest = hashlib.sha256(f"{seed}/{epoch}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def normalizer(mean: Sequence[float], std: Sequence[float], placement: Placement) -> Callable[[Tensor], Tensor]:
-    """x -> (x / 255 - mean) / std per channel for uint8 pictures (B, C, H, W); rows of numbers only change their type.
+    """Return x -> (x / 255 - mean) / std per channel for uint8 images (B, C, H, W); other x only change their type.
 
+    Args:
+        mean: one number per channel, for pixels in [0, 1].
+        std: likewise.
+        placement: device and type of the result.
     Returns:
-        A function that makes a new tensor of the placement's type; its argument stays as it is. Its layout is NCHW for
-        channels_last too: the first convolution changes it in a tenth of the time that it takes here.
+        A function that returns a new tensor and leaves its argument unchanged.
     """
+    # As x * scale + shift, with both rounded from float64: one pass over the batch less. The result is NCHW even with
+    # channels_last: the first convolution converts it in a tenth of the time that it would take here.
     m, s = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
     scale, shift = (v.to(placement.device, placement.dtype) for v in (1 / (255 * s), -m / s))
 
@@ -175,10 +197,15 @@ def normalizer(mean: Sequence[float], std: Sequence[float], placement: Placement
 
 
 def moves(augment: str, height: int, width: int) -> Tensor:
-    """All ways to shift a picture: (M, height * width) int64, for each pixel the place in the picture it comes from.
+    """Return all ways to shift an image: (M, height * width) int64, the pixel that each pixel is taken from.
 
-    height * width stands for a pixel from outside. crop_flip: 9 x 9 offsets of up to 4 pixels, each plain and mirrored
-    (He et al. 2016, sec. 4.2). shift: none and one pixel in each of four directions (Nielsen, ch. 6).
+    height * width stands for a pixel outside the image.
+
+    Args:
+        augment: crop_flip: 9 x 9 offsets of up to 4 pixels, each plain and mirrored (He et al. 2016, sec. 4.2); shift:
+            none and one pixel in each of four directions (Nielsen, ch. 6).
+        height: of an image, in pixels.
+        width: likewise.
     """
     if augment == "crop_flip":
         offsets = [(oy, ox, flip) for flip in (False, True) for oy in range(-4, 5) for ox in range(-4, 5)]
@@ -194,7 +221,8 @@ def moves(augment: str, height: int, width: int) -> Tensor:
 
 
 def move(x: Tensor, places: Tensor) -> Tensor:
-    """Shift each picture of x (B, C, H, W) by its row of places (B, H * W); what comes from outside is 0."""
+    """Shift each image of x (B, C, H, W) by its row of places (B, H * W); pixels from outside are 0."""
+    # One gather for the whole batch: slicing image by image would be a Python call for each.
     b, c, h, w = x.shape
-    with_outside = torch.cat([x.view(b, c, h * w), x.new_zeros(b, c, 1)], 2)
+    with_outside = torch.cat([x.view(b, c, h * w), x.new_zeros(b, c, 1)], 2)  # place H * W is the outside
     return with_outside.gather(2, places[:, None].expand(b, c, h * w)).view(b, c, h, w)

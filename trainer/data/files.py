@@ -1,6 +1,6 @@
-"""Files of data sets: written whole or not at all, checked by digest, and fetched without waiting for ever.
+"""Files of data sets: written whole or not at all, checked by digest, and downloaded without waiting for ever.
 
-What the files mean is known in vision.py and folder.py.
+vision.py and folder.py know what the files mean.
 """
 
 import hashlib
@@ -18,27 +18,27 @@ from pathlib import Path
 
 from trainer.utils.errors import ConfigError
 
-PATIENCE = 7.0  # seconds without a byte, over all addresses of a file; an offline machine is to hear of it within 10
+PATIENCE = 7.0  # seconds without a byte, over all addresses of a file: an offline machine gets its error within 10 s
 MAX_BYTES = 256 * 2**20  # the largest official archive has 163 MiB
 CHUNK = 2**18
 
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and is removed when it does not."""
+    """Yield a temporary path beside `path`, which replaces it when the block ends well and is removed otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)
-        os.chmod(name, 0o644)  # mkstemp makes files that only the owner reads; data folders are shared
+        os.chmod(name, 0o644)  # mkstemp makes files that only the owner can read; data folders are shared
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
 def save(path: Path, data: bytes) -> None:
-    """Keep what was fetched or unpacked; a read-only or full disk costs the next start, not this one."""
+    """Keep what was downloaded or unpacked; a read-only or full disk is a warning, since the data is in memory."""
     try:
         with temporary_beside(path) as temporary:
             temporary.write_bytes(data)
@@ -47,11 +47,7 @@ def save(path: Path, data: bytes) -> None:
 
 
 def read(path: Path) -> bytes:
-    """All bytes of a file.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """Return all bytes of a file, or raise a ConfigError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -59,16 +55,12 @@ def read(path: Path) -> bytes:
 
 
 def digest(data: bytes, kind: str = "SHA-256") -> str:
-    """The hexadecimal digest; kind is SHA-256 or MD5."""
+    """Return the hexadecimal digest; kind is SHA-256 or MD5."""
     return hashlib.new(kind.replace("-", "").lower(), data, usedforsecurity=False).hexdigest()
 
 
 def require(path: Path, data: bytes, kind: str, expected: str) -> None:
-    """Refuse the contents of a file whose digest is not the expected one.
-
-    Raises:
-        ConfigError: with the file, both digests and what to do.
-    """
+    """Raise a ConfigError if the digest of a file's content is not the expected one."""
     found = digest(data, kind)
     if found != expected:
         raise ConfigError(
@@ -78,18 +70,14 @@ def require(path: Path, data: bytes, kind: str, expected: str) -> None:
 
 
 def folder_address(mirror: str) -> str:
-    """A mirror's address, to which a file name can be added.
-
-    Raises:
-        ConfigError: it is no http or https address.
-    """
+    """Return a mirror's address with a slash at its end, or raise a ConfigError if it is no http or https address."""
     if not mirror.startswith(("http://", "https://")):
-        raise ConfigError(f"data.mirror={mirror} is no address. Allowed: http://... or https://...")
+        raise ConfigError(f"data.mirror={mirror} is not an address. Allowed: http://... or https://...")
     return mirror.rstrip("/") + "/"
 
 
 def checker(expected: str, unpack: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
-    """A check for download(): unpacks, and raises ValueError where the SHA-256 of the result is another."""
+    """Return a check for download() that unpacks and raises ValueError if the SHA-256 of the result is another."""
 
     def check(data: bytes) -> bytes:
         data = unpack(data)
@@ -101,8 +89,13 @@ def checker(expected: str, unpack: Callable[[bytes], bytes]) -> Callable[[bytes]
 
 
 def download(path: Path, addresses: Sequence[str], check: Callable[[bytes], bytes], files: str) -> bytes:
-    """What fetch() gets for the missing file `path`; `files` are all that the set needs from there.
+    """Return what fetch() gets for a missing file.
 
+    Args:
+        path: the missing file.
+        addresses: where it may be.
+        check: see fetch().
+        files: all files that the set needs from there, for the message.
     Raises:
         ConfigError: with the path, the addresses, the reasons and what to do without a network.
     """
@@ -111,7 +104,7 @@ def download(path: Path, addresses: Sequence[str], check: Callable[[bytes], byte
     except ConnectionError as error:
         raise ConfigError(
             f"{path} is missing and could not be downloaded:\n{error}\n"
-            f"Without a network: fetch {files} from there elsewhere and put them into {path.parent}, or name a "
+            f"Without a network: download {files} on another machine and put them into {path.parent}, or name a "
             "folder that has this layout with paths.data=FOLDER. Another server: data.mirror=ADDRESS."
         ) from error
 
@@ -119,13 +112,14 @@ def download(path: Path, addresses: Sequence[str], check: Callable[[bytes], byte
 def fetch(addresses: Sequence[str], check: Callable[[bytes], bytes]) -> bytes:
     """Try the addresses in turn until one gives bytes that pass `check`.
 
-    A transfer that makes progress is never cut off, however slow. One that gives no byte for PATIENCE seconds, shared
-    between the addresses, is left behind.
+    A transfer that makes progress is never cut off, however slow. One that gives no byte for PATIENCE seconds, divided
+    among the addresses, is abandoned.
 
     Args:
+        addresses: URLs of the same file.
         check: gets all bytes, returns what is wanted of them, raises ValueError with the reason if they are wrong.
     Raises:
-        ConnectionError: none did; the message has one line per address with the reason.
+        ConnectionError: no address gave them; the message has one line per address with the reason.
     """
     reasons = []
     for address in addresses:
@@ -137,7 +131,7 @@ def fetch(addresses: Sequence[str], check: Callable[[bytes], bytes]) -> bytes:
 
 
 def _transfer(address: str, patience: float) -> bytes:
-    """All bytes behind an address, read in a thread of its own: a name server that is silent ignores every timeout."""
+    """Return all bytes of an address, read in a thread: looking up a name at a silent server ignores every timeout."""
     chunks: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=64)  # bounds what an abandoned thread holds
     threading.Thread(target=_pump, args=(address, patience, chunks), daemon=True).start()
     data = bytearray()
@@ -158,7 +152,7 @@ def _transfer(address: str, patience: float) -> bytes:
 
 
 def _pump(address: str, patience: float, chunks: "queue.Queue[bytes | Exception | None]") -> None:
-    """Put what arrives into the queue, then None, or the error that ended it."""
+    """Put what arrives into the queue, then None or the error that ended the transfer."""
     try:
         with urllib.request.urlopen(address, timeout=patience) as response:
             expected, got = response.headers.get("Content-Length"), 0
@@ -169,9 +163,9 @@ def _pump(address: str, patience: float, chunks: "queue.Queue[bytes | Exception 
                 raise ConnectionError(f"broke off after {got:,} of {int(expected):,} bytes")
         chunks.put(None)
     except urllib.error.HTTPError as error:
-        error.close()  # it holds the connection
+        error.close()  # the error holds the connection
         chunks.put(ConnectionError(f"HTTP status {error.code}, {error.reason}"))
     except urllib.error.URLError as error:
         chunks.put(ConnectionError(str(error.reason)))
-    except Exception as error:  # every reason is the reader's to report
+    except Exception as error:  # _transfer reports it, whatever it is
         chunks.put(error)

@@ -1,6 +1,6 @@
-"""Data sets that are folders of pictures: one folder per class, listed here, decoded and cached by decoded.py.
+"""Data sets that are folders of images: one folder per class, listed here, decoded and cached by decoded.py.
 
-Nothing is ever written among the pictures.
+Nothing is ever written among the images.
 """
 
 import hashlib
@@ -20,15 +20,19 @@ from trainer.utils.errors import ConfigError
 
 TEST_SEED = 0  # the test part stays the same whatever data.split_seed says
 PARTS = ("train", "test", "val")
-SAMPLE_SEED = 1  # another one: the pictures drawn first would all be in the test part
-SAMPLE = 2000  # pictures that a streamed set's mean and std are taken from: their error is below 0.01 of a std
+SAMPLE_SEED = 1  # not TEST_SEED: the images drawn first would all be in the test part
+SAMPLE = 2000  # images that a streamed set's mean and std are computed from: their error is below 0.01 of a std
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The picture files of all parts, in the order train, test, val, then class, then name.
+    """The image files of all parts, in the order train, test, val, then class, then name.
 
-    names are relative to root; part k holds counts[k] files.
+    Attributes:
+        names: paths relative to root.
+        parts: those of PARTS that have a folder.
+        counts: number of files of each part.
+        num_ignored: number of other files.
     """
 
     root: Path
@@ -41,7 +45,7 @@ class Listing:
     num_ignored: int
 
     def rows(self, part: str) -> Tensor:
-        """(M,) int64: the numbers of a part's files; none for a part that does not exist."""
+        """Return the numbers (M,) int64 of a part's files; none for a part that does not exist."""
         if part not in self.parts:
             return torch.arange(0)
         k = self.parts.index(part)
@@ -50,13 +54,10 @@ class Listing:
 
 
 class ImageFiles(Dataset[Tensor]):
-    """Pictures that stay on disk: item i is (channels, size, size) uint8, decoded when asked for."""
+    """Images that stay on disk: item i is (channels, size, size) uint8, decoded when asked for."""
 
     def __init__(self, root: Path, names: Sequence[str], *, size: int, channels: int) -> None:
-        self.root = root
-        self.names = list(names)
-        self.size = size
-        self.channels = channels
+        self.root, self.names, self.size, self.channels = root, list(names), size, channels
 
     def __len__(self) -> int:
         return len(self.names)
@@ -80,24 +81,25 @@ def class_folders(
     resident: str | bool = "auto",
     on_error: str = "fail",
 ) -> Source:
-    """Your own pictures: `<root>/{train,test[,val]}/<class>/*`, or `<root>/<class>/*` (then a test part is cut).
+    """Your own images: `<root>/{train,test[,val]}/<class>/*`, or `<root>/<class>/*` (then a test part is cut).
 
     Args:
-        cache: folder for the decoded pictures.
-        root: the pictures' folder, relative to the working directory.
+        cache: folder for the decoded images.
+        root: the images' folder, relative to the working directory.
         size: height and width in pixels; the shorter side is fitted and the middle cut out.
         channels: 1 or 3.
         test_fraction: share of the training files that becomes the test part, where there is no test folder.
-        resident: auto, or True (in memory) or False (decoded again for every batch).
-        on_error: fail, or skip (pictures that cannot be read are left out, the same ones on every run).
+        resident: auto, True (in memory) or False (decoded again for every batch).
+        on_error: fail, or skip (images that cannot be read are left out, the same ones in every run).
     Returns:
-        A Source. A streamed one has ImageFiles instead of tensors, and with on_error=fail takes its mean and std from
-        a seeded sample of 2,000 training pictures.
+        A Source. A streamed one has ImageFiles instead of tensors, and with on_error=fail computes its mean and std
+        from a seeded sample of 2,000 training images.
     Raises:
-        ConfigError: nothing there, no two classes, a class without pictures, parts that disagree, a bad picture.
+        ConfigError: the folder does not exist, there are fewer than two classes, a class has no images, the parts have
+            different classes, or an image cannot be read.
     """
     if root is None:
-        raise ConfigError("data.root is not given. Name the folder of your pictures: data.root=FOLDER.")
+        raise ConfigError("data.root is missing. Name the folder of your images: data.root=FOLDER.")
     return read_tree(
         Path(root).expanduser(),
         cache,
@@ -119,12 +121,12 @@ def read_tree(
     resident: str | bool = "auto",
     on_error: str = "fail",
 ) -> Source:
-    """A folder tree as a Source; arguments and errors are those of class_folders()."""
+    """Return a folder tree as a Source; arguments and errors as in class_folders()."""
     listing = scan(root)
     n = len(listing.names)
     in_memory = _in_memory(listing, n * channels * size * size, resident)
     rows = torch.arange(n)
-    if not in_memory and on_error == "fail":  # looking at every picture could take hours, so a sample speaks for all
+    if not in_memory and on_error == "fail":  # decoding every image could take hours: sample
         train = listing.rows("train")
         rows = stratified(None, len(train), min(SAMPLE, len(train)), SAMPLE_SEED)[0]
     names, stamps = [listing.names[i] for i in rows.tolist()], [listing.stamps[i] for i in rows.tolist()]
@@ -138,12 +140,15 @@ def read_tree(
     in_train = torch.zeros(n, dtype=torch.bool).index_fill_(0, train, True)
     mean, std = mean_std(decoded.sums[in_train[rows[decoded.kept]]], size * size)
     files = ImageFiles(root, listing.names, size=size, channels=channels)
-    place = good.cumsum(0) - 1  # of each good file among the decoded pixels
+    place = good.cumsum(0) - 1  # the row of each good file in the decoded pixels
 
     def split(part: Tensor) -> Split:
         if decoded.pixels is None:
             return Split(Subset(files, part.tolist()), listing.labels[part])
-        return Split(_select(decoded.pixels, place[part]), listing.labels[part])
+        chosen = place[part]
+        if len(chosen) and bool((chosen.diff() == 1).all()):  # a view of neighbours takes no second copy of the set
+            return Split(decoded.pixels[int(chosen[0]) : int(chosen[-1]) + 1], listing.labels[part])
+        return Split(decoded.pixels[chosen], listing.labels[part])
 
     return Source(
         train=split(train),
@@ -158,14 +163,10 @@ def read_tree(
 
 
 def scan(root: Path) -> Listing:
-    """List the pictures below root without opening them.
-
-    Raises:
-        ConfigError: as class_folders().
-    """
+    """List the images below root without opening them; errors as in class_folders()."""
     if not root.is_dir():
         raise ConfigError(
-            f"{root}: there is no such folder. Pictures are expected as {root}/CLASS/* or {root}/train/CLASS/*."
+            f"{root}: there is no such folder. Images are expected as {root}/CLASS/* or {root}/train/CLASS/*."
         )
     split = bool(_folders(root / "train"))
     parts = tuple(part for part in PARTS if _folders(root / part)) if split else ("train",)
@@ -173,7 +174,7 @@ def scan(root: Path) -> Listing:
     classes = _folders(bases["train"])
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no class folders"
-        raise ConfigError(f"{bases['train']}: {found}. There must be one folder of pictures per class, at least two.")
+        raise ConfigError(f"{bases['train']}: {found}. There must be one folder of images per class, at least two.")
     names: list[str] = []
     stamps: list[Stamp] = []
     labels: list[int] = []
@@ -182,7 +183,7 @@ def scan(root: Path) -> Listing:
         _check_same(bases[part], _folders(bases[part]), classes)
         before = len(names)
         for label, name in enumerate(classes):
-            entries, ignored = _pictures(bases[part] / name)
+            entries, ignored = _images(bases[part] / name)
             prefix = f"{part}/{name}/" if split else f"{name}/"
             names += [prefix + file for file, _ in entries]
             stamps += [stamp for _, stamp in entries]
@@ -193,18 +194,18 @@ def scan(root: Path) -> Listing:
 
 
 def _folders(path: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; none where there is no such folder."""
+    """Return the names of the folders in a folder, sorted; none where there is no such folder."""
     if not path.is_dir():
         return []
     with os.scandir(path) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _pictures(path: Path) -> tuple[list[tuple[str, Stamp]], int]:
-    """The (name, stamp) of each picture of one class, sorted, and how many other entries there are.
+def _images(path: Path) -> tuple[list[tuple[str, Stamp]], int]:
+    """Return (name, stamp) of each image of one class, sorted, and the number of other entries.
 
     Raises:
-        ConfigError: there is no picture.
+        ConfigError: there is no image.
     """
     found, num_ignored = [], 0
     with os.scandir(path) as entries:
@@ -219,7 +220,7 @@ def _pictures(path: Path) -> tuple[list[tuple[str, Stamp]], int]:
             except FileNotFoundError:  # a dead link: decoding reports it
                 found.append((name, (0, 0)))
     if not found:
-        raise ConfigError(f"{path}: this class has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        raise ConfigError(f"{path}: this class has no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     return sorted(found), num_ignored
 
 
@@ -234,10 +235,10 @@ def _check_same(base: Path, found: list[str], classes: list[str]) -> None:
 
 
 def _part_rows(listing: Listing, good: Tensor, test_fraction: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The numbers of the good files of train, test and val; where there is no test folder, test is cut from train.
+    """Return the numbers of the good files of train, test and val; without a test folder, test is cut from train.
 
     Raises:
-        ConfigError: nothing would be left to learn of a class, or to test.
+        ConfigError: a class has no training images left, or the test part is empty.
     """
     train, test, val = (rows[good[rows]] for rows in map(listing.rows, PARTS))
     if "test" not in listing.parts:
@@ -246,30 +247,30 @@ def _part_rows(listing: Listing, good: Tensor, test_fraction: float) -> tuple[Te
     counts = torch.bincount(listing.labels[train], minlength=len(listing.classes)).tolist()
     empty = [name for name, count in zip(listing.classes, counts, strict=True) if count == 0]
     if empty:
-        raise ConfigError(f"{listing.root}: no readable training picture is left in {', '.join(empty)}.")
+        raise ConfigError(f"{listing.root}: no readable training image is left in {', '.join(empty)}.")
     if len(test) == 0:
-        raise ConfigError(f"{listing.root}: the test part is empty. Add pictures or raise data.test_fraction.")
+        raise ConfigError(f"{listing.root}: the test part is empty. Add images or raise data.test_fraction.")
     return train, test, val
 
 
 def _digest_of_tree(listing: Listing, good: Tensor) -> str:
-    """Of names and sizes: what can be said of pictures that are not read before training."""
+    """Return a digest of names and sizes: all that is known of images that are not read before training."""
     rows = good.nonzero().squeeze(1).tolist()
     return hashlib.sha256("\n".join(repr((listing.names[i], listing.stamps[i][0])) for i in rows).encode()).hexdigest()
 
 
 def _report(root: Path, skipped: list[tuple[str, str]], on_error: str) -> None:
-    """Refuse the bad pictures, or name them and go on."""
+    """Refuse the bad images, or name them in a warning."""
     shown = [f"  {root / name}: {reason}" for name, reason in skipped[:5]]
     more = [f"  and {len(skipped) - 5:,} more"] if len(skipped) > 5 else []
     lines = "\n".join(shown + more)
     if on_error == "fail":
-        raise ConfigError(f"{len(skipped):,} picture(s) cannot be read; data.on_error=skip leaves them out:\n{lines}")
-    print(f"{len(skipped):,} picture(s) cannot be read and are left out:\n{lines}", flush=True)
+        raise ConfigError(f"{len(skipped):,} image(s) cannot be read; data.on_error=skip leaves them out:\n{lines}")
+    print(f"{len(skipped):,} image(s) cannot be read and are left out:\n{lines}", flush=True)
 
 
 def _in_memory(listing: Listing, num_bytes: int, resident: str | bool) -> bool:
-    """Decide where the pictures live, and say so."""
+    """Decide whether the images are held in memory, and print it."""
     ignored = f" ({listing.num_ignored:,} other files ignored)" if listing.num_ignored else ""
     available = memory_available()
     in_memory = num_bytes < available // 2 if resident == "auto" else bool(resident)
@@ -277,12 +278,12 @@ def _in_memory(listing: Listing, num_bytes: int, resident: str | bool) -> bool:
     if not in_memory:
         half = f"{num_bytes / 1e6:,.0f} MB is more than half of the {available / 1e6:,.0f} MB available"
         where = f"streamed from disk: {half if resident == 'auto' else 'data.resident=false'}"
-    print(f"{len(listing.names):,} pictures {where}{ignored}", flush=True)
+    print(f"{len(listing.names):,} images {where}{ignored}", flush=True)
     return in_memory
 
 
 def memory_available() -> int:
-    """Bytes that can be taken without swapping, as the kernel and the container say; 4 GiB where nothing says so."""
+    """Return the bytes that can be used without swapping, by kernel and container; 4 GiB where neither tells."""
     available = 4 * 2**30
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -290,12 +291,5 @@ def memory_available() -> int:
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
         return max(0, min(available, limit))
-    except (OSError, KeyError, ValueError):  # no Linux, or no limit on the container
+    except (OSError, KeyError, ValueError):  # not Linux, or no limit on the container
         return available
-
-
-def _select(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows], without a copy where they are neighbours."""
-    if len(rows) and bool((rows.diff() == 1).all()):
-        return x[int(rows[0]) : int(rows[-1]) + 1]
-    return x[rows]

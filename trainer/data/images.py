@@ -1,6 +1,6 @@
-"""One picture file to one (C, H, W) uint8 tensor, whatever the camera, the drawing program or a broken disk made of it.
+"""One image file to one (C, H, W) uint8 tensor, whatever a camera, a drawing program or a broken disk made of it.
 
-Only decoding lives here: what a data set is made of is in folder.py, and augmentation is done on batches.
+Only decoding lives here: what a data set consists of is in folder.py, and augmentation works on batches.
 """
 
 import os
@@ -20,31 +20,34 @@ from trainer.utils.errors import ConfigError
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
-# Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are the less tried ones.
+# Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are less tested.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-MAX_PIXELS = 52_000_000  # a 50-megapixel camera; stays below 1 GB, and a PNG of 160 KB can ask for more
-LARGE_PIXELS = 4_000_000  # from here on a picture is shrunk before anything else; below, the copies do not matter
+MAX_PIXELS = 52_000_000  # a 50-megapixel camera; decoding stays below 1 GB, and a PNG of 160 KB can ask for more
+LARGE_PIXELS = 4_000_000  # from here on an image is shrunk before anything else; below, the copies do not matter
 WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # convert() clips these to 255 instead of scaling them
 
 
 class ImageError(Exception):
-    """A file that is no usable picture; the message is a short reason without the file's name."""
+    """A file that is no usable image; the message is a short reason without the file's name."""
 
 
 def read_image(path: Path | str, *, channels: int, height: int, width: int) -> Tensor:
-    """Decode a picture, fit its shorter side to the frame and cut the middle out (antialiased bilinear).
+    """Decode an image, fit its shorter side to the frame and cut the middle out (antialiased bilinear).
 
-    Turned upright by its EXIF orientation; of an animation the first frame; what is transparent becomes white, as
-    viewers show it; 16-bit grey is scaled to 8 bits. Not for several threads at once: a thread that reads pictures
-    calls decode() inside one quiet_pillow() of its caller.
+    The image is turned upright by its EXIF orientation; of an animation the first frame counts; transparent pixels
+    become white, as viewers show them; 16-bit grey is scaled to 8 bits. Not for several threads at once: code that
+    reads images in threads calls decode() inside one quiet_pillow().
 
     Args:
+        path: the file.
         channels: 1 (grey, ITU-R 601 luma) or 3 (RGB).
-        height, width: pixels.
+        height: pixels.
+        width: pixels.
     Returns:
         (channels, height, width) uint8.
     Raises:
-        ImageError: missing, no regular file, empty, no picture of a known format, too large or damaged.
+        ImageError: the file is missing, not a regular file, empty, not an image of a known format, too large or
+            damaged.
     """
     with quiet_pillow():
         return decode(path, channels=channels, height=height, width=width)
@@ -52,18 +55,21 @@ def read_image(path: Path | str, *, channels: int, height: int, width: int) -> T
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Keep Pillow's warnings (large picture, odd EXIF, odd palette) from the screen; changes state of the process."""
+    """Hide Pillow's warnings (large image, odd EXIF, odd palette); this changes state of the whole process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def decode(path: Path | str, *, channels: int, height: int, width: int) -> Tensor:
-    """read_image() for use in threads; Pillow's warnings are the caller's."""
+    """read_image() for use in threads; the caller handles Pillow's warnings."""
     _check_file(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
-            _check_size(image)
+            if image.width * image.height == 0:
+                raise ImageError(f"no pixels: {image.width} x {image.height}")
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"too large: {image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
             # A large JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves twice the pixels that are needed.
             image.draft(image.mode, (2 * max(height, width),) * 2)
             ImageOps.exif_transpose(image, in_place=True)
@@ -74,7 +80,7 @@ def decode(path: Path | str, *, channels: int, height: int, width: int) -> Tenso
     except (ImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise ImageError(f"not a picture in a known format ({', '.join(FORMATS)})") from None
+        raise ImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise ImageError(f"too large: more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # damaged files make the decoders raise nearly everything
@@ -83,10 +89,12 @@ def decode(path: Path | str, *, channels: int, height: int, width: int) -> Tenso
 
 
 def list_images(path: Path) -> list[Path]:
-    """The file itself, or every file below a folder, sorted, of any suffix, but for hidden ones and linked folders.
+    """Return the file itself, or every file below a folder, of any suffix, sorted.
+
+    Hidden files and linked folders are left out.
 
     Raises:
-        ConfigError: neither a file nor a folder.
+        ConfigError: there is neither a file nor a folder.
     """
     if not path.is_dir():
         if not os.path.lexists(path):
@@ -115,16 +123,8 @@ def _check_file(path: Path | str) -> None:
         raise ImageError("empty file")
 
 
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height == 0:
-        raise ImageError(f"no pixels: {width} x {height}")
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"too large: {width} x {height} is more than {MAX_PIXELS:,} pixels")
-
-
 def _shrunk(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Average blocks of a large picture, to no less than twice the frame, so that the steps after it need no memory."""
+    """Average blocks of a large image, to no less than twice the frame, so that later steps need little memory."""
     factor = min(image.width // (2 * width), image.height // (2 * height))
     if image.width * image.height < LARGE_PIXELS or factor < 2:
         return image
@@ -136,23 +136,19 @@ def _shrunk(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """The picture with 8 bits per channel and nothing transparent left."""
+    """Return the image with 8 bits per channel and without transparency."""
     if image.mode in WIDE_GREY:
-        return _narrow(image)
+        # Integers are taken as 16-bit (65535 is white), floats up to 1 as shares of white.
+        values = np.array(image).astype(np.float32)
+        if image.mode == "F":
+            values = np.nan_to_num(values)
+            scale = 255.0 if values.max() <= 1.0 else 1.0
+        else:
+            scale = 1.0 / 257.0
+        return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
     if not image.has_transparency_data:
         return image
     layer = image.convert("RGBA")
     white = Image.new("RGB", layer.size, "white")
     white.paste(layer, mask=layer.getchannel("A"))
     return white
-
-
-def _narrow(image: Image.Image) -> Image.Image:
-    """Wide grey values to 8 bits: integers are taken as 16-bit (65535 is white), floats up to 1 as shares of white."""
-    values = np.array(image).astype(np.float32)
-    if image.mode == "F":
-        values = np.nan_to_num(values)
-        scale = 255.0 if values.max() <= 1.0 else 1.0
-    else:
-        scale = 1.0 / 257.0
-    return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from trainer.utils.errors import ConfigError
 
@@ -17,9 +17,10 @@ from trainer.utils.errors import ConfigError
 class Split:
     """Inputs and their labels.
 
-    x: (N, C, H, W) uint8 pictures or (N, D) float32 rows in memory; or a Dataset whose item i is one (C, H, W) uint8
-       picture, decoded when asked for (a set that does not fit in memory).
-    y: (N,) int64 class numbers, or (N, 1) float32 targets for regression.
+    Attributes:
+        x: (N, C, H, W) uint8 images or (N, D) float32 rows in memory; or, for a set that does not fit in memory, a
+            Dataset whose item i is one (C, H, W) uint8 image, decoded when asked for.
+        y: (N,) int64 class numbers, or (N, 1) float32 targets of a regression.
     """
 
     x: "Tensor | Dataset[Tensor]"
@@ -29,18 +30,23 @@ class Split:
         return len(self.y)
 
     def take(self, indices: Tensor) -> "Split":
-        """The examples at `indices` (M,) int64, in that order; pictures on disk stay on disk."""
+        """Return the examples at `indices` (M,) int64, in that order; images on disk stay on disk."""
         if isinstance(self.x, Tensor):
             return Split(self.x.index_select(0, indices), self.y[indices])
-        return Split(torch.utils.data.Subset(self.x, indices.tolist()), self.y[indices])
+        return Split(Subset(self.x, indices.tolist()), self.y[indices])
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as read: `val` only where the set comes with one of its own.
+    """A data set as read.
 
-    mean, std: per channel, of the training pictures scaled to [0, 1]; empty for rows of numbers.
-    classes: names in label order; empty for regression.  sha256: digest of what was read.
+    Attributes:
+        in_shape: shape of one example.
+        sha256: digest of what was read; a resumed run compares it.
+        classes: names in the order of the labels; empty for regression.
+        mean: per channel, of the training images scaled to [0, 1]; empty for rows of numbers.
+        std: likewise.
+        val: a validation part, where the set comes with one.
     """
 
     train: Split
@@ -54,13 +60,13 @@ class Source:
 
     @property
     def task(self) -> str:
-        """classification where there are classes, else regression."""
+        """classification where there are classes, otherwise regression."""
         return "classification" if self.classes else "regression"
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run sees. `val` may be empty (val_fraction=0). mean and std are those the batches are normalised with."""
+    """What a run sees. `val` may be empty (val_fraction=0); batches are normalised with `mean` and `std`."""
 
     train: Split
     val: Split
@@ -82,29 +88,31 @@ def cut(
     limit: int | None = None,
     normalize: str | list[float] = "own",
 ) -> Splits:
-    """Cut validation from train, limit the rest to `limit` examples, and settle the normalisation.
+    """Cut validation from the training part, limit the rest, and choose the normalisation.
 
     Args:
-        val_fraction: share of the training part below 1, a count from 1 on; without effect where the source has a val.
+        source: the data set as read.
+        val_fraction: share of the training part below 1, a count from 1 on; no effect where the source has a val.
         split_seed: decides which examples go where; the run's own seed does not.
-        limit: stratified number of training examples to keep after the cut; None keeps all.
+        limit: number of training examples to keep after the cut, stratified; None keeps all.
         normalize: own (the set's mean and std), none (pixels stay in [0, 1]) or [mean, std] for every channel.
     Raises:
-        ConfigError: nothing would be left to train on.
+        ConfigError: nothing would be left to train on, or `limit` is more than there is.
     """
-    strata = source.train.y if source.classes else None
+    # Seeds are settings of the data, so that runs of different seeds are measured on the same examples.
     n = len(source.train)
     num_val = 0 if source.val is not None else round(n * val_fraction) if val_fraction < 1 else int(val_fraction)
     if num_val >= n:
         raise ConfigError(
             f"data.val_fraction={val_fraction} leaves nothing to train on: the training part has {n:,} examples."
         )
-    chosen, rest = stratified(strata, n, num_val, split_seed)
-    train = source.train.take(rest) if num_val else source.train  # without a second copy
+    chosen, rest = stratified(source.train.y if source.classes else None, n, num_val, split_seed)
+    train = source.train.take(rest) if num_val else source.train  # take() would copy the whole set
     val = source.val if source.val is not None else source.train.take(chosen)
     if limit is not None:
         if limit > len(train):
             raise ConfigError(f"data.limit={limit} is not allowed: there are {len(train):,} training examples.")
+        # Another seed than that of the cut, so that the two choices do not depend on each other.
         kept, _ = stratified(train.y if source.classes else None, len(train), limit, split_seed + 1)
         train = train.take(kept)
     mean, std = source.mean, source.std
@@ -119,24 +127,27 @@ def cut(
 
 
 def stratified(labels: Tensor | None, n: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Choose `size` of n examples with each class in its share (largest remainders), all by `seed`.
+    """Choose `size` of n examples at random, each class in its share (largest remainders).
 
     Args:
         labels: (n,) int64 class numbers, or None to choose without classes.
+        n: number of examples.
+        size: number of examples to choose.
+        seed: the choice depends on nothing else.
     Returns:
         (size,) and (n - size,) int64 indices: chosen and rest, each in ascending order.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(n, generator=generator)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     if labels is None:
         chosen = order[:size]
     else:
-        counts = torch.bincount(labels)
-        exact = counts.double() * size / n
+        # float64, in which counts * size is exact; a stable sort, so that ties always go to the same classes. Each
+        # class then gives its first examples in the shuffled order.
+        exact = torch.bincount(labels).double() * size / n
         quota = exact.floor().long()
         quota[torch.argsort(quota - exact, stable=True)[: size - int(quota.sum())]] += 1
-        by_class = [order[labels[order] == k][: int(q)] for k, q in enumerate(quota)]
-        chosen = torch.cat(by_class)
+        chosen = torch.cat([order[labels[order] == k][: int(q)] for k, q in enumerate(quota)])
+    # Ascending order: rows that were neighbours stay neighbours, and data on disk is read in the order of the files.
     mask = torch.zeros(n, dtype=torch.bool)
     mask[chosen] = True
     return mask.nonzero().squeeze(1), (~mask).nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""Made-up regression data: y = Xw + b + noise (the house prices of D2L 3.2), and rows without any law."""
+"""Made-up regression data: y = Xw + b + noise (the house prices of D2L 3.2), and targets that depend on nothing."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +14,11 @@ def synthetic(
     """Rows x ~ N(0, 1)^D with targets y = x @ w + b + N(0, noise^2); the test part is as many fresh rows.
 
     Args:
-        w: (D,) true weights.  b: true bias.  noise: standard deviation.  data_seed: the rows depend on nothing else.
+        w: D true weights.
+        b: true bias.
+        noise: standard deviation.
+        num_examples: number of rows of each part.
+        data_seed: seed of rows and noise.
     """
     generator = torch.Generator().manual_seed(data_seed)
     weight = torch.tensor(w, dtype=torch.float32)[:, None]
@@ -30,7 +34,7 @@ def synthetic(
 def random(
     _root: Path, _cache: Path, *, num_examples: int, num_inputs: int, num_targets: int, data_seed: int
 ) -> Source:
-    """Inputs x ~ N(0, 1)^num_inputs and targets y ~ N(0, 1)^num_targets that have nothing to do with each other."""
+    """Inputs x ~ N(0, 1)^num_inputs and targets y ~ N(0, 1)^num_targets that do not depend on each other."""
     generator = torch.Generator().manual_seed(data_seed)
 
     def draw() -> Split:

@@ -1,7 +1,7 @@
-"""The published picture sets MNIST, Fashion-MNIST and CIFAR-10: our own readers, digests checked before parsing.
+"""The published image sets MNIST, Fashion-MNIST and CIFAR-10: our own readers, digests checked before parsing.
 
-A file that is not byte for byte the published one is refused: a damaged MNIST file otherwise loads as other pictures.
-torchvision is asked for addresses only, and only when something has to be downloaded: importing it takes a second.
+A file that is not byte for byte the published one is refused: a damaged MNIST file would load as other images.
+torchvision only provides addresses, and only when something has to be downloaded: importing it takes a second.
 """
 
 import gzip
@@ -39,7 +39,7 @@ FASHION_SHA256 = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-# MD5 is all that was published of the single batches (in torchvision); the archive has a SHA-256 (in keras).
+# For the single batches only MD5 was published (in torchvision); the archive has a SHA-256 (in keras).
 CIFAR10_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -50,7 +50,7 @@ CIFAR10_MD5 = {
 }
 CIFAR10_ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 
-# Mean and standard deviation of all pixels of the training pictures, scaled to [0, 1].
+# Mean and standard deviation of all pixels of the training images, scaled to [0, 1].
 MNIST_MOMENTS = (0.130660, 0.308108)
 FASHION_MOMENTS = (0.286041, 0.353024)
 
@@ -65,15 +65,15 @@ MAX_BATCH_BYTES = 32 * 2**20  # the largest has 30 MiB
 
 
 def mnist(root: Path, _cache: Path, *, mirror: str | None = None, digests: Mapping[str, str] = MNIST_SHA256) -> Source:
-    """MNIST, 60,000 + 10,000 grey pictures of digits, (1, 28, 28), from `<root>/MNIST/raw/*-ubyte` or `.gz` beside.
+    """MNIST: 60,000 + 10,000 grey images of digits, (1, 28, 28), from `<root>/MNIST/raw/*-ubyte` or `*-ubyte.gz`.
 
     Args:
-        root: data folder; what is missing in it is downloaded.
+        root: data folder; missing files are downloaded into it.
         mirror: address of a folder with the four `.gz` files, instead of the official servers.
         digests: SHA-256 of each unpacked file.
     Raises:
         ConfigError: a file is not the published one, or is missing and cannot be downloaded.
-    Source: LeCun et al. 1998; mean and std are computed from the training pictures.
+    Source: LeCun et al. 1998; mean and std are computed from the training images.
     """
     return _idx_source(root, "MNIST", DIGITS, MNIST_MOMENTS, mirror, digests)
 
@@ -81,7 +81,7 @@ def mnist(root: Path, _cache: Path, *, mirror: str | None = None, digests: Mappi
 def fashion_mnist(
     root: Path, _cache: Path, *, mirror: str | None = None, digests: Mapping[str, str] = FASHION_SHA256
 ) -> Source:
-    """Fashion-MNIST, 60,000 + 10,000 grey pictures of clothes, from `<root>/FashionMNIST/raw`; otherwise as mnist().
+    """Fashion-MNIST: 60,000 + 10,000 grey images of clothes, from `<root>/FashionMNIST/raw`; otherwise as mnist().
 
     Source: Xiao et al. 2017, arXiv 1708.07747.
     """
@@ -96,29 +96,41 @@ def cifar10(
     digests: Mapping[str, str] = CIFAR10_MD5,
     archive_sha256: str = CIFAR10_ARCHIVE_SHA256,
 ) -> Source:
-    """CIFAR-10, 50,000 + 10,000 colour pictures of ten kinds of things, (3, 32, 32).
+    """CIFAR-10: 50,000 + 10,000 colour images of ten classes, (3, 32, 32).
 
-    Looked for below root, in this order: `cifar-10-batches-py/`, the folder tree `cifar10/{train,test}/<class>/*` (its
-    decoded pictures are kept in `cache`), the archive `cifar-10-python.tar.gz`; else the archive is downloaded.
+    The reader looks below root, in this order, for `cifar-10-batches-py/`, for the folder tree
+    `cifar10/{train,test}/<class>/*` (its decoded images are kept in `cache`) and for the archive
+    `cifar-10-python.tar.gz`. If there is none of them it downloads the archive.
 
     Args:
+        root: data folder.
+        cache: folder for decoded images.
         mirror: address of a folder with the archive, instead of the official server.
         digests: MD5 of each batch file; their names decide which are read.
-        archive_sha256: of the archive.
+        archive_sha256: SHA-256 of the archive.
     Raises:
         ConfigError: a file is not the published one, or is missing and cannot be downloaded.
-    Source: Krizhevsky 2009; mean and std are computed from the training pictures that are read.
+    Source: Krizhevsky 2009; mean and std are computed from the training images that are read.
     """
     folder, tree, archive = root / "cifar-10-batches-py", root / "cifar10", root / "cifar-10-python.tar.gz"
     if all((folder / name).is_file() for name in digests):
         batches = {name: read(folder / name) for name in digests}
     elif (tree / "train").is_dir():
-        return _cifar_tree(tree, cache)
+        print(f"CIFAR-10 from the images in {tree}, which are not the official files", flush=True)
+        source = read_tree(tree, cache, size=32, channels=3)
+        if source.classes != THINGS:
+            raise ConfigError(f"{tree}: its classes are {', '.join(source.classes)}; expected: {', '.join(THINGS)}.")
+        return source
     else:
-        data = read(archive) if archive.is_file() else _download_cifar(archive, mirror, archive_sha256)
+        if archive.is_file():
+            data = read(archive)
+        else:
+            address = f"{folder_address(mirror)}{archive.name}" if mirror else _torchvision("CIFAR10").url
+            print(f"downloading CIFAR-10 from {address} to {root}", flush=True)
+            data = download(archive, [address], checker(archive_sha256, bytes), archive.name)
         require(archive, data, "SHA-256", archive_sha256)
         batches = _members(archive, data, digests)
-    for name, data in batches.items():  # all of them before the first is parsed
+    for name, data in batches.items():  # check all before the first is parsed
         require(folder / name, data, "MD5", digests[name])
     for name, data in batches.items():
         if not (folder / name).is_file():
@@ -126,7 +138,8 @@ def cifar10(
     parsed = {name: _batch(folder / name, data) for name, data in batches.items()}
     train = _joined([batch for name, batch in parsed.items() if not name.startswith("test")])
     test = _joined([batch for name, batch in parsed.items() if name.startswith("test")])
-    sums = torch.cat([pixel_sums(part) for part in torch.as_tensor(train.x).split(5000)])  # int32: 4 times the memory
+    # Part by part, since the sums are taken of an int32 copy: 4 times the memory of the images.
+    sums = torch.cat([pixel_sums(part) for part in torch.as_tensor(train.x).split(5000)])
     mean, std = mean_std(sums, 32 * 32)
     return Source(train, test, (3, 32, 32), _digest(digests), THINGS, mean, std)
 
@@ -139,7 +152,7 @@ def _idx_source(
     mirror: str | None,
     digests: Mapping[str, str],
 ) -> Source:
-    """A set of four IDX files in torchvision's layout."""
+    """Read a set of four IDX files in torchvision's layout."""
     folder = root / name / "raw"
     missing = [file for file in digests if not (folder / file).is_file() and not (folder / f"{file}.gz").is_file()]
     data = _download_idx(name, folder, missing, mirror, digests)
@@ -152,7 +165,7 @@ def _idx_source(
         images = _parse_idx(folder / f"{part}-images-idx3-ubyte", data, 3)
         labels = _parse_idx(folder / f"{part}-labels-idx1-ubyte", data, 1)
         if len(images) != len(labels):
-            raise ConfigError(f"{folder}: {part} has {len(images):,} pictures and {len(labels):,} labels.")
+            raise ConfigError(f"{folder}: {part} has {len(images):,} images and {len(labels):,} labels.")
         if len(labels) and int(labels.max()) >= len(classes):
             raise ConfigError(f"{folder}: {part} has the label {int(labels.max())}. Allowed: 0 to {len(classes) - 1}.")
         parts[part] = Split(images.unsqueeze(1), labels.long())
@@ -160,7 +173,7 @@ def _idx_source(
 
 
 def _read_idx(path: Path) -> bytes:
-    """The unpacked file, or what is in the packed one beside it."""
+    """Return the content of the unpacked file, or of the packed one beside it."""
     if path.is_file():
         return read(path)
     packed = path.with_name(f"{path.name}.gz")
@@ -173,7 +186,7 @@ def _read_idx(path: Path) -> bytes:
 def _unpacked(data: bytes) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            return file.read(MAX_IDX_BYTES + 1)  # a longer one fails its digest; memory stays bounded
+            return file.read(MAX_IDX_BYTES + 1)  # memory stays bounded, and a longer file fails its digest
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"not a whole gzip file: {error}") from error
 
@@ -195,7 +208,7 @@ def _parse_idx(path: Path, data: Mapping[str, bytes], ndim: int) -> Tensor:
 def _download_idx(
     name: str, folder: Path, missing: Sequence[str], mirror: str | None, digests: Mapping[str, str]
 ) -> dict[str, bytes]:
-    """Fetch and save the missing files; returns them unpacked, by name."""
+    """Download and save the missing files, and return them unpacked, by name."""
     if not missing:
         return {}
     bases = [folder_address(mirror)] if mirror else list(_torchvision(name).mirrors)
@@ -209,34 +222,20 @@ def _download_idx(
     return data
 
 
-def _download_cifar(archive: Path, mirror: str | None, digest: str) -> bytes:
-    address = f"{folder_address(mirror)}{archive.name}" if mirror else _torchvision("CIFAR10").url
-    print(f"downloading CIFAR-10 from {address} to {archive.parent}", flush=True)
-    return download(archive, [address], checker(digest, bytes), archive.name)
-
-
 def _torchvision(name: str) -> Any:
-    """torchvision's class for a set, which knows the official addresses."""
+    """Return torchvision's class for a set, which has the official addresses."""
     import torchvision.datasets  # type: ignore[import-untyped]  # takes a second
 
     return getattr(torchvision.datasets, name)
 
 
 def _digest(digests: Mapping[str, str]) -> str:
-    """Of the files' names and digests, which were checked."""
+    """Return a digest of the files' names and digests, which were checked."""
     return hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode()).hexdigest()
 
 
-def _cifar_tree(tree: Path, cache: Path) -> Source:
-    print(f"CIFAR-10 from the pictures in {tree}, which are not the official files", flush=True)
-    source = read_tree(tree, cache, size=32, channels=3)
-    if source.classes != THINGS:
-        raise ConfigError(f"{tree}: its classes are {', '.join(source.classes)}; expected: {', '.join(THINGS)}.")
-    return source
-
-
 def _members(archive: Path, data: bytes, names: Mapping[str, str]) -> dict[str, bytes]:
-    """The batch files out of the archive, in memory; every other member is left alone, so no path in it matters."""
+    """Read the batch files from the archive into memory. Nothing is unpacked to disk, so its paths cannot do harm."""
     found = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
@@ -249,22 +248,17 @@ def _members(archive: Path, data: bytes, names: Mapping[str, str]) -> dict[str, 
         raise ConfigError(f"{archive}: not a whole archive: {error}.") from error
     missing = [name for name in names if name not in found]
     if missing:
-        raise ConfigError(f"{archive}: it lacks the files {', '.join(missing)}.")
+        raise ConfigError(f"{archive}: the files {', '.join(missing)} are missing.")
     return {name: found[name] for name in names}
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Knows the three names that a pickled numpy array needs, under the module names of 2009 and of today."""
+    """Knows the three names that a pickled NumPy array needs, under the module names of 2009 and of today."""
 
     def find_class(self, module: str, name: str) -> object:
-        """The object behind a name in the file.
-
-        Raises:
-            pickle.UnpicklingError: any other name; nothing is imported or called.
-        """
-        reconstruct = np.empty(0).__reduce__()[0]
+        """Return the object for a known name, or raise UnpicklingError; nothing is imported or called."""
         if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
-            return reconstruct
+            return np.empty(0).__reduce__()[0]  # its import path depends on NumPy's version
         if (module, name) == ("numpy", "ndarray"):
             return np.ndarray
         if (module, name) == ("numpy", "dtype"):
@@ -273,7 +267,7 @@ class _BatchUnpickler(pickle.Unpickler):
 
 
 def _batch(path: Path, data: bytes) -> Split:
-    """One batch file: (N, 3, 32, 32) uint8 and (N,) int64."""
+    """Parse a batch file into images (N, 3, 32, 32) uint8 and labels (N,) int64."""
     try:
         content = _BatchUnpickler(io.BytesIO(data), encoding="latin1").load()
         pixels, labels = content["data"], torch.tensor(content["labels"], dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The processes that decode pictures: how they start and end, so that no signal and no error leaves one behind."""
+"""The processes that decode images: how they start and end, so that no signal and no error leaves one behind."""
 
 import multiprocessing
 import os
@@ -12,21 +12,21 @@ from trainer.utils.signals import end_with_parent
 
 
 def start_worker(worker: int) -> None:
-    """Leave signals to the main process, which finishes its step first, and end with it if it is killed."""
+    """Leave signals to the main process, which finishes its step first, and end when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    end_with_parent(signal.SIGKILL)  # torch's own watch takes five seconds, and misses a kill before it began
+    end_with_parent(signal.SIGKILL)  # torch's own check takes five seconds, and misses a kill before it began
     if sys.platform == "linux" and os.getppid() != parent.pid:
         os._exit(1)
 
 
 @contextmanager
 def shutting_down(iterator: Any) -> Iterator[Any]:
-    """The iterator of a DataLoader, whose workers are ended with the block.
+    """Yield the iterator of a DataLoader, and end its workers with the block.
 
-    Left to itself it ends them when it is collected; the traceback of an error keeps it alive, and at its exit Python
+    Without this they end when the iterator is collected. The traceback of an error keeps it alive, and at exit Python
     would wait for ever for processes that ignore SIGTERM.
     """
     try:

@@ -68,6 +68,3 @@ class LeNet(Module):
         x = self.activation(self.fc1(self.flatten(x)))
         x = self.activation(self.fc2(x))
         return self.fc3(x)
-
-
-
