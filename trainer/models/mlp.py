@@ -49,7 +49,7 @@ class MLP(Module):
         num_inputs = math.prod(in_shape)
         layers: list[Module] = [nn.Flatten()]
         for num_units in num_hiddens:
-            # Dropout is added at 0 too: the places in Sequential are the keys of a checkpoint, and must not depend on it.
+            # Dropout is added at 0 too: the place of a layer is its key in a checkpoint, and must not depend on it.
             norm = [nn.BatchNorm1d(num_units)] if batch_norm else []
             layers += [nn.Linear(num_inputs, num_units, bias=bias), *norm, activate(), nn.Dropout(dropout)]
             num_inputs = num_units

@@ -1,8 +1,8 @@
-"""Pictures of a run: plain data in, one PNG out.
+"""Plots of a run: plain data in, one PNG out.
 
-Figures are built with matplotlib's objects, not with pyplot: that costs less to import, keeps no global list of open
-figures and draws with Agg on any machine. Each public function saves what its `_..._figure` twin builds. matplotlib is
-slow to import, so import this module where a picture is made.
+Figures are built with matplotlib's objects and not with pyplot, which is slower to import and keeps a global list of
+open figures; they draw with Agg on any machine. Each public function saves what its `_..._figure` twin builds.
+matplotlib is slow to import, so import this module where a plot is drawn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from trainer.plots.style import (
@@ -24,73 +24,74 @@ from trainer.plots.style import (
     GREEN,
     INK,
     ORANGE,
-    PLAIN,
     RED,
     STYLE,
-    _style_with_cjk,
+    logarithmic,
     save_figure,
     short,
     side_by_side,
+    spans,
+    style_with_cjk,
 )
 
-MAX_POINTS = 5000  # a denser scatter is a blot
+MAX_POINTS = 5000  # a denser scatter is one blot
 Row = Mapping[str, float | None]  # one line of metrics.jsonl
 
 
 def curves(rows: Sequence[Row], path: Path, *, best_epoch: int | None = None) -> None:
-    """Loss and, for a classifier, accuracy over the epochs, training against validation.
+    """Plot the loss and, for a classifier, the accuracy of training and validation over the epochs.
 
     Args:
         rows: lines of metrics.jsonl, at least one; a missing key, None, nan and inf leave a gap.
-        path: the PNG; missing parent folders are made.
-        best_epoch: marked with a dashed line; None marks nothing.
+        path: the PNG to write.
+        best_epoch: epoch to mark with a dashed line, or None.
     """
     with rc_context(STYLE):
         save_figure(_curves_figure(rows, best_epoch), path)
 
 
 def learning_rate(points: Sequence[tuple[int, float]], path: Path) -> None:
-    """The learning rate over the training steps.
+    """Plot the learning rate over the training steps.
 
     Args:
         points: (step, lr) pairs in the order of the steps, at least one.
-        path: the PNG; missing parent folders are made.
+        path: the PNG to write.
     """
     with rc_context(STYLE):
         save_figure(_learning_rate_figure(points), path)
 
 
 def confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Heat map of a confusion matrix; the colour is the share of the row, the number in a cell the count (K <= 20).
+    """Draw a confusion matrix: the colour is the share of the row, the number in a cell the count (for K <= 20).
 
     Args:
         matrix: (K, K) counts, rows true, columns predicted. A row without examples stays pale.
-        classes: K names; long ones are shortened, and above 60 classes the axes carry indices instead.
-        path: the PNG; missing parent folders are made.
+        classes: K names; long ones are shortened, and above 60 classes the axes show numbers instead.
+        path: the PNG to write.
     """
-    with rc_context(_style_with_cjk()):
+    with rc_context(style_with_cjk()):
         save_figure(_confusion_figure(matrix, classes), path, cropped=True)  # a square leaves empty margins
 
 
-def prediction_grid(pictures: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None, path: Path) -> None:
-    """The first 32 pictures, eight a row, each under its title; wrong ones have a red, bold title and a red frame.
+def prediction_grid(images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None, path: Path) -> None:
+    """Draw the first 32 images, eight in a row, each under its title; wrong ones have a red title and a red frame.
 
     Args:
-        pictures: (N, C, H, W) uint8, N >= 1, C = 1 (grey) or 3 (RGB).
-        titles: N texts; `a / b` goes on two lines, and a long line is shortened.
-        wrong: N flags, or None where the truth is not known.
-        path: the PNG; missing parent folders are made.
+        images: (N, C, H, W) uint8, N >= 1, C = 1 (grey) or 3 (RGB).
+        titles: N texts; `a / b` takes two lines, and a long line is shortened.
+        wrong: N flags, or None where the true classes are unknown.
+        path: the PNG to write.
     """
-    with rc_context(_style_with_cjk()):
-        save_figure(_prediction_figure(pictures, titles, wrong), path)
+    with rc_context(style_with_cjk()):
+        save_figure(_prediction_figure(images, titles, wrong), path)
 
 
 def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) -> None:
-    """A linear model y = x w + b over its data, at most MAX_POINTS examples at equal distances.
+    """Plot a linear model y = x w + b over its data, at most MAX_POINTS examples at equal distances.
 
-    One or two features: a panel per feature, with what is left of y when the other feature's fitted part is taken off
-    (a component-plus-residual plot, Ezekiel 1924). With one feature that is y itself. The scatter round the line is the
-    model's error, where a raw scatter of y against one of two features would mostly show the other feature.
+    One or two features: a panel per feature, with y minus the fitted part of the other feature (a
+    component-plus-residual plot, Ezekiel 1924); with one feature that is y itself. The scatter round the line is the
+    model's error, while a raw scatter of y against one of two features would mostly show the other feature.
     More features: predicted against true y, with the diagonal on which a perfect model lies.
 
     Args:
@@ -98,7 +99,7 @@ def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) 
         y: (N, 1) float.
         weight: D floats.
         bias: b.
-        path: the PNG; missing parent folders are made.
+        path: the PNG to write.
     """
     with rc_context(STYLE):
         save_figure(_fit_figure(x, y, weight, bias), path)
@@ -107,12 +108,12 @@ def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) 
 def comparison(
     curves: Mapping[str, Sequence[tuple[int, float]]], milliseconds: Mapping[str, float], path: Path
 ) -> None:
-    """The loss curves of one run in several libraries: over each other, their distance from the first, and their cost.
+    """Plot one run in several libraries: the loss curves, their distance from the first, and the time per step.
 
     Args:
         curves: (step, loss) pairs by library, at the same steps, at least one.
-        milliseconds: per step, by library.
-        path: the PNG; missing parent folders are made.
+        milliseconds: time per step, by library.
+        path: the PNG to write.
     """
     with rc_context(STYLE):
         save_figure(_comparison_figure(curves, milliseconds), path)
@@ -127,8 +128,8 @@ def _curves_figure(rows: Sequence[Row], best_epoch: int | None) -> Figure:
             axes.axvline(best_epoch, color=GREEN, linestyle="--", linewidth=1.4, label=f"best epoch ({best_epoch})")
         if metric == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
-        elif values and min(values) > 0 and max(values) > 20 * min(values):
-            _in_powers(axes)
+        elif values and spans(values):
+            logarithmic(axes)
         ylabel = "mean loss per example" if metric == "loss" else "share of examples right"
         axes.set(title=metric.capitalize(), xlabel="epoch", ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -137,15 +138,8 @@ def _curves_figure(rows: Sequence[Row], best_epoch: int | None) -> Figure:
     return figure
 
 
-def _in_powers(axes: Axes) -> None:
-    """Make the y axis logarithmic."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(PLAIN)
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
 def _draw_curves(axes: Axes, rows: Sequence[Row], metric: str) -> list[float]:
-    """Draw train and val of one metric and return the finite values drawn."""
+    """Draw train and val of one metric, and return the finite values drawn."""
     drawn: list[float] = []
     marker = "o" if len(rows) <= 15 else ""
     for split, color in (("train", BLUE), ("val", ORANGE)):
@@ -163,7 +157,7 @@ def _comparison_figure(curves: Mapping[str, Sequence[tuple[int, float]]], millis
     figure, (losses, distances, costs) = side_by_side(3, width=5.0, height=4.0)
     (first, reference), *_ = curves.items()
     any_differs = False
-    widths = (9, 6, 3.5, 1.2)  # thin over thick, so that all are seen
+    widths = (9, 6, 3.5, 1.2)  # thin over thick, so that equal curves are all visible
     pens = list(zip(curves, (BLUE, ORANGE, GREEN, RED), widths, strict=False))
     for name, color, width in pens:
         steps, values = zip(*curves[name], strict=True)
@@ -174,15 +168,14 @@ def _comparison_figure(curves: Mapping[str, Sequence[tuple[int, float]]], millis
         if name != first:
             differs = any(isfinite(value) for value in apart)
             any_differs |= differs
-            label = name if differs else f"{name}: equal to the last bit"
+            label = name if differs else f"{name}: equal bit for bit"
             distances.plot(steps, apart, color=color, linewidth=1.2, marker=marker, label=label)
-    drawn = [value for curve in curves.values() for _, value in curve]
-    if min(drawn) > 0 and max(drawn) > 20 * min(drawn):
-        _in_powers(losses)
+    if spans([value for curve in curves.values() for _, value in curve]):
+        logarithmic(losses)
     losses.set(title="Loss, one curve over the other", xlabel="step", ylabel="training loss")
     distances.set(title=f"Distance from {first}", xlabel="step", ylabel="relative to the loss")
     if any_differs:
-        _in_powers(distances)
+        logarithmic(distances)
     for axes in (losses, distances):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.legend()
@@ -230,22 +223,22 @@ def _confusion_figure(matrix: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def _prediction_figure(pictures: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None) -> Figure:
-    # One pair of axes, in inches, for all pictures: axes for each would take a second, most of it for layout and ticks.
-    shown = pictures[:32].cpu().permute(0, 2, 3, 1)  # (N, H, W, C)
+def _prediction_figure(images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None) -> Figure:
+    # One pair of axes, in inches, for all images: axes for each would take a second, most of it for layout and ticks.
+    shown = images[:32].cpu().permute(0, 2, 3, 1)  # (N, H, W, C)
     num_rows, num_columns = ceil(len(shown) / 8), min(len(shown), 8)
-    room, gap = 1.3, 0.15  # of a picture, and between two
+    room, gap = 1.3, 0.15  # side of an image, and the gap between two
     ratio = shown.shape[1] / shown.shape[2]
     width, height = min(room, room / ratio * 2.5), room * min(max(ratio, 0.4), 2.5)
     height = min(height, width * ratio)
     step = height + 0.42  # a title has up to two lines
     figure = Figure(figsize=((room + gap) * num_columns + gap, step * num_rows + gap))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    for index, picture in enumerate(shown):
+    for index, pixels in enumerate(shown):
         row, column = divmod(index, 8)
         left, top = gap + (room + gap) * column + (room - width) / 2, step * (row + 1) - height
         extent = (left, left + width, top + height, top)
-        axes.imshow(picture.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+        axes.imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
         is_wrong = wrong is not None and wrong[index]
         if is_wrong:
             axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=RED, linewidth=2.5))

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: the metric over each option that was swept, and all options at once."""
+"""Plots of a sweep: the metric over each option that was swept, and all options at once."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,20 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
-from trainer.plots.style import BLUE, FAINT, INK, ORANGE, PLAIN, STYLE, save_figure, short, side_by_side
+from trainer.plots.style import BLUE, FAINT, INK, ORANGE, STYLE, logarithmic, save_figure, short, side_by_side, spans
 
 WIDTH = 16  # characters of a name
-MAX_PANELS, MAX_NAMES, MAX_NUMBERS = 6, 12, 6  # options in a picture; names and numbers that an axis has room for
+MAX_PANELS, MAX_NAMES, MAX_NUMBERS = 6, 12, 6  # options in a plot; names and numbers that an axis has room for
 
 
 def draw_sweep(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], folder: Path) -> None:
-    """options.png, and parallel.png where at least two options were swept; nothing where only one job is done.
+    """Write options.png, and parallel.png for two or more swept options; nothing when only one job is done.
 
     Args:
-        rows: of sweep.csv; those without an objective are left out.
-        keys: the columns of the options that were swept, as typed.
+        rows: rows of sweep.csv; those without an objective are left out.
+        keys: columns of the options that were swept, as typed.
+        folder: where the plots go.
     """
     done = [row for row in rows if row["objective"] is not None]
     keys = [key for key in keys if len({row[key] for row in done}) > 1][:MAX_PANELS]
@@ -35,25 +35,24 @@ def draw_sweep(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], folder: P
 
 
 def options_figure(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figure:
-    """A panel for each option: a point for each job, and the mean of each value."""
+    """Draw a panel for each option: a point for each job, and the mean of each value."""
     figure, panels = side_by_side(len(keys), width=4.4, height=4.0)
     values = [row["objective"] for row in rows]
     for axes, key in zip(panels, keys, strict=True):
         places, names = places_of([row[key] for row in rows])
         axes.plot(places, values, "o", color=BLUE, markersize=4, alpha=0.7)
         means = {x: fmean(v for p, v in zip(places, values, strict=True) if p == x) for x in sorted(set(places))}
-        line = "-" if names is None else "none"  # there is nothing between two names
+        line = "-" if names is None else "none"  # a line between two names would mean nothing
         axes.plot(list(means), list(means.values()), linestyle=line, marker="_", markersize=14, color=ORANGE, zorder=1)
         axes.set(title=key, ylabel=rows[0]["metric"])
         mark(axes, places, names)
         if spans(values) and not rows[0]["metric"].endswith("accuracy"):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(PLAIN)
+            logarithmic(axes)
     return figure
 
 
 def places_of(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
-    """Where each value is on its axis, and the names to write there; None for numbers, which stand where they are."""
+    """Return the place of each value on its axis, and the names to write there; None for numbers."""
     try:
         return [float(value) for value in values], None
     except (TypeError, ValueError):
@@ -61,17 +60,10 @@ def places_of(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
         return [float(names.index(str(value))) for value in values], names
 
 
-def spans(values: Sequence[float]) -> bool:
-    """Whether numbers are far enough apart for a logarithmic scale."""
-    return min(values) > 0 and max(values) > 20 * min(values)
-
-
 def mark(axes: Axes, places: Sequence[float], names: Sequence[str] | None) -> None:
-    """Ticks: names in their order; numbers where they are, each where they are few."""
+    """Set the ticks of the x axis: names in their order; numbers at their values, all of them where they are few."""
     if names is None and spans(places):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(PLAIN)
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        logarithmic(axes, "x")
     if names is None and len(set(places)) <= MAX_NUMBERS:
         axes.set_xticks(sorted(set(places)), [f"{place:g}" for place in sorted(set(places))])
     elif names is not None:
@@ -80,7 +72,7 @@ def mark(axes: Axes, places: Sequence[float], names: Sequence[str] | None) -> No
 
 
 def parallel_figure(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figure:
-    """Parallel coordinates (Inselberg 1985): a line for each job, an axis for each option; the better, the darker."""
+    """Draw parallel coordinates (Inselberg 1985): an axis for each option, a line for each job, darker if better."""
     figure, (axes,) = side_by_side(1, width=2.0 * (len(keys) + 1) + 1.2, height=4.4)
     columns = []
     for x, key in enumerate((*keys, "objective")):
@@ -98,7 +90,7 @@ def parallel_figure(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> F
                 x + 0.03, height, short(label, WIDTH), fontsize=8, color=INK, va="center", parse_math=False, bbox=box
             )
     is_better = -1 if rows[0]["metric"].endswith("accuracy") else 1
-    ranked = sorted(range(len(rows)), key=lambda i: -is_better * rows[i]["objective"])  # the best last, so on top
+    ranked = sorted(range(len(rows)), key=lambda i: -is_better * rows[i]["objective"])  # draw the best last, on top
     for rank, index in enumerate(ranked, 1):
         heights = [column[index] for column in columns]
         alpha = 0.08 + 0.92 * (rank / len(rows)) ** 3
