@@ -214,7 +214,7 @@ def test_a_comparison_says_what_is_equal_and_shows_what_is_not() -> None:
     figure = plots._comparison_figure(LIBRARIES, {"concise": 1.0, "scratch": 1.5, "numpy": 12.34})
     losses, distances, costs = figure.axes
     assert [line.get_label() for line in losses.lines] == ["concise", "scratch", "numpy"]
-    assert [line.get_label() for line in distances.lines] == ["scratch: equal to the last bit", "numpy"]
+    assert [line.get_label() for line in distances.lines] == ["scratch: equal bit for bit", "numpy"]
     assert distances.lines[1].get_ydata()[1] == pytest.approx(0.1 / 1.1)  # type: ignore[index]
     assert [bar.get_height() for bar in costs.patches] == [1.0, 1.5, 12.34]  # type: ignore[attr-defined]
     assert texts(costs) == ["1", "1.5", "12.3"]

@@ -1,4 +1,4 @@
-"""The errors a user can cause or mend. main.py prints one as a single message and leaves with its exit code."""
+"""The errors that a user can cause or mend. main.py prints one as a single message and exits with its code."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ class TrainerError(Exception):
     """Base of all errors that end in a message instead of a traceback; `exit_code` is what the shell sees."""
 
     exit_code = 1
-    agreed = False  # where several processes train together: all of them have it, at the same place
+    agreed = False  # when several processes train together: whether all of them have it, at the same place
 
 
 class SweepError(TrainerError):
@@ -25,7 +25,7 @@ class DivergedError(TrainerError):
     """The loss or the weights are no longer finite."""
 
     exit_code = 3
-    agreed = True  # the numbers it is seen in are the same in all processes
+    agreed = True  # all processes see the same numbers
 
 
 class ResourceError(TrainerError):
@@ -41,15 +41,15 @@ class BusyError(TrainerError):
 
 
 class DamagedError(ConfigError):
-    """A file of ours whose content is not what was written: going on from an older one may help."""
+    """A file of this program whose content is not what was written: resuming from an older one may help."""
 
 
 class WorkerError(TrainerError):
-    """A process that decodes pictures was ended from outside."""
+    """A process that decodes images was ended from outside."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived. No Exception, so that nothing takes it for a failure of its own."""
+    """SIGINT or SIGTERM arrived. It is no Exception, so that no `except Exception` takes it for a failure."""
 
     agreed = True  # see TrainerError
 
@@ -59,12 +59,12 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signum
 
     def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, str]]:
-        """So that a launcher can bring it from another process."""
+        """Let a launcher pickle it in another process."""
         return type(self), (self.signum, str(self))
 
 
 class ProcessLost(Interrupted):
-    """One of several processes ended or failed while the others went on: they cannot, and no next job can."""
+    """One of several processes ended or failed alone: the others cannot continue, nor can the next job of a sweep."""
 
     def __init__(self, exit_code: int, message: str) -> None:
         super().__init__(0, message)
@@ -72,15 +72,15 @@ class ProcessLost(Interrupted):
 
 
 def failure(exit_code: int, message: str) -> TrainerError:
-    """The error of this exit code."""
+    """Return the error that has this exit code."""
     kinds = (DivergedError, ResourceError, BusyError, ConfigError)
     return next((kind for kind in kinds if kind.exit_code == exit_code), TrainerError)(message)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The hint ` Did you mean X?` for the known word closest to `word`, or the empty string where none is close.
+    """Return the hint ` Did you mean X?` for the known word closest to `word`, or "" where none is close.
 
-    A last component that fits exactly wins, so that `lr` finds `optimizer.lr`.
+    A last component that matches exactly comes first, so that `lr` finds `optimizer.lr`.
     """
     known = sorted(known)
     close = [k for k in known if k.rsplit(".", 1)[-1] == word] or difflib.get_close_matches(
@@ -93,5 +93,5 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-    """`a, b, c`: the allowed values in a message."""
+    """Return `a, b, c`: the allowed values in a message."""
     return ", ".join(words)

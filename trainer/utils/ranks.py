@@ -1,4 +1,4 @@
-"""Several processes that train one model together, as torchrun starts them: which one this is, what they tell another.
+"""Several processes that train one model together, as torchrun starts them: which one this is, what they exchange.
 
 A plain run is rank 0 of 1: nothing here costs it anything, and torch is imported only where there are several.
 """
@@ -23,15 +23,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-# seconds that the others leave rank 0 to say what all of them refuse: torchrun ends it with the first
-FIRST_SPEAKS = 2.0
+FIRST_SPEAKS = 2.0  # seconds that other ranks wait: rank 0 prints the error, and torchrun ends all with the first exit
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The number of this process among all (`rank`) and among those of its machine (`local`), and how many there are.
+    """The number of this process among all (`rank`) and among those of its machine (`local`), and their total.
 
-    Every method but the properties is called by all ranks, at the same place, or by none.
+    Every method except the properties must be called by all ranks, at the same place, or by none.
     """
 
     rank: int = 0
@@ -40,11 +39,11 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in their order: tensors on the CPU and plain types, also nested."""
+        """Return the values of all ranks, in their order: tensors on the CPU and plain types, also nested."""
         if self.world == 1:
             return [value]
         import torch.distributed as dist
@@ -54,7 +53,7 @@ class Ranks:
         return [from_bytes(value) for value in values]
 
     def share(self, value: T) -> T:
-        """The value of rank 0: tensors on the CPU and plain types, also nested."""
+        """Return the value of rank 0: tensors on the CPU and plain types, also nested."""
         if self.world == 1:
             return value
         import torch.distributed as dist
@@ -64,7 +63,7 @@ class Ranks:
         return from_bytes(values[0])
 
     def highest(self, *numbers: int) -> tuple[int, ...]:
-        """The highest of each number over all ranks."""
+        """Return the highest of each number over all ranks."""
         if self.world == 1:
             return numbers
         import torch
@@ -75,7 +74,7 @@ class Ranks:
         return tuple(highest.tolist())
 
     def stacked(self, tensor: "Tensor") -> "Tensor":
-        """A tensor (...) of each rank as (world, ...), on the device."""
+        """Return a tensor (...) of each rank as (world, ...), on the device."""
         if self.world == 1:
             return tensor[None]
         import torch
@@ -86,7 +85,7 @@ class Ranks:
         return torch.stack(tensors)
 
     def overwrite(self, tensors: Iterable["Tensor"]) -> None:
-        """Put the numbers of rank 0 into the tensors of all ranks."""
+        """Copy the numbers of rank 0 into the tensors of all ranks."""
         if self.world > 1:
             import torch.distributed as dist
 
@@ -95,7 +94,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What fails in here on one rank, fails at its end on all of them, with the same reason."""
+        """Let an error inside, on any rank, fail all ranks at the end of the block, with the same reason."""
         if self.world == 1:
             yield
             return
@@ -116,7 +115,7 @@ class Ranks:
 
     @contextmanager
     def watching(self, stop: StopSignal) -> Iterator["StopSignal | AgreedStop"]:
-        """The stop signal of all ranks instead of one's own, and ProcessLost for errors that the others miss."""
+        """Yield the stop signal of all ranks, and turn errors that the other ranks do not have into ProcessLost."""
         if self.world == 1:
             yield stop
             return
@@ -127,7 +126,7 @@ class Ranks:
                 raise self.known(error) from error.__cause__
 
     def known(self, error: BaseException) -> BaseException:
-        """The error, if all ranks have it; else ProcessLost, with the reason of the rank that failed first."""
+        """Return the error if all ranks have it, otherwise ProcessLost with the reason of the rank that failed."""
         if self.world == 1 or getattr(error, "agreed", False):
             return error
         import torch.distributed as dist
@@ -135,10 +134,10 @@ class Ranks:
         told = f"rank {self.rank}: {type(error).__name__}: {error}"
         is_parted = isinstance(error, RuntimeError) and ("gloo" in str(error) or isinstance(error, dist.DistError))
         if is_parted:
-            told = f"another of the {self.world} processes ended, and rank {self.rank} cannot go on without it."
+            told = f"another of the {self.world} processes ended, and rank {self.rank} cannot continue without it."
         own = first = f"{getattr(error, 'exit_code', 1)} {told}"
-        with contextlib.suppress(RuntimeError):  # torchrun may be gone too
-            # the store is torchrun's: it is there also when a rank is not
+        with contextlib.suppress(RuntimeError):  # torchrun may have ended too
+            # The store belongs to torchrun, so it outlives the rank that was lost.
             first = dist.distributed_c10d._get_default_store().compare_set("lost", "", own).decode()
         if first == own and not is_parted and not isinstance(error, TrainerError):  # a bug
             traceback.print_exception(error)
@@ -149,7 +148,7 @@ class Ranks:
 
 
 def to_bytes(value: Any) -> bytes:
-    """A value as torch saves it: torch.distributed's own way fails on NumPy's random state, which is of uint32."""
+    """Return a value as torch saves it: torch.distributed's own way fails on NumPy's random state, which is uint32."""
     import torch
 
     file = io.BytesIO()
@@ -158,7 +157,7 @@ def to_bytes(value: Any) -> bytes:
 
 
 def from_bytes(saved: bytes) -> Any:
-    """The value that to_bytes() was given."""
+    """Return the value that to_bytes() was given."""
     import torch
 
     return torch.load(io.BytesIO(saved), weights_only=True)
@@ -172,43 +171,43 @@ class AgreedStop:
 
     @property
     def signum(self) -> int:
-        """The signal that reached this process; 0: none."""
+        """The signal that reached this process, or 0."""
         return self._stop.signum
 
     def check(self) -> None:
-        """Raise Interrupted on all ranks if a signal reached one."""
+        """Raise Interrupted on all ranks if a signal reached any of them."""
         [self._stop.signum] = self._ranks.highest(self._stop.signum)
         if self._stop.signum:
             raise Interrupted(self._stop.signum)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """As StopSignal.held()."""
+        """Like StopSignal.held()."""
         yield
         self.check()
 
     def watched(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, of which there are as many on all ranks; Interrupted before one of them."""
+        """Yield the items, of which all ranks have equally many, and check for signals before each."""
         for item in items:
             self.check()
             yield item
 
 
 def of_environment() -> Ranks:
-    """What torchrun says in the environment; rank 0 of 1 where it did not start this process."""
+    """Read torchrun's variables from the environment; rank 0 of 1 where it did not start this process."""
     if not all(name in os.environ for name in VARIABLES):
         return Ranks()
     try:
         rank, world, local = (int(os.environ[name]) for name in VARIABLES[:3])
     except ValueError:
         said = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES[:3])
-        raise ConfigError(f"{said}: the environment has what torchrun sets, but these are no numbers.") from None
+        raise ConfigError(f"{said}: whole numbers are expected, as torchrun sets them.") from None
     return Ranks(rank, world, local) if world > 1 else Ranks()
 
 
 @cache  # a process joins once
 def join() -> Ranks:
-    """Connect the ranks that torchrun started. Messages go by gloo; gradients by nccl where they are on a GPU."""
+    """Connect the ranks that torchrun started: messages go by gloo, gradients on a GPU by nccl."""
     ranks = of_environment()
     if ranks.world > 1:
         import torch
@@ -217,8 +216,8 @@ def join() -> Ranks:
 
         store, _, _ = next(rendezvous("env://"))
         if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-            # torchrun keeps its store over restarts, with the addresses of processes that are gone (pytorch#135712);
-            # it counts restarts on each machine by itself, so this is for one
+            # torchrun keeps its store over restarts, with the addresses of processes that have ended (pytorch#135712).
+            # Each machine counts restarts on its own, so this works on one machine only.
             store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world)
@@ -226,9 +225,9 @@ def join() -> Ranks:
 
 
 def leave(error: TrainerError | Interrupted, text: str) -> int:
-    """Say why this process ends, and return its exit code. Rank 0 says it for all; the others leave quietly, after it.
+    """Print why this process ends, and return its exit code. Rank 0 prints for all; the others exit after it, silently.
 
-    torchrun ends all ranks as soon as one leaves with a code other than 0.
+    torchrun ends all ranks as soon as one exits with a code other than 0.
     """
     if of_environment().is_first:
         print(text, file=sys.stderr)

@@ -15,8 +15,8 @@ class Screen:
     """Prints lines, keeps them in train.log, and draws the bar of the running epoch where there is a terminal.
 
     Args:
-        job: `<sweep>/<number>` of a sweep's job: of it only the epochs and the warnings are printed, and on a terminal
-            the warnings alone, since the board of the sweep shows the rest.
+        job: `<sweep>/<number>` of a sweep's job, of which only epochs and warnings are printed; on a terminal only
+            the warnings, since the board of the sweep shows the rest.
     """
 
     def __init__(self, job: str = "") -> None:
@@ -29,11 +29,11 @@ class Screen:
         self._headed = False
 
     def log_to(self, path: Path) -> None:
-        """Append everything that is said, also what was said before, to this file."""
+        """Append every line to this file, including those said before."""
         self._log = path
         early, self._early = self._early, []
         for line in early:
-            self._write(line)
+            self.note(line)
 
     def say(self, line: str) -> None:
         """Print a line."""
@@ -41,19 +41,16 @@ class Screen:
             self._print(line)
         elif line.startswith("warning"):
             self._print(f"[{self._job}] {line}")
-        self._write(line)
+        self.note(line)
 
     def _print(self, line: str) -> None:
         try:
             print(line, flush=True)
-        except OSError:  # the reader has left, as `| head` does, or the disk is full; the run goes on, see train.log
+        except OSError:  # the reader has closed the pipe, as `| head` does, or the disk is full: train.log has it all
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def note(self, line: str) -> None:
         """Write a line to train.log only."""
-        self._write(line)
-
-    def _write(self, line: str) -> None:
         if self._log is None:
             self._early.append(line)
             return
@@ -82,7 +79,7 @@ class Screen:
             self._bar = None
 
     def due(self) -> bool:
-        """Whether the bar is to be drawn again; ask before gathering what it shows."""
+        """Whether it is time to draw the bar again; ask before computing what it shows."""
         return self._bar is not None and time.monotonic() - self._drawn > REDRAW_SECONDS
 
     def progress(self, epoch: int, epochs: int, done: int, total: int, text: str) -> None:
@@ -94,18 +91,15 @@ class Screen:
         self._bar.refresh()
 
     def row(self, row: Mapping[str, Any], epochs: int) -> None:
-        """One line for an epoch: the columns of metrics.jsonl that there are."""
+        """Print a line for an epoch, with the metrics that the row has."""
         if self._bar is not None and self._task is not None:
-            self._bar.remove_task(self._task)  # a fresh task has a fresh estimate of the time left
+            self._bar.remove_task(self._task)  # a new task starts a new estimate of the time left
             self._task = None
             self._bar.refresh()
         columns = [(name, row[name]) for name in METRICS if row.get(name) is not None]
         if not self._headed:
-            self.say(
-                f"{'epoch':>9}"
-                + "".join(f"{name.replace('accuracy', 'acc'):>12}" for name, _ in columns)
-                + "   examples/s"
-            )
+            heads = "".join(f"{name.replace('accuracy', 'acc'):>12}" for name, _ in columns)
+            self.say(f"{'epoch':>9}{heads}   examples/s")
             self._headed = True
         values = "".join(f" {shown(value):>11}" for _, value in columns)
         self.say(f"{row['epoch']:>4}/{epochs:<4}{values}{row['samples_per_second']:13,.0f}")
@@ -115,7 +109,7 @@ class Screen:
 
 
 def is_terminal() -> bool:
-    """Whether somebody may be looking at what is printed."""
+    """Whether stdout is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
@@ -123,12 +117,12 @@ METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
 def shown(value: float) -> str:
-    """Four decimals; what they would round to nothing, like the noise floor of a regression, in powers of ten."""
+    """Return a number with four decimals; small ones, like the noise floor of a regression, in powers of ten."""
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as aligned columns with a header."""
+    """Return rows with the same keys as aligned columns under a header."""
     cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, in all of a command. Torch-free, so that it is there before anything slow."""
+"""SIGINT and SIGTERM, throughout a command. Torch-free, so that it works before slow imports."""
 
 import ctypes
 import multiprocessing
@@ -19,7 +19,7 @@ RAISE_AGAIN_AFTER = 2.0  # seconds
 
 
 def end_with_parent(signum: int) -> None:
-    """Let the kernel send this process a signal when its parent ends, however that ends; Linux only."""
+    """Let the kernel send this process a signal when its parent ends in any way; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
 
@@ -27,9 +27,9 @@ def end_with_parent(signum: int) -> None:
 class StopSignal:
     """Turns SIGINT and SIGTERM into Interrupted: at once, or, inside `held()`, at its end.
 
-    A SIGINT after any signal ends the process on the spot. A second SIGTERM changes nothing: some senders signal the
-    process and then its group, and the save that the first one asked for is under way. Only where nothing is held and
-    nothing came of the first one (C code can swallow what a handler raises) a later one raises again.
+    A SIGINT after any signal ends the process at once. A second SIGTERM changes nothing: some senders signal the
+    process and then its group, and the save that the first one asked for is running. Only outside held(), and when the
+    first one had no effect (C code can swallow what a handler raises), a later one raises again.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class StopSignal:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let the work inside come to its end first; what takes long looks at `signum` now and then."""
+        """Let the work inside finish first; long work checks `signum` from time to time."""
         self._held = True
         try:
             yield
@@ -63,7 +63,7 @@ class StopSignal:
     def deferred(self) -> Iterator[None]:
         """Only set `signum`, whatever arrives: for one of several processes, which stop together.
 
-        A second SIGINT changes nothing here: torchrun sends one after the terminal's. It has a patience of its own.
+        A second SIGINT changes nothing here, since torchrun sends one after the terminal's and kills after a time.
         """
         self._held = self._deferred = True
         try:
@@ -73,7 +73,7 @@ class StopSignal:
 
     @contextmanager
     def forwarded(self) -> Iterator[None]:
-        """Hand the first signal on to the processes that this one started, and wait for what they make of it."""
+        """Pass the first signal to the processes that this one started, and wait for their outcome."""
         self._forwards = True
         try:
             yield
@@ -81,7 +81,7 @@ class StopSignal:
             self._forwards = False
 
     def watched(self, items: Iterable[T]) -> Iterable[T]:
-        """The items: outside held() a signal ends what is done with them by itself."""
+        """Return the items unchanged: outside held() a signal ends the loop over them by itself."""
         return items
 
     def _arrived(self, signum: int, _frame: FrameType | None) -> None:
