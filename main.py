@@ -1,7 +1,6 @@
 """The program: let Hydra compose the settings of a command line, freeze them, run the command.
 
-This is the only file that imports hydra. Everything a user types wrong is refused here, in command_line.py or in
-config.py, before torch is imported: start-up time is a feature.
+What a user typed wrong is refused before torch is imported, which takes seconds: a typo is answered at once.
 """
 
 import contextlib
@@ -15,36 +14,38 @@ from typing import Any
 from trainer.config.command_line import TYPED_GROUPS, Command, parse_command
 from trainer.config.compose import frozen, run_hydra
 from trainer.config.freeze import from_dict
-from trainer.config.options import choices_of, run_settings
+from trainer.config.options import choices_of
+from trainer.config.roles import check_typed, without_effect
 from trainer.config.schema import Config
 from trainer.run import directory
 from trainer.sweep.launch import run_sweep
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, Interrupted, TrainerError, listed
+from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 
-# NumPy's threads would keep the cores busy for a tenth of a second after each product, while torch's wait for them:
-# with impl=numpy a step takes four times as long. Read when NumPy is imported.
+# NumPy's threads would spin for a tenth of a second after each product, on the cores that torch's threads need: with
+# impl=numpy a step would take four times as long. OpenBLAS reads this when NumPy is imported, so it has to stand here.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 HELP = """\
 python main.py [train] [group=choice ...] [key=value ...]        train a model (train is the default)
 python main.py eval    checkpoint=RUN|PATH [split=test] [...]    measure a trained model
-python main.py predict checkpoint=RUN|PATH [input=FILE|FOLDER]   label pictures, or the test split
-python main.py check-resume [group=choice ...] [key=value ...]   does a run like this survive interruptions to the bit?
-python main.py compare-impl [group=choice ...] [key=value ...]   the same run in every library: curves, times, distances
+python main.py predict checkpoint=RUN|PATH [input=FILE|FOLDER]   label images, or the test split
+python main.py check-resume [group=choice ...] [key=value ...]   does a run like this resume bit for bit?
+python main.py compare-impl [group=choice ...] [key=value ...]   one run in each library: curves, times, differences
 python main.py -m key=value1,value2 ...                          one run for each combination of values
 torchrun --nproc_per_node=N main.py ...                          train with N processes (docs/several-processes.md)
 
 groups
 {groups}
-settings: every one of them stands with its unit and range in configs/*.yaml; --cfg job prints those of a command.
-A pair of data and model brings tuned values by itself (configs/recipe); recipe=none leaves them out.
+settings: configs/*.yaml lists each one with its unit and range; --cfg job prints those of a command.
+A pair of data and model brings its own tuned values (configs/recipe); recipe=none leaves them out.
 
 examples
-  python main.py                                                 linear regression on made-up data, in seconds
+  python main.py                                                 linear regression on synthetic data, in seconds
   python main.py model=mlp data=fashion_mnist optimizer.lr=0.05
   python main.py model=resnet34 data=cifar10 device=cuda name=first
-  python main.py resume=first                                    go on after an interruption
+  python main.py resume=first                                    continue after an interruption
   python main.py eval checkpoint=first
   python main.py predict checkpoint=last input=photos/
   python main.py -m data=mnist model=softmax,mlp optimizer.lr=0.1,0.5
@@ -54,30 +55,34 @@ examples
 """
 
 
-def saved_config(command: Command) -> Mapping[str, Any] | None:
-    """The config of the run that eval, predict or resume go on with; None where nothing is gone on with."""
-    defaults = run_settings()
-    folders = {key: command.value(f"paths.{key}") or defaults[f"paths.{key}"] for key in ("outputs", "checkpoints")}
-    if command.verb in ("check-resume", "compare-impl"):
-        return None
-    target = command.value("resume" if command.verb == "train" else "checkpoint")
-    if command.verb != "train" and target is None:
-        raise ConfigError(f"{command.verb} needs checkpoint=<a run's name, last, or a checkpoint file>.")
-    if target == "auto":
-        name = command.value("name")
-        if name is None:
-            raise ConfigError("resume=auto needs name=<the run's name>.")
-        target = name if directory.exists(name, folders["outputs"]) else None
-    if target is None:
-        return None
-    if (found := directory.find(target, **folders)).run is not None:
+def target_of(command: Command) -> str | None:
+    """The run or file that eval, predict or resume starts from; None for a new run.
+
+    Raises:
+        ConfigError: eval or predict without checkpoint=, or resume=auto without name=.
+    """
+    if command.verb in ("eval", "predict"):
+        if (target := command.value("checkpoint")) is None:
+            raise ConfigError(f"{command.verb} needs checkpoint=<a run's name, last, or a checkpoint file>.")
+        return target
+    target = command.value("resume") if command.verb == "train" else None
+    if target != "auto":
+        return target
+    if (name := command.value("name")) is None:
+        raise ConfigError("resume=auto needs name=<the run's name>.")
+    return name if directory.exists(name, command.folders["outputs"]) else None
+
+
+def saved_config(command: Command, target: str) -> Mapping[str, Any]:
+    """The plain config that a run or a checkpoint file was saved with."""
+    if (found := directory.find(target, **command.folders)).run is not None:
         return directory.read_config(found.run)
     from trainer.run.safe_load import read_checkpoint  # imports torch
 
     saved = dict(read_checkpoint(found.file)["config"])
-    own = Path(folders["checkpoints"]) / saved["name"] / found.file.name
+    own = Path(command.folders["checkpoints"]) / saved["name"] / found.file.name
     if not own.is_file() or not own.samefile(found.file):
-        saved["paths"] = {}  # of the machine it was written on
+        saved["paths"] = {}  # the file came from elsewhere, and so did its paths
     return saved
 
 
@@ -87,7 +92,11 @@ def run_one(command: Command, stop: StopSignal) -> None:
         directory.check_name(name)
     if command.verb != "train" and ranks.of_environment().world > 1:
         raise ConfigError(f"{command.verb} is for one process. Start it without torchrun.")
-    saved = saved_config(command)
+    target = target_of(command)
+    use = "resume" if command.verb == "train" and target is not None else command.verb
+    warnings = check_typed(use, command.values)
+    command = command.without(warnings)
+    saved = saved_config(command, target) if target is not None else None
     words = list(command.overrides)
     if saved is not None:
         choices = from_dict(saved).to_dict()["choices"]
@@ -99,8 +108,11 @@ def run_one(command: Command, stop: StopSignal) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         try:
-            choices = HydraConfig.get().runtime.choices
-            run_verb(command.verb, frozen(composed, choices, command, saved), stop)
+            config = frozen(composed, HydraConfig.get().runtime.choices, command, saved)
+            screen = Screen()
+            for line in (*warnings.values(), *without_effect(use, config)):
+                screen.say(line)
+            run_verb(command.verb, config, stop, screen)
         except Exception as error:
             errors.append(error)
 
@@ -109,8 +121,8 @@ def run_one(command: Command, stop: StopSignal) -> None:
         raise errors[0]
 
 
-def run_verb(verb: str, config: Config, stop: StopSignal) -> float | None:
-    """Run a command on frozen settings, and return train's objective; errors of torch and the system in our words."""
+def run_verb(verb: str, config: Config, stop: StopSignal, screen: Screen) -> None:
+    """Run a command on frozen settings; errors of torch and of the system are put into the program's own words."""
     from trainer.commands.check_resume import run_check_resume  # import torch
     from trainer.commands.compare_impl import run_compare_impl
     from trainer.commands.evaluate import run_eval
@@ -118,16 +130,17 @@ def run_verb(verb: str, config: Config, stop: StopSignal) -> float | None:
     from trainer.commands.train import train
     from trainer.run import failures
 
+    others = {
+        "eval": run_eval,
+        "predict": run_predict,
+        "check-resume": run_check_resume,
+        "compare-impl": run_compare_impl,
+    }
     try:
         if verb == "train":
-            return train(config, stop)
-        {
-            "eval": run_eval,
-            "predict": run_predict,
-            "check-resume": run_check_resume,
-            "compare-impl": run_compare_impl,
-        }[verb](config)
-        return None
+            train(config, stop, screen=screen)
+        else:
+            others[verb](config)
     except Exception as error:
         raise failures.explain(error, config) from error.__cause__
 
@@ -151,7 +164,7 @@ def main() -> int:
     except Exception as error:
         if not (stop.signum and type(error).__module__.startswith("omegaconf.")):
             raise
-        print("interrupted", file=sys.stderr)  # half-made settings fail while Interrupted passes through them
+        print("interrupted", file=sys.stderr)  # Interrupted left OmegaConf with half-composed settings, which fail
         return 128 + stop.signum
     finally:
         end_workers()
@@ -159,19 +172,19 @@ def main() -> int:
 
 
 def end_workers() -> None:
-    """End the processes that a signal in an awkward moment left behind; Python's exit would wait for them for ever."""
+    """End the worker processes that a signal left behind; Python would wait for them for ever on exit."""
     if processes := "multiprocessing" in sys.modules and sys.modules["multiprocessing"].active_children():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report their end as an error
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report each killed worker as an error
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)  # not every kind of process has kill()
+                os.kill(process.pid, signal.SIGKILL)  # some kinds of process have no kill()
 
 
 if __name__ == "__main__":
     exit_code = main()
-    with contextlib.suppress(OSError, AttributeError):  # the reader of a pipe may have left, or there is no output
+    with contextlib.suppress(OSError, AttributeError):  # the reader of the pipe may be gone, or stdout may be None
         sys.stdout.flush()
         sys.stderr.flush()
-    if "joblib" in sys.modules:  # it has folders to remove
+    if "joblib" in sys.modules:  # it removes its temporary folders at exit
         sys.exit(exit_code)
-    os._exit(exit_code)  # everything is written; Python's own way out takes torch apart, for a second
+    os._exit(exit_code)  # everything is written; a regular exit would spend a second on unloading torch

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from trainer.sweep.search_space import Space
     from trainer.sweep.study import Search
 
-# settings that say where or how a trial is computed, not what: they may change when a study goes on
-NOT_OF_THE_STUDY = ("device", "paths", "plots", "record", "save")
-
 
 class OptunaSweeper(Sweeper):
     """Runs trials until the study has enough of them. Each job is told its number as hydra.job.name."""
@@ -55,6 +52,7 @@ class OptunaSweeper(Sweeper):
         Raises:
             ConfigError: the space or a setting of the search is refused.
         """
+        from trainer.config.roles import identifies
         from trainer.sweep.study import Search, summary
         from trainer.sweep.trial import load_optuna, search_settings
 
@@ -65,7 +63,7 @@ class OptunaSweeper(Sweeper):
         choices = self.config.hydra.runtime.choices
         space, fixed = self.split(arguments, choices)
         folder = Path(self.config.hydra.sweep.dir)
-        of_study = sorted(word for word in fixed if word.partition("=")[0].split(".")[0] not in NOT_OF_THE_STUDY)
+        of_study = sorted(word for word in fixed if identifies("study", word.partition("=")[0].lstrip("+")))
         maximize = is_accuracy(space, choices)
         returned: list[Any] = []
         with Search(settings, space, folder, maximize=maximize, fixed=of_study) as study:

@@ -25,7 +25,7 @@ from trainer.run import directory
 from trainer.run.begin import file_of
 from trainer.run.checkpoint_files import step_of, steps_in
 from trainer.run.safe_load import read_checkpoint
-from trainer.utils.errors import ConfigError, Interrupted, TrainerError, failure
+from trainer.utils.errors import Interrupted, TrainerError, failure
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 
@@ -40,9 +40,6 @@ def run_check_resume(config: Config) -> None:
     Raises:
         TrainerError: the two differ; says in what, and whether two straight runs differ as well.
     """
-    for key in ("name", "resume", "checkpoint", "input", "split", "fast_dev_run"):
-        if key in config.typed:
-            raise ConfigError(f"{key}= is not for check-resume: it trains short runs of its own, elsewhere.")
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="check-resume-") as folder:
         if config.init_from is not None:

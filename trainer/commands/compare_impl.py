@@ -16,7 +16,7 @@ from typing import Any
 from trainer import data
 from trainer.config.fit import check_impl
 from trainer.config.ranges import IMPLS
-from trainer.config.schema import BUILT, Choice, Config
+from trainer.config.schema import Choice, Config
 from trainer.data.splits import Splits
 from trainer.run import directory
 from trainer.run.environment import provenance
@@ -32,11 +32,6 @@ from trainer.utils.screen import Screen, table
 TURN = 20  # steps of one library before the next one takes over
 POINTS = 500  # of a curve, about
 ADVICE = "Try a smaller optimizer.lr."
-OTHERS = (
-    *("name", "resume", "resume_allow", "checkpoint", "init_from", "input", "split", "impl"),
-    *(f"{part}.impl" for part in BUILT),
-)
-WITHOUT_EFFECT = ("early_stopping.", "paths.checkpoints", "record.", "reference.", "save.", "stop_at.")
 
 
 @dataclass
@@ -78,16 +73,10 @@ def run_compare_impl(config: Config) -> None:
     """Train the run in every library, print the table, and write comparison.json and the picture.
 
     Raises:
-        ConfigError: a setting that is not for this command, or fewer than two libraries have the parts.
+        ConfigError: fewer than two libraries have the parts.
         DivergedError: a loss is not finite.
     """
-    for key in config.typed:
-        if key in OTHERS:
-            raise ConfigError(f"{key}= is not for compare-impl: it trains runs of its own, one in each library.")
     screen = Screen()
-    for key in config.typed:
-        if key.startswith(WITHOUT_EFFECT):
-            screen.say(f"warning: {key} has no effect on compare-impl")
     name = f"compare-impl-{config.data.name}-{config.model.name}"
     folder = Path(config.paths.outputs) / name
     directory.check_writable(folder)

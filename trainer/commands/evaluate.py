@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trainer import build, data
-from trainer.config.schema import GROUPS, Config
+from trainer.config.schema import Config
 from trainer.data.splits import Splits
 from trainer.engine import Evaluation
 from trainer.run import directory
@@ -23,9 +23,6 @@ from trainer.totals import Totals
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import write_json
 from trainer.utils.screen import Screen, shown, table
-
-OF_THE_CUT = ("data.val_fraction", "data.split_seed", "data.limit")
-HAS_EFFECT = ("checkpoint", "input", "split", "plots", "data", "device", "paths.", "impl", "model.impl", "loss.impl")
 
 
 @dataclass(frozen=True)
@@ -43,23 +40,13 @@ class Trained:
     folder: Path  # where results go
 
 
-def load_trained(config: Config, command: str, screen: Screen) -> Trained:
+def load_trained(config: Config, screen: Screen) -> Trained:
     """The model of checkpoint=, on the device that the config asks for.
 
     Raises:
-        ConfigError: the file is missing or damaged, or a setting was typed that this command does not know.
+        ConfigError: the file is missing or damaged, or does not fit the model.
     """
-    for key in ("resume", "resume_allow", "init_from", "input" if command == "eval" else "split"):
-        if key in config.typed:
-            raise ConfigError(f"{key}= is not for {command}.")
-    for key in config.typed:
-        if key in GROUPS and not key.startswith(HAS_EFFECT):
-            raise ConfigError(f"{key}=: the {key} comes from the checkpoint. What may change: data=, device=.")
-        if key in OF_THE_CUT and config.split != "test":
-            raise ConfigError(f"{key}=: which examples are in split={config.split} comes from the checkpoint.")
-        if not key.startswith(HAS_EFFECT) or key in (*OF_THE_CUT, "data.normalize", "data.augment"):
-            screen.say(f"warning: {key} has no effect on {command}")
-    assert config.checkpoint is not None
+    assert config.checkpoint is not None, "main.py refuses eval and predict without it"
     path = file_of(config, config.checkpoint)
     content = read_checkpoint(path)
     check_architecture(config, content, path)
@@ -105,7 +92,7 @@ def evaluate_data(config: Config, trained: Trained, split_name: str) -> tuple[Sp
 def run_eval(config: Config) -> None:
     """Print loss, accuracy and per-class figures of a split, and write them to eval-<data>-<split>.json."""
     screen = Screen()
-    trained = load_trained(config, "eval", screen)
+    trained = load_trained(config, screen)
     splits, evaluation = evaluate_data(config, trained, config.split)
     trained.folder.mkdir(parents=True, exist_ok=True)
     stem = f"eval-{config.data.name}-{config.split}"

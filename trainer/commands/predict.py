@@ -27,7 +27,7 @@ def run_predict(config: Config) -> None:
         ConfigError: at the end, if some pictures could not be read; the others are labelled all the same.
     """
     screen = Screen()
-    trained = load_trained(config, "predict", screen)
+    trained = load_trained(config, screen)
     if not trained.classes:
         raise ConfigError(f"{trained.path} predicts numbers, not classes: predict is for pictures; eval measures it.")
     if config.input is None:

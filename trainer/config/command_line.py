@@ -5,10 +5,18 @@ Torch-free and Hydra-free: a typo is answered at once.
 
 import importlib.util
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 
-from trainer.config.options import all_keys, check_choice, check_hydra_option, check_value, chosen_engines, unknown_key
+from trainer.config.options import (
+    all_keys,
+    check_choice,
+    check_hydra_option,
+    check_value,
+    chosen_engines,
+    run_settings,
+    unknown_key,
+)
 from trainer.config.schema import GROUPS
 from trainer.utils.errors import ConfigError, listed, nearest
 
@@ -30,22 +38,44 @@ EXTRAS = dict.fromkeys(PLUGINS, "requirements-launchers.txt") | {"ray_cluster": 
 
 @dataclass(frozen=True)
 class Command:
-    """A prepared command line: the words Hydra gets (`overrides`), and what they were before."""
+    """A prepared command line.
+
+    Attributes:
+        verb: what to do.
+        overrides: the words for Hydra, with short forms written out and text quoted.
+        multirun: whether -m was given.
+        flags: Hydra's own flags: --cfg and what it prints.
+    """
 
     verb: str
     overrides: tuple[str, ...]
     multirun: bool = False
     flags: tuple[str, ...] = ()
 
-    def value(self, key: str) -> str | None:
-        """What was typed for key (the last one wins), without quotes; None if it was not typed."""
-        values = [text for name, text in map(split_word, self.overrides) if name == key]
-        return unquote(values[-1]) if values and values[-1] != "null" else None
+    @property
+    def values(self) -> dict[str, str]:
+        """{key: value} as typed, without quotes; where a key was typed twice, the last one wins."""
+        return {key: unquote(text) for key, text in map(split_word, self.overrides)}
 
     @property
     def typed(self) -> list[str]:
         """The keys that were typed."""
         return [split_word(word)[0] for word in self.overrides]
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Where runs are: {"outputs": ..., "checkpoints": ...}."""
+        keys = {name: f"paths.{name}" for name in ("outputs", "checkpoints")}
+        return {name: self.value(key) or run_settings()[key] for name, key in keys.items()}
+
+    def value(self, key: str) -> str | None:
+        """What was typed for a key; None if nothing or null was."""
+        value = self.values.get(key, "null")
+        return None if value == "null" else value
+
+    def without(self, keys: Container[str]) -> "Command":
+        """The command line without these keys."""
+        return replace(self, overrides=tuple(word for word in self.overrides if split_word(word)[0] not in keys))
 
 
 def split_word(word: str) -> tuple[str, str]:

@@ -1,51 +1,223 @@
-"""What each setting is for: which commands it counts for, and what resume may change."""
+"""What each setting is for: one table, from which all that depends on it is derived.
+
+That is: what resume may change, what a sweep and a study are recognised by, and what each command does with a setting
+that was typed. A new setting needs a line here; tests/test_roles.py asks for it.
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from enum import Enum, auto
+from typing import Any, NamedTuple
 
-from trainer.config.options import flatten
-from trainer.config.schema import Config
-
-# settings that belong to a command and are never taken from what an earlier one saved
-OF_THE_COMMAND = (
-    *("resume", "resume_allow", "checkpoint", "input", "split", "plots"),
-    *("paths.outputs", "paths.checkpoints", "paths.cache"),
-)
-# what resume may change: no number depends on it, or only on how far training goes. Another device or number of threads
-# rounds differently, and a warning says so.
-FREE_ON_RESUME = (
-    "checkpoint",
-    "choices.device",
-    "data.mirror",
-    "data.resident",
-    "data.workers",
-    "device.deterministic",
-    "device.index",
-    "device.num_threads",
-    "early_stopping.",
-    "epochs",
-    "input",
-    "name",
-    "paths.",
-    "plots",
-    "record.",
-    "reference.",
-    "resume",
-    "save.",
-    "split",
-    "stop_at.",
-    "sweep.",
-)
-HOW_FAR = ("epochs", "early_stopping.", "stop_at.")  # those of them that say when training ends
+from trainer.config.options import chosen_engines, flatten
+from trainer.config.ranges import REGRESSION, TASK_OF_DATA
+from trainer.config.schema import GROUPS, Config
+from trainer.utils.errors import ConfigError
 
 
-def fingerprint(config: Config) -> str:
-    """SHA-256 of the settings that the numbers depend on: equal for two runs that ought to be the same."""
-    return hashlib.sha256(json.dumps(decisive(config.to_dict()), sort_keys=True).encode()).hexdigest()
+class Role(Enum):
+    """What a setting is for."""
+
+    NUMBERS = auto()  # the results depend on it: another value is another run
+    ROUNDING = auto()  # the last bits depend on it: a run keeps it; a sweep leaves that to its runs
+    FAR = auto()  # how far training goes: may grow on resume
+    MACHINE = auto()  # where and how fast it is computed; what rounds differently there is warned about on resume
+    RECORDS = auto()  # what is written besides the result
+    COMMAND = auto()  # of this command alone: never taken from what an earlier command saved
+    NAME = auto()  # of the run, with -m of the sweep
+    SWEEP = auto()  # which runs a sweep has and how it trains them
+    LAUNCH = auto()  # where the runs of a sweep are computed, and how many a search has
+
+
+USED, NO_EFFECT, REFUSED = "+", "-", "x"  # no effect: a warning says so, and the setting is left out
+# A name that ends in "." or "/" stands for all settings that begin with it; the longest name that fits counts.
+# train: a new run. resume: train with a run to continue. sweep: train with -m. WHEN below has what depends on more.
+TABLE = """
+role      settings                                         train resume sweep eval predict check-resume compare-impl
+NUMBERS   experiment recipe recipe/                          +     -      +     -     -         +            +
+NUMBERS   data data.                                         +     +      +     +     +         +            +
+NUMBERS   data.val_fraction data.split_seed data.limit       +     +      +     -     -         +            +
+NUMBERS   data.normalize data.augment data.order_seed        +     +      +     -     -         +            +
+MACHINE   data.mirror data.resident data.workers             +     +      +     +     +         +            +
+NUMBERS   model loss optimizer schedule                      +     +      +     x     x         +            +
+NUMBERS   model. loss. optimizer. schedule.                  +     +      +     -     -         +            +
+NUMBERS   impl model.impl                                    +     +      +     +     +         +            x
+NUMBERS   loss.impl                                          +     +      +     +     -         +            x
+NUMBERS   optimizer.impl                                     +     +      +     -     -         +            x
+MACHINE   device                                             +     +      +     +     +         +            +
+MACHINE   device.index device.num_threads                    +     +      +     +     +         +            +
+MACHINE   device.deterministic                               +     +      +     +     +         +            +
+ROUNDING  device.                                            +     +      +     +     +         +            +
+NUMBERS   seed batch_size accumulate_steps clip_norm         +     +      +     -     -         +            +
+NUMBERS   ema_decay overfit_batches                          +     +      +     -     -         +            +
+NUMBERS   fast_dev_run                                       +     +      +     -     -         x            +
+NUMBERS   sync_batch_norm                                    +     +      +     -     -         -            -
+NUMBERS   init_from                                          +     +      +     x     x         +            x
+FAR       epochs                                             +     +      +     -     -         +            +
+FAR       early_stopping. stop_at.                           +     +      +     -     -         +            -
+RECORDS   save. reference.                                   +     +      +     -     -         -            -
+RECORDS   record.                                            +     +      +     -     -         +            -
+COMMAND   plots                                              +     +      +     +     +         -            +
+COMMAND   paths.outputs                                      +     +      +     +     +         +            +
+COMMAND   paths.checkpoints                                  +     +      +     +     +         +            -
+COMMAND   paths.cache                                        +     +      +     +     +         +            +
+MACHINE   paths.data                                         +     +      +     +     +         +            +
+NAME      name                                               +     +      +     -     -         x            x
+COMMAND   resume                                             +     +      x     x     x         x            x
+COMMAND   resume_allow                                       +     +      +     x     x         x            x
+COMMAND   checkpoint                                         x     x      x     +     +         x            x
+COMMAND   split                                              x     x      x     +     x         x            x
+COMMAND   input                                              x     x      x     x     +         x            x
+SWEEP     sweep.                                             -     -      +     -     -         -            -
+SWEEP     hydra/sweeper hydra.sweeper.                       x     x      +     x     x         x            x
+LAUNCH    hydra.sweeper.n_jobs hydra.sweeper.n_trials        x     x      +     x     x         x            x
+LAUNCH    hydra/launcher hydra.launcher.                     x     x      +     x     x         x            x
+"""
+
+
+class Line(NamedTuple):
+    """A line of TABLE: the role of a setting, and {use: + - x}."""
+
+    role: Role
+    verdicts: Mapping[str, str]
+
+
+def _rows() -> dict[str, Line]:
+    header, *lines = (line.split() for line in TABLE.strip().splitlines())
+    uses = header[2:]
+    return {
+        name: Line(Role[role], dict(zip(uses, cells[-len(uses) :], strict=True)))
+        for role, *cells in lines
+        for name in cells[: -len(uses)]
+    }
+
+
+ROWS: Mapping[str, Line] = _rows()
+
+
+def row_for(key: str) -> Line | None:
+    """The line of the table that a dotted key falls under; a group choice is `model` or `choices.model`."""
+    key = key.removeprefix("choices.")
+    prefixes = [key[: i + 1] for i, sign in enumerate(key) if sign in "./"]
+    return next((ROWS[name] for name in (key, *reversed(prefixes)) if name in ROWS), None)
+
+
+def _names(*roles: Role) -> tuple[str, ...]:
+    """The settings of these roles as they begin in Config.to_dict(), for startswith()."""
+    return tuple(f"choices.{name}" if name in GROUPS else name for name, row in ROWS.items() if row.role in roles)
+
+
+OF_THE_COMMAND = _names(Role.COMMAND)
+# No result depends on these, or only on how far training goes. Another device or number of threads rounds differently,
+# and a warning says so.
+FREE_ON_RESUME = _names(*(set(Role) - {Role.NUMBERS, Role.ROUNDING}))
+HOW_FAR = _names(Role.FAR)
+OF_THE_RUN = (*_names(Role.NAME), "resume")  # may differ among the runs of a stack, which share everything else
+IDENTITY = {  # by what a sweep or a study is recognised; its runs check the rest themselves
+    "sweep": {Role.NUMBERS},
+    "study": {Role.NUMBERS, Role.FAR},  # trials of other lengths cannot be compared
+    "name": set(Role) - {Role.NAME, Role.LAUNCH},  # of a sweep without name=
+}
+
+
+def identifies(what: str, key: str) -> bool:
+    """Whether a typed setting is part of what a sweep, a study or the name of a sweep is made of."""
+    row = row_for(key)
+    return row is not None and row.role in IDENTITY[what]
 
 
 def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the numbers depend on, by dotted name."""
+    """The settings of Config.to_dict() that the results depend on, by dotted name."""
     return {key: value for key, value in flatten(plain).items() if not key.startswith(FREE_ON_RESUME)}
+
+
+def fingerprint(config: Config) -> str:
+    """SHA-256 of the decisive settings: equal for two runs that should have the same results."""
+    return hashlib.sha256(json.dumps(decisive(config.to_dict()), sort_keys=True).encode()).hexdigest()
+
+
+FOR_OTHERS = "is for eval and predict. To continue a run: resume=. To start from its weights: init_from=."
+WHY_REFUSED = {
+    "train": FOR_OTHERS,
+    "resume": FOR_OTHERS,
+    "sweep": FOR_OTHERS,
+    "sweep resume": "continues one run. A sweep is continued by giving the same command again.",
+    "eval": "is not for eval. Allowed: checkpoint=, split=, data=, device=, plots=, paths.*, impl=.",
+    "predict": "is not for predict. Allowed: checkpoint=, input=, data=, device=, plots=, paths.*, impl=.",
+    "check-resume": "is not for check-resume: it trains short runs of its own, elsewhere. Leave it out.",
+    "compare-impl": "is not for compare-impl: it trains runs of its own, one in each library. Leave it out.",
+}
+
+
+def _depends(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str] | None:
+    """The verdict on a setting where another typed one decides it, and why; None: the table decides."""
+    if use == "train" and key == "resume_allow" and "resume" not in typed:
+        return NO_EFFECT, "resume= is not given"
+    if use == "sweep" and key == "sweep.stack" and set(chosen_engines(typed).values()) != {"basic"}:
+        return NO_EFFECT, "hydra/sweeper and hydra/launcher train each run by itself"
+    split = typed.get("split", "test")
+    if use == "eval" and key in ("data.val_fraction", "data.split_seed", "data.limit") and split != "test":
+        return REFUSED, f"is not for split={split}: which examples are in it comes from the checkpoint. Leave it out."
+    if use == "predict" and key.startswith(("data", "paths.data", "paths.cache")) and "input" in typed:
+        return NO_EFFECT, "input= says what is labelled"
+    if use == "check-resume" and key in ("paths.outputs", "paths.checkpoints") and "init_from" not in typed:
+        return NO_EFFECT, "its runs are written to a temporary folder"
+    return None
+
+
+def verdict_on(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str]:
+    """What a command does with one typed setting: USED, NO_EFFECT or REFUSED, and why.
+
+    Args:
+        use: a column of TABLE: the command, or how train is used.
+        key: the setting by its dotted name; a group by its name.
+        typed: {key: value} of the whole command line, the values without quotes.
+    """
+    if found := _depends(use, key, {name: value for name, value in typed.items() if value != "null"}):
+        return found
+    row = row_for(key)
+    assert row is not None, f"{key} has no line in TABLE"
+    verdict = row.verdicts[use]
+    if verdict == REFUSED and key in GROUPS:
+        return verdict, f"is not for {use}: the {key} comes from the checkpoint. What may change: data=, device=."
+    if verdict == REFUSED:
+        return verdict, WHY_REFUSED.get(f"{use} {key}", WHY_REFUSED[use])
+    return verdict, "it is for sweeps (-m)" if key == "sweep.stack" else ""
+
+
+def check_typed(use: str, typed: Mapping[str, str]) -> dict[str, str]:
+    """Refuse what is not for a command, and find what does nothing there.
+
+    Args:
+        use: as for verdict_on.
+        typed: as for verdict_on.
+    Returns:
+        {key: warning} for each setting that has no effect. The caller leaves these out, which makes it true.
+    Raises:
+        ConfigError: names the setting, the reason and what to type instead.
+    """
+    warnings: dict[str, str] = {}
+    for key in typed:
+        verdict, why = verdict_on(use, key, typed)
+        if verdict == REFUSED:
+            raise ConfigError(f"{key}= {why}")
+        if verdict == NO_EFFECT:  # recipe=none is three words for Hydra, and one for the user
+            warnings[key] = f"warning: {key.partition('/')[0]} has no effect on {use}{f': {why}' if why else ''}"
+    return warnings
+
+
+def without_effect(use: str, config: Config) -> list[str]:
+    """Warnings about typed settings that the value of another setting, typed or not, makes void."""
+    trains = use not in ("eval", "predict")
+    regression = TASK_OF_DATA[config.data.name] == REGRESSION
+    void = {
+        "epochs": (trains and config.fast_dev_run, "fast_dev_run=true trains one epoch"),
+        "data.augment": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
+        "early_stopping.min_delta": (not config.early_stopping.patience, "early_stopping.patience=0 never stops"),
+        "reference.source": (config.reference.metric is None, "reference.metric is null"),
+        "reference.value": (config.reference.metric is None, "reference.metric is null"),
+        "plots": (use == "eval" and regression, "it draws nothing for a regression"),
+    }
+    found = [(key, *void[key]) for key in dict.fromkeys(config.typed) if key in void]
+    return [f"warning: {key} has no effect on {use}: {why}" for key, holds, why in found if holds]

@@ -15,7 +15,8 @@ from typing import Any
 from trainer.config.command_line import PLUGINS, TYPED_GROUPS, Command, quote, split_word, unquote
 from trainer.config.compose import each_value, explain_refusal, frozen, parse_overrides, run_hydra
 from trainer.config.freeze import with_values
-from trainer.config.options import CONFIGS, chosen_engines, run_settings
+from trainer.config.options import CONFIGS, chosen_engines
+from trainer.config.roles import check_typed, identifies, without_effect
 from trainer.run import directory
 from trainer.run.directory import Run
 from trainer.sweep.board import Board
@@ -27,9 +28,6 @@ from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerEr
 from trainer.utils.files import read_json, write_json
 from trainer.utils.signals import StopSignal, end_with_parent
 
-# another value of these goes on with the same sweep
-NOT_IN_THE_NAME = ("name", "hydra/launcher", "hydra.launcher.", "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials")
-
 
 def name_sweep(command: Command) -> str:
     """The name of a multirun: what name= says, else a digest of its settings, so that the same command finds it again.
@@ -37,20 +35,15 @@ def name_sweep(command: Command) -> str:
     Where its jobs run, and how many a search has, is not part of it.
 
     Raises:
-        ConfigError: name= is swept over or malformed, or resume= is given.
+        ConfigError: name= is swept over or malformed, or a single run has it.
     """
     name = command.value("name")
-    if command.value("resume"):
-        raise ConfigError(
-            "resume= goes on with one run; a sweep goes on by itself when the same command is given again."
-        )
     if name is None:
-        words = [word for word in command.overrides if not split_word(word)[0].startswith(NOT_IN_THE_NAME)]
+        words = [word for word in command.overrides if identifies("name", split_word(word)[0])]
         name = "sweep-" + hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
     elif "," in name:
         raise ConfigError(f"name={name}: name names the whole sweep; its runs are numbered.")
-    folder = command.value("paths.outputs") or run_settings()["paths.outputs"]
-    if directory.exists(name, folder):
+    if directory.exists(name, command.folders["outputs"]):
         raise ConfigError(f"name={name} is the name of a single run already. Choose another for the sweep.")
     return directory.check_name(name)
 
@@ -63,7 +56,9 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     Raises:
         SweepError: at least one job failed.
     """
-    folder = Path(command.value("paths.outputs") or run_settings()["paths.outputs"]) / name_sweep(command)
+    warnings = check_typed("sweep", command.values)
+    folder = Path(command.folders["outputs"]) / name_sweep(command)
+    command = command.without(warnings)
     typed = {split_word(word)[0]: word for word in command.overrides}  # the last one wins
     words = [word for key, word in typed.items() if key != "name"]
     engines = chosen_engines(dict(map(split_word, words)))
@@ -80,6 +75,9 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
         if engines["hydra/sweeper"] == "basic":  # a study is made for many processes, a list of jobs is not
             held.enter_context(directory.hold(Run(folder.name, folder, Path())))
         check_same_sweep(folder, engines["hydra/sweeper"], dict(map(split_word, words)))
+        found = [line for job in jobs if job.config is not None for line in without_effect("sweep", job.config)]
+        for line in dict.fromkeys([*warnings.values(), *found]):
+            print(line, flush=True)
         try:
             with Board(folder, {job.number: job.text for job in jobs}):
                 if jobs:
@@ -217,13 +215,6 @@ class RunJob:
                 raise
 
 
-# settings that may be others when a sweep goes on; the runs themselves check those that change their numbers
-MAY_CHANGE = (
-    *("name", "plots", "paths.", "device", "save.", "record.", "sweep.", "hydra"),
-    *("epochs", "early_stopping.", "stop_at."),
-)
-
-
 def check_same_sweep(folder: Path, sweeper: str, words: Mapping[str, str]) -> None:
     """Refuse a name that another sweep has; outputs/<sweep>/sweep.json says what that one is made of.
 
@@ -232,16 +223,16 @@ def check_same_sweep(folder: Path, sweeper: str, words: Mapping[str, str]) -> No
     Raises:
         ConfigError: names the settings that are others.
     """
-    made_of = {key: value for key, value in sorted(words.items()) if not key.startswith(MAY_CHANGE)}
-    content = {"sweeper": sweeper, "made_of": made_of}
+    made_of = {key: value for key, value in sorted(words.items()) if identifies("sweep", key)}
     path = folder / "sweep.json"
-    before = read_json(path) if path.is_file() else None
-    if before is None:
-        write_json(path, content)
-    elif before != content:
-        was = before.get("made_of", {}) | {"hydra/sweeper": before.get("sweeper")}
-        now = made_of | {"hydra/sweeper": sweeper}
-        others = sorted(key for key in was | now if was.get(key) != now.get(key))
+    if not path.is_file():
+        write_json(path, {"sweeper": sweeper, "made_of": made_of})
+        return
+    before = read_json(path)  # an earlier version may have counted more settings among these
+    was = {key: value for key, value in before.get("made_of", {}).items() if identifies("sweep", key)}
+    was |= {"hydra/sweeper": before.get("sweeper")}
+    now = made_of | {"hydra/sweeper": sweeper}
+    if others := sorted(key for key in was | now if was.get(key) != now.get(key)):
         raise ConfigError(f"name={folder.name} is a sweep with other settings: {listed(others)}. Choose another name=.")
 
 

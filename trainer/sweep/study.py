@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.ranges import as_yaml
+from trainer.config.roles import identifies
 from trainer.run import directory
 from trainer.sweep.search_space import Space, check_numbers, differences, points, word
 from trainer.sweep.trial import SearchSettings, load_optuna, pruner_of, search_settings, storage_of, to_write, trial_in
@@ -143,7 +144,8 @@ class Search:
                 raise ConfigError(f"{self.where()} holds a study that is not ours. Choose another name=.")
             self.study.set_user_attr("note", note)
             return
-        changed = differences(old["space"], space) + differences(old["fixed"], words)
+        was = {key: value for key, value in old["fixed"].items() if identifies("study", key)}  # once it held more keys
+        changed = differences(old["space"], space) + differences(was, words)
         if changed or old["maximize"] != maximize:
             what = listed(changed) or "metric"
             raise ConfigError(f"{self.where()} was begun with another {what}. Give the same, or choose another name=.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config.options import flatten
+from trainer.config.roles import OF_THE_RUN
 from trainer.config.schema import Config
 from trainer.run.machine import find_device
 from trainer.utils import ranks
@@ -18,7 +19,6 @@ from trainer.utils.errors import listed
 
 # what may differ from run to run; with data.order_seed the seed too, which then decides on the initial weights alone
 OWN = ("optimizer.lr", "optimizer.weight_decay", "optimizer.momentum", "model.init_std", "model.bias_std")
-OF_THE_RUN = ("name", "resume")
 STACKABLE_MODELS = ("linreg", "softmax", "mlp")
 STACKABLE_OPTIMIZERS = ("sgd", "adam", "adamw")
 INPUTS = {"mnist": (784, 10), "fashion_mnist": (784, 10), "cifar10": (3072, 10)}  # numbers of an example, classes
