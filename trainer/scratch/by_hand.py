@@ -1,13 +1,13 @@
 """The backward of every operation, derived by hand: one autograd.Function each, whose forward is in formulas.py.
 
 A Function is a node of the graph that loss.backward() walks from the loss to the weights. Its `backward` gets
-g = dL/dy, the derivative of the loss by the output, in the shape of the output, and returns dL/dx for each input, by
-the chain rule; None for what no derivative is needed of. What it needs from the forward is kept in ctx.
+g = dL/dy, the derivative of the loss by the output, in the shape of the output. By the chain rule it returns dL/dx for
+each input, or None for an input whose derivative is not needed. ctx keeps what it needs from the forward.
 
-A backward may use what the forward kept as if it were constant, so that it cannot be differentiated once more:
-once_differentiable makes an attempt at that an error.
+A backward treats what the forward kept as constant, so it cannot be differentiated again: once_differentiable makes
+an attempt an error.
 
-The functions at the end are what layers and losses call: the same names and arguments as in formulas.py.
+Layers and losses call the functions at the end, which have the names and arguments of formulas.py.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -109,14 +109,14 @@ class BatchNorm(Function):
 
     dL/dw = sum g x_hat; dL/db = sum g. For dL/dx, mean and var depend on every x of the channel:
     with h = g w = dL/dx_hat, dL/dvar = -r^2/2 sum h x_hat and dL/dmean = -r sum h; dvar/dx_i = 2 (x_i - mean) / m and
-    dmean/dx_i = 1 / m. Together dL/dx = r [h - mean(h) - x_hat mean(h x_hat)]: what of h is neither along 1 nor x_hat.
+    dmean/dx_i = 1 / m. Together dL/dx = r [h - mean(h) - x_hat mean(h x_hat)]: h without its parts along 1 and x_hat.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         x_hat, mean, var, inverse = formulas.standardize(x, eps)
         ctx.save_for_backward(x_hat, weight, inverse)
-        ctx.mark_non_differentiable(mean, var)  # they go into the running statistics alone
+        ctx.mark_non_differentiable(mean, var)  # only the running statistics use them
         return formulas.scale_and_shift(x_hat, weight, bias), mean, var
 
     @staticmethod
@@ -150,7 +150,7 @@ class Normalize(Function):
 class Conv2d(Function):
     """Y = W X + b with the filters as the rows of W and the windows of x as the columns of X (formulas.conv2d).
 
-    dL/dW = G X^T and dL/dX = W^T G, as for a linear layer. A number of x stands in several windows, so dL/dx is the sum
+    dL/dW = G X^T and dL/dX = W^T G, as for a linear layer. A number of x is in several windows, so dL/dx is the sum
     of dL/dX over the places to which it was copied. dL/db = sum_{n,i,j} g.
     """
 
@@ -180,7 +180,7 @@ class Conv2d(Function):
 
 
 def add_windows(x: Tensor, windows: Tensor, stride: int) -> None:
-    """Add windows (C, U, V, N, I, J) to where they stand in x (N, C, H, W): how they were copied, reversed."""
+    """Add windows (C, U, V, N, I, J) to their places in x (N, C, H, W): the reverse of copying them out."""
     _, height, width, _, down, across = windows.shape
     for u in range(height):
         for v in range(width):
@@ -194,7 +194,7 @@ def cropped(x: Tensor, padding: int) -> Tensor:
 
 
 class MaxPool2d(Function):
-    """y = the largest x of a window. dL/dx = g for that one, 0 for the others, summed over the windows it is in."""
+    """y = the largest x of a window. dL/dx = g for that one, 0 for the others, summed over the windows of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, stride: int, padding: int) -> Tensor:
@@ -215,7 +215,7 @@ class MaxPool2d(Function):
 
 
 class AvgPool2d(Function):
-    """y = sum of a window / size^2. dL/dx = g / size^2, summed over the windows that x is in."""
+    """y = sum of a window / size^2. dL/dx = g / size^2, summed over the windows of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, stride: int, padding: int) -> Tensor:
@@ -282,7 +282,7 @@ class L1(Function):
 
 
 class Huber(Function):
-    """L = mean huber(e) with e = y_hat - y. dL/dy_hat = e / (N M) g, with e cut off at -delta and delta."""
+    """L = mean huber(e) with e = y_hat - y. dL/dy_hat = e / (N M) g, with e clamped to [-delta, delta]."""
 
     @staticmethod
     def forward(ctx: Any, y_hat: Tensor, y: Tensor, delta: float) -> Tensor:
@@ -365,18 +365,18 @@ l1, sigmoid_cross_entropy, quadratic = L1.apply, SigmoidCrossEntropy.apply, Quad
 
 
 def mse(y_hat: Tensor, y: Tensor, *, form: str) -> Tensor:
-    """formulas.mse, with its backward; the wrapper is for the option, which apply() takes by place alone."""
+    """formulas.mse with its backward; a wrapper, since apply() takes no keyword arguments."""
     loss: Tensor = MSE.apply(y_hat, y, form)
     return loss
 
 
 def huber(y_hat: Tensor, y: Tensor, *, delta: float) -> Tensor:
-    """formulas.huber, with its backward."""
+    """formulas.huber with its backward."""
     loss: Tensor = Huber.apply(y_hat, y, delta)
     return loss
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
-    """formulas.cross_entropy, with its backward."""
+    """formulas.cross_entropy with its backward."""
     loss: Tensor = CrossEntropy.apply(logits, labels, label_smoothing)
     return loss

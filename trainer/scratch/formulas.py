@@ -1,11 +1,11 @@
 """The forward formula of every operation, in plain tensor operations; each is written here and nowhere else.
 
-impl=autograd trains with these as they stand and leaves their derivatives to torch. impl=scratch calls them from
+impl=autograd trains with these as they are and leaves their derivatives to torch. impl=scratch calls them from
 by_hand.py, which has the derivatives; a function in `__all__` has a twin of the same name and arguments there. The
-functions that are not in it are the steps that several of them share, or that a derivative needs the result of.
+other functions are steps that several of them share, or whose result a derivative needs.
 
-Shapes: N examples, C channels, (H, W) pixels, K classes, M outputs of a regression. Pictures (N, C, H, W) may lie in
-memory in any order.
+Shapes: N examples, C channels, (H, W) pixels, K classes, M outputs of a regression. Images (N, C, H, W) may have any
+memory layout.
 """
 
 import torch
@@ -16,7 +16,7 @@ __all__ = (
     *("conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool2d"),
     *("mse", "l1", "huber", "cross_entropy", "sigmoid_cross_entropy", "quadratic"),
 )
-COLUMNS_AT_ONCE = 3_000_000  # numbers: 12 MB in fp32. More leave the cache, fewer are too small for one product
+COLUMNS_AT_ONCE = 3_000_000  # numbers: 12 MB in fp32. More leave the cache; fewer make too small a product
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -25,7 +25,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0). The sign makes its derivative at 0 be 0; that of clamp alone depends on the version of torch."""
+    """max(x, 0). The sign makes the derivative at 0 be 0; with clamp alone it depends on the version of torch."""
     return x.clamp(min=0) * x.detach().sign()
 
 
@@ -42,12 +42,12 @@ def tanh(x: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """x times a mask that is 0 with probability p, else 1 / (1 - p), so that the mean stays what it was."""
+    """x times a mask that is 0 with probability p, else 1 / (1 - p), which keeps the mean."""
     return x * dropout_mask(x, p)
 
 
 def dropout_mask(x: Tensor, p: float) -> Tensor:
-    """A fresh mask, drawn from the global generator as torch draws it."""
+    """A new mask, drawn from the global generator as torch draws it."""
     return torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
 
 
@@ -55,7 +55,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Ten
     """y = w (x - mean) / sqrt(var + eps) + b per channel, over the batch (N, C) or (N, C, H, W).
 
     Returns:
-        y; and mean (C,) and var (C,) of the batch, the mean of squares, for the running statistics.
+        y, and mean (C,) and var (C,) of the batch (divided by m, not m - 1) for the running statistics.
     Source: Ioffe & Szegedy 2015, algorithm 1.
     """
     x_hat, mean, var, _ = standardize(x, eps)
@@ -63,14 +63,14 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Ten
 
 
 def normalize(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """y = w (x - mean) / sqrt(var + eps) + b with a given mean and var (C,): what evaluation does."""
+    """y = w (x - mean) / sqrt(var + eps) + b with given mean and var (C,), as in evaluation."""
     return scale_and_shift((x - per_channel(mean, x)) * per_channel(1 / (var + eps).sqrt(), x), weight, bias)
 
 
 def standardize(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x_hat = (x - mean) / sqrt(var + eps) per channel, and mean, var and 1 / sqrt(var + eps), each (C,).
 
-    In two passes: the mean first, then the squares of what is left. E[x^2] - mean^2 would lose all its digits in fp32
+    It takes two passes: first the mean, then the squares of x - mean. E[x^2] - mean^2 would lose all its digits in fp32
     where the mean is large.
     """
     axes = channels_apart(x)
@@ -87,20 +87,20 @@ def scale_and_shift(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def channels_apart(x: Tensor) -> tuple[int, ...]:
-    """The axes that a channel is averaged over: all but 1."""
+    """The axes that a channel is averaged over: all except 1."""
     return (0, *range(2, x.ndim))
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """(C,) so that it fits x (N, C) or (N, C, H, W)."""
+    """(C,) as (1, C) or (1, C, 1, 1), to broadcast with x (N, C) or (N, C, H, W)."""
     return values.view(1, -1, *[1] * (x.ndim - 2))
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     """y[n,o,i,j] = b[o] + sum_{c,u,v} W[o,c,u,v] x[n,c,i s + u,j s + v]: (N, C, H, W), (O, C, U, V) -> (N, O, I, J).
 
-    As a product of matrices (im2col): each filter is a row, each window of x a column. A few pictures at a time, since
-    the columns are U V times as large as the pictures, and stay in the cache that way.
+    As a product of matrices (im2col): each filter is a row, each window of x a column. The columns are U V times as
+    large as the images, so a few images at a time go through, which keeps them in the cache.
     """
     parts = []
     for part in in_parts(framed(x, padding, 0.0), weight, stride):
@@ -111,32 +111,32 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
 
 
 def in_parts(x: Tensor, weight: Tensor, stride: int) -> list[Tensor]:
-    """The windows of x (N, C, H, W) under the filters, a few pictures at a time: views (C, U, V, n, I, J)."""
+    """The windows of x (N, C, H, W) under the filters, a few images at a time: views (C, U, V, n, I, J)."""
     height, width = weight.shape[2:]
     windows = x.unfold(2, height, stride).unfold(3, width, stride).permute(1, 4, 5, 0, 2, 3)
-    of_a_picture = max(1, windows[:, :, :, :1].numel())
-    return list(windows.split(max(1, COLUMNS_AT_ONCE // of_a_picture), 3))
+    per_image = max(1, windows[:, :, :, :1].numel())
+    return list(windows.split(max(1, COLUMNS_AT_ONCE // per_image), 3))
 
 
 def columns(windows: Tensor) -> Tensor:
-    """Windows (C, U, V, n, I, J) as the columns of a matrix (C U V, n I J), which is a copy."""
+    """Copy windows (C, U, V, n, I, J) into the columns of a matrix (C U V, n I J)."""
     return windows.reshape(windows.shape[:3].numel(), -1)
 
 
 def output_size(x: Tensor, size: int, stride: int, padding: int) -> tuple[int, int]:
-    """How many windows fit from top to bottom and from left to right.
+    """The number of windows from top to bottom and from left to right.
 
     Raises:
-        ValueError: none, or some would lie outside the picture.
+        ValueError: no window fits, or the padding is more than half a window.
     """
     down, across = ((side + 2 * padding - size) // stride + 1 for side in x.shape[2:])
     if min(down, across) < 1 or padding > size // 2:
-        raise ValueError(f"windows of {size} with padding {padding} do not fit pictures of {tuple(x.shape[2:])}")
+        raise ValueError(f"windows of {size} with padding {padding} do not fit images of {tuple(x.shape[2:])}")
     return down, across
 
 
 def max_pool2d(x: Tensor, size: int, stride: int, padding: int) -> Tensor:
-    """The largest number of each size x size window; of equal ones the first counts. (N, C, H, W) -> (N, C, I, J)."""
+    """The largest number of each size x size window, the first of equal ones. (N, C, H, W) -> (N, C, I, J)."""
     return largest(x, size, stride, padding)[0]
 
 
@@ -148,14 +148,14 @@ def largest(x: Tensor, size: int, stride: int, padding: int) -> tuple[Tensor, Te
 
 
 def avg_pool2d(x: Tensor, size: int, stride: int, padding: int) -> Tensor:
-    """The mean of each size x size window, zeros outside the picture included. (N, C, H, W) -> (N, C, I, J)."""
+    """The mean of each size x size window, zeros outside the image included. (N, C, H, W) -> (N, C, I, J)."""
     count = output_size(x, size, stride, padding)
     first, *others = shifted(framed(x, padding, 0.0), size, stride, count)
     return sum(others, start=first) / size**2
 
 
 def framed(x: Tensor, padding: int, fill: float) -> Tensor:
-    """(N, C, H, W) -> (N, C, H + 2 padding, W + 2 padding), with `fill` round each picture."""
+    """(N, C, H, W) -> (N, C, H + 2 padding, W + 2 padding), with `fill` round each image."""
     if not padding:
         return x
     n, channels, height, width = x.shape
@@ -165,7 +165,7 @@ def framed(x: Tensor, padding: int, fill: float) -> Tensor:
 
 
 def shifted(x: Tensor, size: int, stride: int, count: tuple[int, ...]) -> list[Tensor]:
-    """For each place in a size x size window, row by row, what the `count` windows have there: views (N, C, I, J)."""
+    """For each place in a size x size window, row by row, the numbers of all windows there: views (N, C, I, J)."""
     down, across = (stride * (n - 1) + 1 for n in count)
     corners = [(u, v) for u in range(size) for v in range(size)]
     return [x[:, :, u : u + down : stride, v : v + across : stride] for u, v in corners]

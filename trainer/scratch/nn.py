@@ -1,7 +1,7 @@
-"""The layers: parameters, initial values, running statistics; how they compute is in the operations they are given.
+"""The layers: parameters, initial values and running statistics; the operations that they are given compute.
 
-`layers(operations)` takes the place of torch.nn: classes of the same names, arguments, state_dict keys, shapes and
-initial values, as far as the models here need them. The operations are formulas.py, by_hand.py or with_numpy.py.
+`layers(operations)` replaces torch.nn: its classes have the same names, arguments, state_dict keys, shapes and initial
+values, as far as the models here need them. The operations are formulas.py, by_hand.py or with_numpy.py.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch.nn import Module, Parameter, Sequential
 
 
 def drawn(shape: tuple[int, ...], fan_in: int) -> Parameter:
-    """Initial values U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)) from the global generator, as torch.nn draws them."""
+    """Draw a parameter from U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)) with the global generator, as torch.nn does."""
     bound = 1 / math.sqrt(fan_in)
     return Parameter(torch.empty(shape).uniform_(-bound, bound))
 
@@ -76,7 +76,7 @@ class _BatchNorm(Layer):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise with the batch's mean and variance in training, with the running ones in evaluation."""
+        """Normalise by the batch's mean and variance in training, by the running ones in evaluation."""
         if not self.training:
             return self.operations.normalize(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps)
         m = x.numel() // len(self.weight)
@@ -85,7 +85,7 @@ class _BatchNorm(Layer):
         y, mean, var = self.operations.batch_norm(x, self.weight, self.bias, self.eps)
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean.detach(), self.momentum)
-        self.running_var.lerp_(var.detach() * (m / (m - 1)), self.momentum)  # the unbiased one, as torch keeps it
+        self.running_var.lerp_(var.detach() * (m / (m - 1)), self.momentum)  # unbiased, as torch keeps it
         return y
 
 
@@ -122,7 +122,7 @@ class Tanh(Layer):
 
 
 class Dropout(Layer):
-    """In training each number is 0 with probability p and else divided by 1 - p."""
+    """In training each number becomes 0 with probability p and is otherwise divided by 1 - p."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
@@ -133,24 +133,22 @@ class Dropout(Layer):
         return self.operations.dropout(x, self.p) if self.training and self.p else x
 
 
-class MaxPool2d(Layer):
-    """The largest number of each window."""
-
+class _Pool(Layer):
     def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0) -> None:
         super().__init__()
         self.window = kernel_size, stride or kernel_size, padding
+
+
+class MaxPool2d(_Pool):
+    """The largest number of each window."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, I, J)."""
         return self.operations.max_pool2d(x, *self.window)
 
 
-class AvgPool2d(Layer):
+class AvgPool2d(_Pool):
     """The mean of each window."""
-
-    def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0) -> None:
-        super().__init__()
-        self.window = kernel_size, stride or kernel_size, padding
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, I, J)."""
@@ -158,11 +156,11 @@ class AvgPool2d(Layer):
 
 
 class AdaptiveAvgPool2d(Layer):
-    """The mean of each channel; of torch's output sizes only 1."""
+    """The mean of each channel; the only output size is 1."""
 
     def __init__(self, output_size: int) -> None:
         super().__init__()
-        assert output_size == 1, "global average pooling is what the models here need"
+        assert output_size == 1, "only global average pooling is written here"
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, 1, 1)."""
@@ -170,7 +168,7 @@ class AdaptiveAvgPool2d(Layer):
 
 
 class Flatten(Module):
-    """The numbers of each example in a row. Its derivative is the same numbers in the old shape: no operation."""
+    """The numbers of each example in a row. The backward is the reverse reshape, so no operation is needed."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ...) -> (N, D)."""
@@ -178,7 +176,7 @@ class Flatten(Module):
 
 
 class Identity(Module):
-    """What comes in goes out."""
+    """Returns its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
@@ -190,6 +188,6 @@ COMPUTING += (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d)
 
 
 def layers(operations: ModuleType) -> SimpleNamespace:
-    """The layers under the names of torch.nn, each a class of its own that computes with these operations."""
+    """Return the layers under the names of torch.nn, as new classes that compute with these operations."""
     computing = {layer.__name__: type(layer.__name__, (layer,), {"operations": operations}) for layer in COMPUTING}
     return SimpleNamespace(**computing, Flatten=Flatten, Identity=Identity, Sequential=Sequential)

@@ -1,7 +1,7 @@
 """The optimizers, written out: what a step does to each weight w with its gradient g.
 
-Names, arguments, order of the operations and the names of what is kept between steps are torch.optim's, so that a run
-can go on with the other one's. Of torch's options there are those that the configs have.
+Names, arguments, order of the operations and names of the kept state are those of torch.optim, so that either can
+resume a run of the other. Of torch's options only those that the configs have are here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,8 +17,8 @@ class Optimizer:
     """Holds the parameters in groups that share their options, and the state of each parameter.
 
     Args:
-        params: parameters, or groups {"params": parameters, option: value}; what a group does not say is in `defaults`.
-        defaults: value of each option.
+        params: parameters, or groups {"params": parameters, option: value}.
+        defaults: value of each option that a group does not have.
     """
 
     def __init__(self, params: Groups, **defaults: Any) -> None:
@@ -33,7 +33,7 @@ class Optimizer:
         ]
 
     def zero_grad(self) -> None:
-        """Forget the gradients: backward() adds to what is there."""
+        """Drop the gradients, since backward() adds to existing ones."""
         for group in self.param_groups:
             for w in group["params"]:
                 w.grad = None
@@ -47,20 +47,20 @@ class Optimizer:
                     self.update(w, w.grad, self.state.setdefault(w, {}), group)
 
     def update(self, w: Tensor, g: Tensor, state: dict[str, Tensor], options: Mapping[str, Any]) -> None:
-        """Change one parameter in place; g must stay as it is."""
+        """Change one parameter in place; g must not be changed."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """State and options, with a number for each parameter, counted through the groups."""
+        """Return state and options; parameters are numbered through all groups."""
         numbers = {w: i for i, w in enumerate(w for group in self.param_groups for w in group["params"])}
         groups = [group | {"params": [numbers[w] for w in group["params"]]} for group in self.param_groups]
         states = {numbers[w]: dict(state) for w, state in self.state.items() if state}
         return {"state": states, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over the state of a state_dict (as copies, on the parameters' device and in their type) and its options.
+        """Restore the state of a state_dict (as copies, on the parameters' device and in their type) and its options.
 
-        The count of steps stays what it is: float32 on the CPU.
+        The count of steps stays float32 on the CPU.
         """
         in_order = [w for group in self.param_groups for w in group["params"]]
         kept = state_dict["state"]
@@ -75,7 +75,7 @@ class Optimizer:
 class SGD(Optimizer):
     """v = momentum v + g, w = w - lr v; with nesterov w = w - lr (g + momentum v). First g = g + weight_decay w.
 
-    The first v is g itself. Source: Sutskever et al. 2013, in the form torch has given it.
+    The first v is g itself. Source: Sutskever et al. 2013, in torch's form.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam whose weight decay does not go through m and v: first w = w - lr weight_decay w.
+    """Adam whose weight decay bypasses m and v: first w = w - lr weight_decay w.
 
     Source: Loshchilov & Hutter 2019, algorithm 2.
     """
@@ -149,7 +149,7 @@ class AdamW(Adam):
 
 
 def adam_step(w: Tensor, g: Tensor, state: dict[str, Tensor], options: Mapping[str, Any]) -> None:
-    """Move w by Adam's rule and its state on by one step."""
+    """Change w by Adam's rule and advance its state by one step."""
     (b1, b2), lr = options["betas"], options["lr"]
     if not state:
         state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(w), exp_avg_sq=torch.zeros_like(w))

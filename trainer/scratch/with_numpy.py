@@ -1,7 +1,7 @@
-"""The operations once more in NumPy, forward and backward, for the small networks of the notes; and SGD.
+"""The operations again in NumPy, forward and backward, for the small networks of the notes; and SGD.
 
-Each is an autograd.Function, so that the same loop drives it: torch only carries the arrays from one to the next.
-Shapes and names are those of formulas.py; `array` and `tensor` share the numbers, nothing is copied.
+Each is an autograd.Function, so that the same loop drives it: torch only passes the arrays from one to the next.
+Shapes and names are those of formulas.py; `array` and `tensor` share memory, nothing is copied.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -17,16 +17,8 @@ from torch.autograd.function import once_differentiable
 from trainer.scratch import formulas, optim
 
 __all__ = (
-    "SGD",
-    "cross_entropy",
-    "dropout",
-    "linear",
-    "mse",
-    "quadratic",
-    "relu",
-    "sigmoid",
-    "sigmoid_cross_entropy",
-    "tanh",
+    *("SGD", "linear", "relu", "sigmoid", "tanh", "dropout"),
+    *("mse", "cross_entropy", "sigmoid_cross_entropy", "quadratic"),
 )
 
 Array = np.ndarray[Any, Any]
@@ -91,7 +83,7 @@ class Sigmoid(Function):
 
 
 def sigmoid_of(z: Array) -> Array:
-    """1 / (1 + e^-z), where e^-|z| is the only power, so that nothing overflows."""
+    """1 / (1 + e^-z), written with e^-|z| alone, so that nothing overflows."""
     small = np.exp(-np.abs(z))
     return np.where(z >= 0, 1, small) / (1 + small)
 
@@ -211,7 +203,7 @@ class SGD(optim.SGD):
     """v = momentum v + g, w = w - lr v; with nesterov w = w - lr (g + momentum v). First g = g + weight_decay w."""
 
     def update(self, w: Tensor, g: Tensor, state: dict[str, Tensor], options: Mapping[str, Any]) -> None:
-        """One parameter, changed in place: the array is the tensor's own memory."""
+        """One parameter, changed in place: the array shares the tensor's memory."""
         weight, grad, momentum = array(w), array(g), options["momentum"]
         if options["weight_decay"]:
             grad = grad + options["weight_decay"] * weight
@@ -232,7 +224,7 @@ sigmoid_cross_entropy, quadratic = SigmoidCrossEntropy.apply, Quadratic.apply
 
 
 def mse(y_hat: Tensor, y: Tensor, *, form: str) -> Tensor:
-    """Squared error; the wrapper is for the option, which apply() takes by place alone."""
+    """Squared error; a wrapper, since apply() takes no keyword arguments."""
     loss: Tensor = MSE.apply(y_hat, y, form)
     return loss
 
