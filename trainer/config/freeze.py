@@ -1,7 +1,7 @@
 """From composed or saved settings to one frozen Config: every name, type and range is checked here.
 
-A saved config is plain data and is checked against the same tables; it never passes through OmegaConf again, so nothing
-in it is ever resolved.
+A saved config may come from an untrusted checkpoint. It is plain data, is checked against the same tables as typed
+settings, and never passes through OmegaConf again, so that nothing in it is ever resolved.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,10 +22,11 @@ def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = ()) -> Config:
     """Check plain nested data (a saved config, or what Hydra composed) and freeze it.
 
     Args:
-        plain: settings nested as in YAML, and `choices`: {group: name}. A missing setting takes its default.
-        typed: the dotted keys that the user named.
+        plain: settings nested as in YAML, and `choices`: {group: name}. A missing setting takes its default, as in a
+            file that an earlier version wrote.
+        typed: the dotted keys that were named on the command line.
     Raises:
-        ConfigError: any name, type, range or combination is off.
+        ConfigError: a name, type, range or combination is not allowed.
     """
     choices = plain.get("choices")
     if (
@@ -67,9 +68,10 @@ def freeze(
     """What Hydra composed as a frozen Config.
 
     Args:
-        composed: Hydra's result.  choices: {group: name}, as Hydra settled them.
-        typed: dotted keys and groups named on the command line.
-        saved: the plain config of the checkpoint or run that is gone on with: it gives every value that was not typed.
+        composed: Hydra's result.
+        choices: {group: name} of that result.
+        typed: the dotted keys and groups named on the command line.
+        saved: the plain config of the run or file that is started from. It gives every value that RULES leave alone.
     Raises:
         ConfigError: as from_dict.
     """
@@ -77,24 +79,56 @@ def freeze(
     plain["choices"] = {group: choices[group] for group in GROUPS}
     if saved is None:
         return from_dict(plain, typed)
-    flat = flatten(plain)
-    merged = flatten({k: v for k, v in saved.items() if k != "choices"})
-    merged_choices = dict(saved["choices"])
-    for key in typed:
-        if key in GROUPS:  # another choice brings all its options
-            merged_choices[key] = choices[key]
-            merged_before = merged
-            merged = {k: v for k, v in merged.items() if k.split(".")[0] != key}
-            old = merged_before if key == "device" else {}  # cpu, cuda: the same precision and layout
-            merged |= {k: old.get(k, v) for k, v in flat.items() if k.startswith(f"{key}.")}
-        elif key in flat and not (key.startswith("device.") and flat[key] == "auto"):  # what it came to stays
-            merged[key] = flat[key]
-    if "impl" in typed:  # for all parts that were not typed one by one
-        merged |= {f"{part}.impl": flat[f"{part}.impl"] for part in BUILT}
-    if "checkpoint" in typed:  # eval and predict build no optimizer: the file's need not be in the library
-        merged["optimizer.impl"] = "concise"
-    merged |= {key: flat[key] for key in OF_THE_COMMAND}
+    now, merged = flatten(plain), flatten({k: v for k, v in saved.items() if k != "choices"})
+    merged_choices = {**saved["choices"], **{group: choices[group] for group in GROUPS if group in typed}}
+    for rule in RULES:
+        rule(merged, now, typed)
     return from_dict(_nested(merged) | {"choices": merged_choices}, typed)
+
+
+# How the command line changes a saved config. Each rule edits `merged`, the settings by dotted name; `now` are those
+# that Hydra composed from the same command line.
+
+
+def _take_groups(merged: dict[str, Any], now: Mapping[str, Any], typed: Sequence[str]) -> None:
+    """Rule 1: another choice of a group replaces all options of the group, since each choice has its own.
+
+    The device keeps what both choices have: cpu and cuda take the same precision and layout, on which results depend.
+    """
+    for group in set(GROUPS) & set(typed):
+        before = {key: merged.pop(key) for key in list(merged) if key.split(".")[0] == group}
+        kept = before if group == "device" else {}
+        merged |= {key: kept.get(key, value) for key, value in now.items() if key.startswith(f"{group}.")}
+
+
+def _take_settings(merged: dict[str, Any], now: Mapping[str, Any], typed: Sequence[str]) -> None:
+    """Rule 2: a typed setting wins, also over its group, so this comes after rule 1.
+
+    device.*=auto is no new value: the run stays with what auto was when it was started.
+    """
+    for key in typed:
+        if key in now and key not in GROUPS and not (key.startswith("device.") and now[key] == "auto"):
+            merged[key] = now[key]
+
+
+def _spread_impl(merged: dict[str, Any], now: Mapping[str, Any], typed: Sequence[str]) -> None:
+    """Rule 3: impl= is for every part without an impl of its own on this command line, whatever was saved for it."""
+    if "impl" in typed:
+        merged |= {f"{part}.impl": now[f"{part}.impl"] for part in BUILT}
+
+
+def _drop_optimizer(merged: dict[str, Any], now: Mapping[str, Any], typed: Sequence[str]) -> None:
+    """Rule 4, after 3: eval and predict build no optimizer, so that impl= may name a library without the saved one."""
+    if "checkpoint" in typed:
+        merged["optimizer.impl"] = "concise"
+
+
+def _take_the_command_s_own(merged: dict[str, Any], now: Mapping[str, Any], typed: Sequence[str]) -> None:
+    """Rule 5: what belongs to one command is never inherited: a saved paths.outputs would redirect this command."""
+    merged |= {key: now[key] for key in OF_THE_COMMAND}
+
+
+RULES = (_take_groups, _take_settings, _spread_impl, _drop_optimizer, _take_the_command_s_own)
 
 
 def with_values(composed: DictConfig, values: Mapping[str, Any], choices: Mapping[str, str]) -> DictConfig:
