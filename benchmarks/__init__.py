@@ -1,1 +1,1 @@
-"""Benchmarks: what the program costs beside the loop of the books, Lightning and a bare loop. See README.md here."""
+"""Benchmarks: the program's time beside that of the books' loop, Lightning and a bare loop. See README.md here."""

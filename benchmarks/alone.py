@@ -1,4 +1,4 @@
-"""The tasks that look at main.py alone: start-up, more data, data on disk, augmentation."""
+"""The tasks that measure main.py alone: start-up, more data, data on disk, augmentation."""
 
 import argparse
 import statistics
@@ -12,39 +12,35 @@ from benchmarks.report import Section, number, spread, verdict
 from benchmarks.tasks import TASKS
 
 AUGMENTATION_LIMIT = 200  # microseconds
-STARTUP_LIMITS = {  # seconds; over import torch, and in all
+STARTUP_LIMITS = {  # seconds: more than `import torch` takes, and in total
     "main.py plots=false": (0.8, None),
     "main.py": (1.2, None),
     "main.py --help": (None, 0.35),
     "main.py model=mpl (refused)": (None, 0.5),
-    "CIFAR-10 pictures, second start": (None, 0.5),
+    "CIFAR-10 images, second start": (None, 0.5),
 }
 
 
-def need_pictures(task: str, args: argparse.Namespace) -> Path:
-    """The folder of CIFAR-10 as pictures.
-
-    Raises:
-        BenchError: it is not there.
-    """
+def need_images(task: str, args: argparse.Namespace) -> Path:
+    """Return the folder of CIFAR-10 as image files, or raise a BenchError if it does not exist."""
     root = Path(args.cifar) / "cifar10"
     if not (ROOT / root).is_dir():
-        raise BenchError(f"{task} needs CIFAR-10 as pictures in {root}/{{train,test}}/<class>/*.")
+        raise BenchError(f"{task} needs CIFAR-10 as image files in {root}/{{train,test}}/<class>/*.")
     return root
 
 
 def startup(name: str, args: argparse.Namespace) -> Section:
-    """From a command line to the end of the smallest run, to help, to a refusal, and to data."""
-    need_pictures("startup", args)
+    """Time the smallest run, help, a refusal, and the reading of data."""
+    need_images("startup", args)
     probe = ["-m", "benchmarks.probes", f"--cifar={args.cifar}", "data_ready"]
-    run(probe)  # decodes the pictures, if they are not in the cache yet
+    run(probe)  # decodes the images, if they are not in the cache yet
     variants: dict[str, Callable[[], float]] = {
         "import torch": lambda: run(["-c", "import torch"]).seconds,
         "main.py plots=false": lambda: train(["plots=false"], 3).seconds,
         "main.py": lambda: train([], 3).seconds,
         "main.py --help": lambda: run(["main.py", "--help"]).seconds,
         "main.py model=mpl (refused)": lambda: run(["main.py", "model=mpl"], exit_code=2).seconds,
-        "CIFAR-10 pictures, second start": lambda: float(run(probe).result),
+        "CIFAR-10 images, second start": lambda: float(run(probe).result),
     }
     found = in_turn(variants, args.rounds or 7)
     torch_alone = statistics.median(found["import torch"])
@@ -55,12 +51,12 @@ def startup(name: str, args: argparse.Namespace) -> Section:
         goal = f"<= {over} over torch" if over else f"<= {total}" if total else ""
         is_met = median - torch_alone <= over if over else median <= (total or 0)
         rows.append([variant, *spread(seconds), f"{median - torch_alone:+.2f}", goal, verdict(is_met) if goal else ""])
-    title = "Wall time of whole commands; of the pictures, from an imported torch to the splits"
+    title = "Wall time of whole commands; for the images, from an imported torch to the splits"
     return Section(name, title, ("command", "s", "all", "over import torch", "goal", ""), rows)
 
 
 def scaling(name: str, args: argparse.Namespace) -> Section:
-    """Time per example and memory with the training part repeated."""
+    """Measure time per example and memory with the training part repeated."""
     rows = []
     for model, epochs in (("softmax", 40), ("mlp", 16)):
         task = TASKS[model]
@@ -87,13 +83,13 @@ def scaling(name: str, args: argparse.Namespace) -> Section:
 
 
 def streaming(name: str, args: argparse.Namespace) -> Section:
-    """Pictures decoded when needed, against pictures held in memory."""
-    root, n = need_pictures("streaming", args), 10_000
+    """Compare images decoded when needed with images held in memory."""
+    root, n = need_images("streaming", args), 10_000
     words = [
         *("data=folder", "recipe=none", f"data.root={root}", "data.size=32", f"data.limit={n}", "data.val_fraction=0"),
         *("model=lenet", "schedule=constant", "batch_size=128", f"device={args.device}"),
     ]
-    for resident in ("true", "false"):  # decodes the pictures, if they are not in the cache yet; reads every file once
+    for resident in ("true", "false"):  # fills the cache of decoded images, and reads every file once
         train([*words, f"data.resident={resident}"], 1)
     variants: dict[str, Callable[[], Measured]] = {
         "resident": partial(product, [*words, "data.resident=true"], (1, 9)),
@@ -104,12 +100,12 @@ def streaming(name: str, args: argparse.Namespace) -> Section:
     rates = {variant: [n / m.seconds for m in measured] for variant, measured in found.items()}
     best = statistics.median(rates["resident"])
     rows = [[key, *spread(values), f"{statistics.median(values) / best:.2f}"] for key, values in rates.items()]
-    title = "LeNet on CIFAR-10's pictures as data=folder, with crop and flip, training only"
-    return Section(name, title, ("variant", "pictures/s", "all", "/ resident"), rows)
+    title = "LeNet on CIFAR-10's images as data=folder, with crop and flip, training only"
+    return Section(name, title, ("variant", "images/s", "all", "/ resident"), rows)
 
 
 def augmentation(name: str, args: argparse.Namespace) -> Section:
-    """Preparing a batch with crop and flip."""
+    """Time the preparation of a batch with crop and flip."""
     probe = ["-m", "benchmarks.probes", f"--cifar={args.cifar}", f"--device={args.device}", "augmentation"]
     found: list[Any] = in_turn({"both": lambda: run(probe).result}, args.rounds or 3)["both"]
     rows = []
@@ -117,5 +113,5 @@ def augmentation(name: str, args: argparse.Namespace) -> Section:
         values = [result[augment] for result in found]
         judged = [f"<= {limit}", verdict(statistics.median(values) <= limit)] if limit else ["", ""]
         rows.append([augment, *spread(values), *judged])
-    title = "Gathering, augmenting and normalising a batch of 128 CIFAR-10 pictures"
+    title = "Gathering, augmenting and normalising a batch of 128 CIFAR-10 images"
     return Section(name, title, ("data.augment", "us", "all", "goal", ""), rows)

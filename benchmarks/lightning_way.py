@@ -1,6 +1,6 @@
-"""The same trainings with Lightning, set up as lightning-hydra-template does it: metrics, callbacks and all.
+"""The same training with Lightning, set up like lightning-hydra-template: metrics, callbacks and all.
 
-python -m benchmarks.lightning_way --task mlp --epochs 3     one JSON line: the seconds of each epoch
+python -m benchmarks.lightning_way --task mlp --epochs 3     prints one JSON line: the seconds of each epoch
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import Accuracy, MaxMetric, MeanMetric
 
-from benchmarks.loops import make_model, parser, picture_sets
+from benchmarks.loops import image_sets, make_model, parser
 from benchmarks.tasks import TASKS, Task
 from trainer.config.options import CONFIGS
 
@@ -39,7 +39,7 @@ class Classifier(L.LightningModule):
         self.best = MaxMetric()
 
     def measured(self, split: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The loss of a batch, after the split's metrics took note of it and were logged."""
+        """Update and log the split's metrics, and return the loss of a batch."""
         x, y = batch
         logits = self.model(x)
         loss = F.cross_entropy(logits, y)
@@ -51,21 +51,21 @@ class Classifier(L.LightningModule):
         return loss
 
     def on_train_start(self) -> None:
-        """Forget what the sanity check measured."""
+        """Reset the metrics after the sanity check."""
         self.losses["val_loss"].reset()  # type: ignore[operator]
         self.accuracies["val_acc"].reset()  # type: ignore[operator]
         self.best.reset()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss to go down."""
+        """Return the training loss."""
         return self.measured("train", batch)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Measure a batch of validation."""
+        """Evaluate a batch of the validation part."""
         self.measured("val", batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Measure a batch of the test part."""
+        """Evaluate a batch of the test part."""
         self.measured("test", batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -74,7 +74,7 @@ class Classifier(L.LightningModule):
         self.log("val/acc_best", self.best.compute(), sync_dist=True, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """The task's optimizer; Adam comes with a schedule that watches the validation loss."""
+        """Return the task's optimizer; Adam comes with a schedule that follows the validation loss."""
         if self.task.optimizer == "sgd":
             return torch.optim.SGD(self.parameters(), lr=self.task.lr)
         optimizer = torch.optim.Adam(self.parameters(), lr=self.task.lr)
@@ -83,29 +83,29 @@ class Classifier(L.LightningModule):
 
 
 class Clock(L.Callback):
-    """Notes when each epoch began, and when training ended."""
+    """Records when each epoch began, and when training ended."""
 
     def __init__(self) -> None:
         self.marks: list[float] = []
 
     def mark(self) -> None:
-        """Note the time, once the device has done what it was told."""
+        """Record the time, once the device has finished its work."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.marks.append(time.perf_counter())
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validation and checkpoint of the epoch before are over."""
+        """Validation and checkpoint of the previous epoch are done."""
         self.mark()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last epoch is over."""
+        """The last epoch is done."""
         self.mark()
 
 
 def train(task: Task, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train, validate after each epoch, test the best checkpoint."""
-    sets = picture_sets(task, args)
+    """Train, validate after each epoch, and test the best checkpoint."""
+    sets = image_sets(task, args)
     how: dict[str, Any] = {"batch_size": task.batch_size, "num_workers": args.workers}
     val_batches: DataLoader[Any] = DataLoader(sets.val, **how)
     clock = Clock()
@@ -131,7 +131,7 @@ def train(task: Task, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compose settings as such a program does, train, and print what it took."""
+    """Compose settings as such a program does, train, and print the times."""
     args = parser().parse_args()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         settings = hydra.compose("config", overrides=TASKS[args.task].words())

@@ -1,8 +1,8 @@
-"""The loops that main.py is compared with: the books', a DataLoader over floats, and the barest one there is.
+"""The loops that main.py is compared with: the books', a DataLoader over floats, and a bare one.
 
-python -m benchmarks.loops books --task mlp --workers 0 --epochs 2     one JSON line: the seconds of each epoch
+python -m benchmarks.loops books --task mlp --workers 0 --epochs 2     prints one JSON line: the seconds of each epoch
 
-All take the model from trainer.models and train on the same pictures, normalised alike.
+All take the model from trainer.models and train on the same images, normalised alike.
 """
 
 import argparse
@@ -26,16 +26,16 @@ from trainer.data.splits import Source, Split
 from trainer.data.vision import FASHION_MOMENTS, MNIST_MOMENTS
 from trainer.models import MODELS
 
-EVAL_BATCH = 1000  # of the bare loop, as in main.py; the books evaluate in batches of the training's size
+EVAL_BATCH = 1000  # of the bare loop, as in main.py; the books evaluate with the batch size of training
 IN_SHAPES = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
 
-class Pictures(Dataset[Any]):
-    """Pictures in memory, given out one by one as torchvision.datasets.CIFAR10 does: as PIL, through a transform."""
+class Images(Dataset[Any]):
+    """Images in memory, returned one by one as torchvision.datasets.CIFAR10 does: as PIL, through a transform."""
 
     def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:
         assert isinstance(split.x, Tensor)
-        self.pictures = split.x.permute(0, 2, 3, 1).contiguous().numpy()  # (N, H, W, C) uint8
+        self.images = split.x.permute(0, 2, 3, 1).contiguous().numpy()  # (N, H, W, C) uint8
         self.labels = split.y.tolist()
         self.transform = transform
 
@@ -43,12 +43,12 @@ class Pictures(Dataset[Any]):
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.pictures[i])), self.labels[i]
+        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
 
 
 @dataclass(frozen=True)
 class Sets:
-    """Data sets of (picture (C, H, W), label) for training, for validation and for testing."""
+    """Data sets of (image (C, H, W), label) for training, for validation and for testing."""
 
     train: Dataset[Any]
     val: Dataset[Any]
@@ -56,14 +56,14 @@ class Sets:
 
 
 def read(task: Task, args: argparse.Namespace) -> Source:
-    """The pictures as main.py reads them, the training part shuffled: on disk it may be sorted by class."""
+    """Read the images as main.py does, and shuffle the training part: on disk it may be sorted by class."""
     source = DATASETS[task.data](Path(args.cifar if task.data == "cifar10" else args.data), Path("datasets/.cache"))
     order = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(0))
     return replace(source, train=source.train.take(order))
 
 
-def picture_sets(task: Task, args: argparse.Namespace) -> Sets:
-    """The pictures one by one through torchvision's transforms: the first of the training part, the next ones, test."""
+def image_sets(task: Task, args: argparse.Namespace) -> Sets:
+    """Return images one by one through torchvision's transforms: num_train of the training part, num_eval more, and test."""
     crop_flip = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
     moves = crop_flip if task.augment == "crop_flip" else []
 
@@ -75,8 +75,8 @@ def picture_sets(task: Task, args: argparse.Namespace) -> Sets:
     test: Dataset[Any]
     if task.data == "cifar10":
         source = read(task, args)
-        train = Pictures(source.train, through(source.mean, source.std, *moves))
-        plain, test = (Pictures(part, through(source.mean, source.std)) for part in (source.train, source.test))
+        train = Images(source.train, through(source.mean, source.std, *moves))
+        plain, test = (Images(part, through(source.mean, source.std)) for part in (source.train, source.test))
     else:
         kind, (mean, std) = {
             "mnist": (datasets.MNIST, MNIST_MOMENTS),
@@ -90,7 +90,7 @@ def picture_sets(task: Task, args: argparse.Namespace) -> Sets:
 
 
 def float_tensors(task: Task, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Normalised pictures and labels to train on, pictures and labels to evaluate."""
+    """Return normalised images and labels to train on, and images and labels to evaluate."""
     source = read(task, args)
     mean, std = (torch.tensor(values)[:, None, None] for values in (source.mean, source.std))
     parts: list[Tensor] = []
@@ -101,12 +101,12 @@ def float_tensors(task: Task, args: argparse.Namespace) -> tuple[Tensor, Tensor,
 
 
 def make_model(task: Task) -> nn.Module:
-    """The product's own model."""
+    """Build the program's own model."""
     return MODELS[task.model](nn, IN_SHAPES[task.data], 10, **task.options)
 
 
 def timed(epochs: int, device: torch.device, epoch: Callable[[], float]) -> dict[str, Any]:
-    """Run `epoch`, which returns an accuracy, so many times: the seconds of each and the last accuracy."""
+    """Run `epoch`, which returns an accuracy, several times; return the seconds of each and the last accuracy."""
     seconds, accuracy = [], 0.0
     for _ in range(epochs):
         began = time.perf_counter()
@@ -118,14 +118,13 @@ def timed(epochs: int, device: torch.device, epoch: Callable[[], float]) -> dict
 
 
 def books(task: Task, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Pictures one by one through transforms and a DataLoader."""
-    sets = picture_sets(task, args)
-    evaluated = Subset(sets.test, range(task.num_eval))
-    return through_loaders(task, args, device, sets.train, evaluated)
+    """Time images one by one through transforms and a DataLoader."""
+    sets = image_sets(task, args)
+    return through_loaders(task, args, device, sets.train, Subset(sets.test, range(task.num_eval)))
 
 
 def loader(task: Task, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """The same loop with a DataLoader over floats in memory, without augmentation."""
+    """Time the same loop with a DataLoader over floats in memory, without augmentation."""
     x, y, eval_x, eval_y = float_tensors(task, args)
     return through_loaders(task, args, device, TensorDataset(x, y), TensorDataset(eval_x, eval_y))
 
@@ -133,7 +132,7 @@ def loader(task: Task, args: argparse.Namespace, device: torch.device) -> dict[s
 def through_loaders(
     task: Task, args: argparse.Namespace, device: torch.device, train: Dataset[Any], evaluated: Dataset[Any]
 ) -> dict[str, Any]:
-    """The books' loop: a figure is read at every step, and the held-out pictures are measured after every epoch."""
+    """Time the books' loop: it reads the loss at every step, and evaluates the held-out images after every epoch."""
     how: dict[str, Any] = {"batch_size": task.batch_size, "num_workers": args.workers}
     train_batches: Iterable[Any] = DataLoader(train, shuffle=True, **how)
     eval_batches: Iterable[Any] = DataLoader(evaluated, **how)
@@ -169,7 +168,7 @@ def through_loaders(
 
 
 def bare(task: Task, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Floats on the device, a random permutation, the fused optimizer; no figures in training, no augmentation."""
+    """Time floats on the device, a random permutation and the fused optimizer; no metrics, no augmentation."""
     x, y, eval_x, eval_y = (part.to(device) for part in float_tensors(task, args))
     model = make_model(task).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=task.lr, fused=True)
@@ -191,7 +190,7 @@ def bare(task: Task, args: argparse.Namespace, device: torch.device) -> dict[str
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of every process that trains here."""
+    """Return a parser with the options of every process that trains here."""
     options = argparse.ArgumentParser()
     options.add_argument("--task", choices=TASKS, required=True)
     options.add_argument("--epochs", type=int, default=2)
@@ -203,12 +202,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen(device: str) -> torch.device:
-    """The device of a name; auto is the GPU if there is one."""
+    """Return the device of a name; auto is the GPU if there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
 
 def main() -> None:
-    """Run one loop and print what it took."""
+    """Run one loop and print its times."""
     options = parser()
     options.add_argument("way", choices=("books", "loader", "bare"))
     args = options.parse_args()

@@ -1,6 +1,6 @@
-"""What can only be timed inside the program: `python -m benchmarks.probes NAME ...` prints one JSON line.
+"""What can only be measured inside the program: `python -m benchmarks.probes NAME ...` prints one JSON line.
 
-machine, data_ready and augmentation time or describe; train is main.py on a changed number of pictures.
+machine describes, data_ready and augmentation measure, train is main.py with another number of images.
 """
 
 import argparse
@@ -19,7 +19,7 @@ CHOICE = {"mirror": None, "val_fraction": 0.1, "split_seed": 0, "limit": None, "
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """Versions, hardware and commit, as main.py writes them down."""
+    """Return versions, hardware and commit, as main.py records them."""
     from trainer.run.environment import provenance
     from trainer.run.machine import Machine
 
@@ -28,7 +28,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def data_ready(args: argparse.Namespace) -> float:
-    """Seconds from an imported torch to CIFAR-10 cut into its splits."""
+    """Return the seconds from an imported torch to CIFAR-10 cut into its splits."""
     began = time.perf_counter()
     from trainer import data
     from trainer.config.schema import Choice, Paths
@@ -38,7 +38,7 @@ def data_ready(args: argparse.Namespace) -> float:
 
 
 def augmentation(args: argparse.Namespace) -> dict[str, float]:
-    """Microseconds to prepare 128 CIFAR-10 pictures without and with crop and flip: medians of five epochs each."""
+    """Return the microseconds to prepare 128 CIFAR-10 images without and with crop and flip, medians of five epochs."""
     from trainer import data
     from trainer.config.schema import Choice, Paths
     from trainer.data.batches import Batches, Placement
@@ -59,7 +59,7 @@ def augmentation(args: argparse.Namespace) -> dict[str, float]:
 
 
 def train(args: argparse.Namespace) -> int:
-    """main.py, with the pictures of one data set limited or repeated; everything else is its own."""
+    """Run main.py with the images of one data set limited or repeated; everything else is unchanged."""
     import main
     from trainer import data
     from trainer.data.splits import Source, Split
@@ -82,7 +82,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def cli() -> int:
-    """Take the command line apart and run a probe."""
+    """Parse the command line and run a probe."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cifar", default="datasets", help="folder of CIFAR-10")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -91,9 +91,9 @@ def cli() -> int:
         probes.add_parser(name)
     driver = probes.add_parser("train")
     driver.add_argument("of", help="the data set")
-    driver.add_argument("--train", type=int, help="so many pictures of the training part")
-    driver.add_argument("--test", type=int, help="so many pictures of the test part")
-    driver.add_argument("--repeat", type=int, default=1, help="the training part so many times")
+    driver.add_argument("--train", type=int, help="number of images of the training part")
+    driver.add_argument("--test", type=int, help="number of images of the test part")
+    driver.add_argument("--repeat", type=int, default=1, help="how many times to repeat the training part")
     driver.add_argument("words", nargs="*", help="for main.py")
     args = parser.parse_args()
     if args.probe == "train":

@@ -1,6 +1,6 @@
-"""Programs as processes of their own, on a pseudo-terminal so that progress bars are drawn, one after the other.
+"""Programs as separate processes, one after the other, on a pseudo-terminal so that progress bars are drawn.
 
-Free of torch: Linux counts the peak memory of the process that starts another one into that of the other.
+Torch-free: Linux counts the peak memory of the process that starts another one into that of the other.
 """
 
 import argparse
@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class BenchError(Exception):
-    """A program did not do what it was to do."""
+    """A program did not do what was expected."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A process that ended: wall time, peak of main memory, and what it wrote on the terminal."""
+    """A finished process: wall time, peak of main memory, and what it printed."""
 
     seconds: float
     peak_bytes: int
@@ -39,13 +39,13 @@ class Finished:
 
     @property
     def result(self) -> Any:
-        """The JSON line that it printed last."""
+        """The content of the last line, which is JSON."""
         return json.loads(self.output.strip().splitlines()[-1])
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds per epoch, and the accuracy on the test part after how many epochs (None: not measured)."""
+    """Seconds per epoch, and the accuracy on the test part after `epochs` (None: not measured)."""
 
     seconds: float
     accuracy: float | None
@@ -54,11 +54,7 @@ class Measured:
 
 
 def run(words: Sequence[str], *, exit_code: int = 0) -> Finished:
-    """Run this Python with `words` in the project's folder and wait for it.
-
-    Raises:
-        BenchError: it ended with another exit code.
-    """
+    """Run this Python with `words` in the project's folder, or raise a BenchError if it exits with another code."""
     terminal, its_end = pty.openpty()
     termios.tcsetwinsize(its_end, (40, 120))
     env = os.environ | {"TERM": "xterm-256color"}
@@ -87,26 +83,26 @@ def run(words: Sequence[str], *, exit_code: int = 0) -> Finished:
 
 
 def loop(module: str, task: str, epochs: int, *words: str) -> Measured:
-    """A loop of this folder; its first epoch, which warms up, is not counted."""
+    """Run a loop of this folder; its first epoch warms up and is not counted."""
     result = run(["-m", *module.split(), "--task", task, f"--epochs={epochs}", *words]).result
     timed = result["seconds"][1:]
     return Measured(sum(timed) / len(timed), result["accuracy"], epochs)
 
 
 def train(words: Sequence[str], epochs: int, program: Sequence[str] = ("main.py",)) -> Finished:
-    """A run of main.py; what it writes is removed."""
+    """Run main.py and remove its files."""
     with tempfile.TemporaryDirectory() as folder:
         paths = (f"paths.outputs={folder}/outputs", f"paths.checkpoints={folder}/checkpoints")
         return run([*program, *words, f"epochs={epochs}", *paths])
 
 
 def product(words: Sequence[str], epochs: tuple[int, int], program: Sequence[str] = ("main.py",)) -> Measured:
-    """main.py's seconds per epoch: the difference of a long and a short run, so that start-up is not in it."""
+    """Measure main.py's seconds per epoch as the difference of a long and a short run, without start-up."""
     few, many = epochs
     short, long = train(words, few, program), train(words, many, program)
     if long.seconds - short.seconds < 1:
         raise BenchError(
-            f"{few} and {many} epochs differ by less than start-up varies: more product_epochs in tasks.py"
+            f"{few} and {many} epochs differ by less than start-up varies: raise product_epochs in tasks.py"
         )
     accuracy = re.search(r"test: accuracy ([\d.]+)", long.output)
     assert accuracy is not None, "classifiers print it"
@@ -114,18 +110,18 @@ def product(words: Sequence[str], epochs: tuple[int, int], program: Sequence[str
 
 
 def product_of(task: Task, words: Sequence[str], program: Sequence[str] = ("main.py",)) -> Measured:
-    """product() for a task; makes sure that the pictures are as many as the task says."""
+    """Run product() for a task, and check that the number of images is that of the task."""
     measured = product([*task.words(), *words], task.product_epochs, program)
     assert measured.whole is not None
     counts = re.search(r"examples: ([\d,]+) train, ([\d,]+) val", measured.whole.output)
     found = [int(n.replace(",", "")) for n in counts.groups()] if counts else []
     if found != [task.num_train, task.num_eval]:
-        raise BenchError(f"main.py used {found} pictures, the others {[task.num_train, task.num_eval]}")
+        raise BenchError(f"main.py used {found} images, the others {[task.num_train, task.num_eval]}")
     return measured
 
 
 def in_turn(variants: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Run the variants in turn, so that a change of the machine's speed meets all of them."""
+    """Run the variants in turn, so that a change of the machine's speed affects all of them."""
     found: dict[str, list[T]] = {name: [] for name in variants}
     for i in range(rounds):
         for name, measure in variants.items():
@@ -138,10 +134,10 @@ def in_turn(variants: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, l
 
 
 def folders(args: argparse.Namespace, task: Task) -> list[str]:
-    """Where main.py finds a task's data, and its device."""
+    """Return main.py's settings for the folder of a task's data and the device."""
     return [f"paths.data={args.cifar if task.data == 'cifar10' else args.data}", f"device={args.device}"]
 
 
 def options(args: argparse.Namespace) -> list[str]:
-    """The same for the loops of this folder."""
+    """Return the same settings for the loops of this folder."""
     return [f"--data={args.data}", f"--cifar={args.cifar}", f"--device={args.device}"]

@@ -1,4 +1,4 @@
-"""Tables as Markdown, and results.md: a section a task, replaced when the task is measured again."""
+"""Tables as Markdown, and results.md: one section per task, replaced when the task is measured again."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from pathlib import Path
 RESULTS = Path(__file__).resolve().parent / "results.md"
 INTRO = """\
 # Results
-Written by `make bench`; README.md beside it says how to read them. Each section was measured on its own occasion.
+Written by `make bench`; README.md beside it explains how to read them. Each section was measured at its own time.
 """
 
 
 @dataclass(frozen=True)
 class Section:
-    """What a task found out: a table and remarks."""
+    """The result of a task: a table and remarks."""
 
     name: str
     title: str
@@ -23,12 +23,12 @@ class Section:
     remarks: Sequence[str] = ()
 
     def text(self) -> str:
-        """As Markdown, without its heading."""
+        """Return it as Markdown, without the heading."""
         return "\n".join([f"{self.title}.", "", table(self.header, self.rows), *(f"\n{line}" for line in self.remarks)])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns."""
+    """Return a Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -43,22 +43,22 @@ def number(value: float) -> str:
 
 
 def spread(values: Sequence[float]) -> tuple[str, str]:
-    """The median and all values, as two cells."""
+    """Return the median and all values, as two cells."""
     return number(statistics.median(values)), " ".join(number(value) for value in values)
 
 
 def verdict(is_met: bool) -> str:
-    """met or missed."""
+    """Return met or MISSED."""
     return "met" if is_met else "MISSED"
 
 
 def at_least(ratio: float, goal: float | None) -> tuple[str, str]:
-    """The cells of a goal for a ratio and whether it is met; empty where there is none."""
+    """Return two cells, the goal of a ratio and whether it is met; empty where there is none."""
     return (f">= {goal:.3g}", verdict(ratio >= goal)) if goal else ("", "")
 
 
 def write(section: Section, measured_on: str, *, path: Path = RESULTS, order: Sequence[str]) -> None:
-    """Put a section into results.md in place of the one of that name; `order` is that of the sections."""
+    """Replace the section of that name in results.md; `order` is the order of the sections."""
     _, *found = path.read_text().split("\n## ") if path.is_file() else [""]
     sections = dict(text.split("\n", 1) for text in found)
     sections[section.name] = f"{section.text()}\n\n{measured_on}\n"

@@ -1,4 +1,4 @@
-"""`make bench`: run what is compared in turn, one process at a time; print a table a task and write results.md."""
+"""`make bench`: run what is compared in turn, one process at a time; print a table per task and write results.md."""
 
 import argparse
 import os
@@ -27,7 +27,7 @@ MEASURES: dict[str, Callable[[str, argparse.Namespace], Section]] = {
 
 
 def measured_on(args: argparse.Namespace) -> str:
-    """A line on the machine, the versions and the moment."""
+    """Return two lines on the machine, the versions and the time."""
     load = os.getloadavg()[0]
     about = run(["-m", "benchmarks.probes", f"--device={args.device}", "machine"]).result
     git = about["git"] or {"commit": "no commit", "dirty": False}
@@ -44,7 +44,7 @@ def main() -> int:
     """Run the tasks of the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("tasks", nargs="*", help=f"{', '.join(MEASURES)}; default: all of them")
-    parser.add_argument("--rounds", type=int, help="of every task, instead of its own number")
+    parser.add_argument("--rounds", type=int, help="rounds of every task, instead of its own number")
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--data", default="datasets", help="folder of the MNIST sets")
     parser.add_argument("--cifar", help="folder of CIFAR-10 (default: that of --data)")

@@ -1,4 +1,4 @@
-"""The set-ups that are timed: data, model and sizes, the same for every variant. Free of torch, for run.py's sake."""
+"""What is timed: data, model and sizes, the same for every variant. Torch-free, since run.py has to be."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,11 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """A training that every variant runs alike; an epoch trains on num_train pictures and evaluates num_eval.
+    """A training that is the same in every variant.
 
-    options: of the model.
-    slow_epochs, fast_epochs: of a process of books and Lightning, and of loader and bare; the first is not counted.
-    product_epochs: of the two runs whose difference is timed.  goals: least seconds of a variant / those of main.py.
+    Attributes:
+        num_train: number of images that an epoch trains on.
+        num_eval: number of images that it evaluates.
+        options: options of the model.
+        slow_epochs: epochs of books and Lightning; the first is not counted.
+        fast_epochs: epochs of loader and bare; the first is not counted.
+        product_epochs: epochs of the two runs of main.py whose difference is timed.
+        goals: least ratio of the seconds of a variant to those of main.py.
     """
 
     title: str
@@ -32,11 +37,11 @@ class Task:
 
     @property
     def steps(self) -> int:
-        """Parameter updates of an epoch."""
+        """Number of parameter updates in an epoch."""
         return -(-self.num_train // self.batch_size)
 
     def words(self) -> list[str]:
-        """The command line of main.py that trains the same."""
+        """Return the command line of main.py that trains the same."""
         options = [f"model.{key}={value}".replace(" ", "") for key, value in self.options.items()]
         return [
             *(f"data={self.data}", "recipe=none", f"model={self.model}", *options, "loss=cross_entropy"),
@@ -79,7 +84,7 @@ TASKS = {
         "cifar10",
         "lenet",
         128,
-        num_train=40_000,  # its training part has 50,000, and main.py holds out 10,000 of them
+        num_train=40_000,  # the training part has 50,000, and main.py holds out 10,000 of them
         augment="crop_flip",
         goals={"books w0": 2.2, "Lightning w0": 2.8},
     ),
