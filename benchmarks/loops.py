@@ -63,7 +63,7 @@ def read(task: Task, args: argparse.Namespace) -> Source:
 
 
 def image_sets(task: Task, args: argparse.Namespace) -> Sets:
-    """Return images one by one through torchvision's transforms: num_train of the training part, num_eval more, and test."""
+    """Return images one by one through torchvision's transforms: the first num_train, the next num_eval, and test."""
     crop_flip = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
     moves = crop_flip if task.augment == "crop_flip" else []
 

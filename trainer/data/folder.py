@@ -100,29 +100,7 @@ def class_folders(
     """
     if root is None:
         raise ConfigError("data.root is missing. Name the folder of your images: data.root=FOLDER.")
-    return read_tree(
-        Path(root).expanduser(),
-        cache,
-        size=size,
-        channels=channels,
-        test_fraction=test_fraction,
-        resident=resident,
-        on_error=on_error,
-    )
-
-
-def read_tree(
-    root: Path,
-    cache: Path,
-    *,
-    size: int,
-    channels: int,
-    test_fraction: float = 0.1,
-    resident: str | bool = "auto",
-    on_error: str = "fail",
-) -> Source:
-    """Return a folder tree as a Source; arguments and errors as in class_folders()."""
-    listing = scan(root)
+    listing = scan(Path(root).expanduser())
     n = len(listing.names)
     in_memory = _in_memory(listing, n * channels * size * size, resident)
     rows = torch.arange(n)
@@ -130,16 +108,14 @@ def read_tree(
         train = listing.rows("train")
         rows = stratified(None, len(train), min(SAMPLE, len(train)), SAMPLE_SEED)[0]
     names, stamps = [listing.names[i] for i in rows.tolist()], [listing.stamps[i] for i in rows.tolist()]
-    decoded = cached(root, names, stamps, cache, size=size, channels=channels, keep=in_memory)
+    decoded = cached(listing.root, names, stamps, cache, size=size, channels=channels, keep=in_memory)
     if decoded.skipped:
-        _report(root, decoded.skipped, on_error)
-    good = torch.ones(n, dtype=torch.bool)
-    good[rows] = False
-    good[rows[decoded.kept]] = True
+        _report(listing.root, decoded.skipped, on_error)
+    kept = rows[decoded.kept]
+    good = torch.ones(n, dtype=torch.bool).index_fill_(0, rows, False).index_fill_(0, kept, True)
     train, test, val = _part_rows(listing, good, test_fraction)
-    in_train = torch.zeros(n, dtype=torch.bool).index_fill_(0, train, True)
-    mean, std = mean_std(decoded.sums[in_train[rows[decoded.kept]]], size * size)
-    files = ImageFiles(root, listing.names, size=size, channels=channels)
+    mean, std = mean_std(decoded.sums[torch.isin(kept, train)], size * size)
+    files = ImageFiles(listing.root, listing.names, size=size, channels=channels)
     place = good.cumsum(0) - 1  # the row of each good file in the decoded pixels
 
     def split(part: Tensor) -> Split:
@@ -150,16 +126,9 @@ def read_tree(
             return Split(decoded.pixels[int(chosen[0]) : int(chosen[-1]) + 1], listing.labels[part])
         return Split(decoded.pixels[chosen], listing.labels[part])
 
-    return Source(
-        train=split(train),
-        test=split(test),
-        val=split(val) if "val" in listing.parts else None,
-        in_shape=(channels, size, size),
-        sha256=_digest_of_tree(listing, good),
-        classes=listing.classes,
-        mean=mean,
-        std=std,
-    )
+    own_val = split(val) if "val" in listing.parts else None
+    shape, digest = (channels, size, size), _digest_of_tree(listing, good)
+    return Source(split(train), split(test), shape, digest, listing.classes, mean, std, own_val)
 
 
 def scan(root: Path) -> Listing:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trainer.data.decoded import mean_std, pixel_sums
 from trainer.data.files import checker, download, folder_address, read, require, save
-from trainer.data.folder import read_tree
+from trainer.data.folder import class_folders
 from trainer.data.splits import Source, Split
 from trainer.utils.errors import ConfigError
 
@@ -117,7 +117,7 @@ def cifar10(
         batches = {name: read(folder / name) for name in digests}
     elif (tree / "train").is_dir():
         print(f"CIFAR-10 from the images in {tree}, which are not the official files", flush=True)
-        source = read_tree(tree, cache, size=32, channels=3)
+        source = class_folders(root, cache, root=str(tree), size=32, channels=3)
         if source.classes != THINGS:
             raise ConfigError(f"{tree}: its classes are {', '.join(source.classes)}; expected: {', '.join(THINGS)}.")
         return source
