@@ -7,8 +7,6 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from trainer.config.command_line import TYPED_GROUPS, Command, parse_command
@@ -18,6 +16,7 @@ from trainer.config.options import choices_of
 from trainer.config.roles import check_typed, without_effect
 from trainer.config.schema import Config
 from trainer.run import directory
+from trainer.run.target import Target, find
 from trainer.sweep.launch import run_sweep
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, Interrupted, TrainerError, listed
@@ -73,19 +72,6 @@ def target_of(command: Command) -> str | None:
     return name if directory.exists(name, command.folders["outputs"]) else None
 
 
-def saved_config(command: Command, target: str) -> Mapping[str, Any]:
-    """The plain config that a run or a checkpoint file was saved with."""
-    if (found := directory.find(target, **command.folders)).run is not None:
-        return directory.read_config(found.run)
-    from trainer.run.safe_load import read_checkpoint  # imports torch
-
-    saved = dict(read_checkpoint(found.file)["config"])
-    own = Path(command.folders["checkpoints"]) / saved["name"] / found.file.name
-    if not own.is_file() or not own.samefile(found.file):
-        saved["paths"] = {}  # the file came from elsewhere, and so did its paths
-    return saved
-
-
 def run_one(command: Command, stop: StopSignal) -> None:
     """Run the verb of a command."""
     if (name := command.value("name")) is not None:
@@ -96,7 +82,8 @@ def run_one(command: Command, stop: StopSignal) -> None:
     use = "resume" if command.verb == "train" and target is not None else command.verb
     warnings = check_typed(use, command.values)
     command = command.without(warnings)
-    saved = saved_config(command, target) if target is not None else None
+    found = find(target, **command.folders) if target is not None else None
+    saved = found.saved_config() if found is not None else None
     words = list(command.overrides)
     if saved is not None:
         choices = from_dict(saved).to_dict()["choices"]
@@ -112,7 +99,7 @@ def run_one(command: Command, stop: StopSignal) -> None:
             screen = Screen()
             for line in (*warnings.values(), *without_effect(use, config)):
                 screen.say(line)
-            run_verb(command.verb, config, stop, screen)
+            run_verb(command.verb, config, found, stop, screen)
         except Exception as error:
             errors.append(error)
 
@@ -121,7 +108,7 @@ def run_one(command: Command, stop: StopSignal) -> None:
         raise errors[0]
 
 
-def run_verb(verb: str, config: Config, stop: StopSignal, screen: Screen) -> None:
+def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal, screen: Screen) -> None:
     """Run a command on frozen settings; errors of torch and of the system are put into the program's own words."""
     from trainer.commands.check_resume import run_check_resume  # import torch
     from trainer.commands.compare_impl import run_compare_impl
@@ -130,17 +117,18 @@ def run_verb(verb: str, config: Config, stop: StopSignal, screen: Screen) -> Non
     from trainer.commands.train import train
     from trainer.run import failures
 
-    others = {
-        "eval": run_eval,
-        "predict": run_predict,
-        "check-resume": run_check_resume,
-        "compare-impl": run_compare_impl,
-    }
+    if verb == "train":  # it explains its errors itself, before it notes them in the run's files
+        train(config, stop, target=target, screen=screen)
+        return
     try:
-        if verb == "train":
-            train(config, stop, screen=screen)
+        if verb == "eval" and target is not None:
+            run_eval(config, target)
+        elif verb == "predict" and target is not None:
+            run_predict(config, target)
+        elif verb == "check-resume":
+            run_check_resume(config)
         else:
-            others[verb](config)
+            run_compare_impl(config)
     except Exception as error:
         raise failures.explain(error, config) from error.__cause__
 

@@ -129,7 +129,7 @@ def steps(hidden: Sequence[int], num_runs: int) -> list[float]:
     def seconds(model: Any, loss_fn: Any, optimizer: Any, lr: Any, totals: Any) -> float:
         began = time.process_time()  # of this process alone, so that others matter less
         for _ in engine.train_epoch(
-            *(model, loss_fn, optimizer, [(x, y)] * 10),
+            *(model, loss_fn, optimizer, engine.whole([(x, y)] * 10)),
             **{"lr_at": lambda step: lr, "step": 0, "totals": totals, "autocast": contextlib.nullcontext},
         ):
             pass

@@ -148,7 +148,8 @@ def at_fsync(reached: Callable[[], None], *, before: bool) -> None:
     """Round the fsync of a checkpoint's temporary file."""
 
     def look(descriptor: int) -> None:
-        if is_temporary(os.readlink(f"/proc/self/fd/{descriptor}")):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if is_temporary(path) and str(CHECKPOINTS) in path:
             reached()
 
     around(os, "fsync", **{"before" if before else "after": look})

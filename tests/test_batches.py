@@ -18,7 +18,7 @@ UNTOUCHED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and std that leave x / 25
 
 
 class Stored(Dataset[Tensor]):
-    """Pictures handed out one by one, as a set on disk does."""
+    """Images handed out one by one, as a set on disk does."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -30,7 +30,7 @@ class Stored(Dataset[Tensor]):
         return self.x[i]
 
 
-def pictures(n: int, channels: int = 3, height: int = 6, width: int = 5) -> Tensor:
+def images(n: int, channels: int = 3, height: int = 6, width: int = 5) -> Tensor:
     shape = (n, channels, height, width)
     return torch.randint(1, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
 
@@ -59,7 +59,7 @@ def by_index(batches: Batches, epoch: int = 1) -> dict[int, Tensor]:
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (12, 4), (3, 4), (1, 1), (7, 1)])
 def test_an_epoch_has_every_example_once_and_keeps_the_short_last_batch(n: int, batch_size: int) -> None:
-    batches = batches_of(pictures(n), batch_size=batch_size)
+    batches = batches_of(images(n), batch_size=batch_size)
     sizes = [len(y) for _, y in batches.epoch(1)]
     assert sizes == [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)
     assert len(batches) == len(sizes)
@@ -67,13 +67,13 @@ def test_an_epoch_has_every_example_once_and_keeps_the_short_last_batch(n: int, 
 
 
 def test_inputs_and_labels_stay_together() -> None:
-    x = pictures(10)
+    x = images(10)
     for index, got in by_index(batches_of(x, norm=UNTOUCHED)).items():
         assert torch.equal((got * 255).round().to(torch.uint8), x[index])
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
-    x = pictures(50)
+    x = images(50)
     torch.manual_seed(1)
     first = indices(batches_of(x, seed=3), epoch=2)
     torch.manual_seed(2)
@@ -88,7 +88,7 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_batches_leave_the_global_generator_alone(streamed: bool) -> None:
-    x = pictures(10)
+    x = images(10)
     before = torch.get_rng_state()
     indices(batches_of(Stored(x) if streamed else x, augment="crop_flip"))
     assert torch.equal(torch.get_rng_state(), before)
@@ -96,7 +96,7 @@ def test_batches_leave_the_global_generator_alone(streamed: bool) -> None:
 
 def test_shuffling_is_uniform() -> None:
     """Where 8 examples land over 800 epochs: 64 cells of 100 expected, 49 degrees of freedom, 5 deviations allowed."""
-    batches = batches_of(pictures(8, height=1, width=1), batch_size=8)
+    batches = batches_of(images(8, height=1, width=1), batch_size=8)
     counts = torch.zeros(8, 8)
     for epoch in range(800):
         counts[torch.arange(8), torch.tensor(indices(batches, epoch))] += 1
@@ -106,7 +106,7 @@ def test_shuffling_is_uniform() -> None:
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_start_gives_the_tail_of_the_same_epoch(augment: str, streamed: bool) -> None:
-    x = pictures(11)
+    x = images(11)
     batches = batches_of(Stored(x) if streamed else x, augment=augment)
     whole = list(batches.epoch(3))
     for start in (0, 4, 8, 11, 12):
@@ -119,7 +119,7 @@ def test_start_gives_the_tail_of_the_same_epoch(augment: str, streamed: bool) ->
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_normalisation_is_torchvisions_in_float64(channels: int) -> None:
-    x = pictures(20, channels)
+    x = images(20, channels)
     mean, std = (torch.tensor(v[:channels], dtype=torch.float64)[None, :, None, None] for v in (MEAN, STD))
     expected = (x.double() / 255 - mean) / std
     got = normalizer(MEAN[:channels], STD[:channels], CPU)(x)
@@ -139,7 +139,7 @@ def test_normalisation_in_float32_is_within_its_roundings() -> None:
 
 
 def test_normalising_changes_neither_argument_nor_rows_of_numbers() -> None:
-    x = pictures(2)
+    x = images(2)
     kept = x.clone()
     normalizer(MEAN, STD, CPU)(x)
     assert torch.equal(x, kept)
@@ -147,32 +147,32 @@ def test_normalising_changes_neither_argument_nor_rows_of_numbers() -> None:
     assert torch.equal(normalizer((), (), CPU)(rows), rows.double())
 
 
-def by_slicing(picture: Tensor, augment: str) -> list[Tensor]:
-    """Every way a (C, H, W) picture may come out, by padding with zeros, slicing, and mirroring."""
-    c, h, w = picture.shape
+def by_slicing(image: Tensor, augment: str) -> list[Tensor]:
+    """Every way a (C, H, W) image may come out, by padding with zeros, slicing, and mirroring."""
+    c, h, w = image.shape
     padding = {"crop_flip": 4, "shift": 1}[augment]
-    padded = torch.zeros(c, h + 2 * padding, w + 2 * padding, dtype=picture.dtype)
-    padded[:, padding : padding + h, padding : padding + w] = picture
+    padded = torch.zeros(c, h + 2 * padding, w + 2 * padding, dtype=image.dtype)
+    padded[:, padding : padding + h, padding : padding + w] = image
     if augment == "shift":
         corners = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]
         return [padded[:, oy : oy + h, ox : ox + w] for oy, ox in corners]
     cut = [padded[:, oy : oy + h, ox : ox + w] for oy, ox in itertools.product(range(9), range(9))]
-    return [*cut, *(picture.flip(2) for picture in cut)]
+    return [*cut, *(image.flip(2) for image in cut)]
 
 
-def key(picture: Tensor) -> bytes:
-    return picture.contiguous().numpy().tobytes()
+def key(image: Tensor) -> bytes:
+    return image.contiguous().numpy().tobytes()
 
 
 @pytest.mark.parametrize(("augment", "ways"), [("crop_flip", 162), ("shift", 5)])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(9, 7), (32, 32)])
 def test_every_move_is_bit_equal_to_slicing(augment: str, ways: int, channels: int, height: int, width: int) -> None:
-    picture = pictures(1, channels, height, width)
+    image = images(1, channels, height, width)
     table = moves(augment, height, width)
-    got = move(picture.repeat(len(table), 1, 1, 1), table)
+    got = move(image.repeat(len(table), 1, 1, 1), table)
     assert got.dtype == torch.uint8
-    expected = by_slicing(picture[0], augment)
+    expected = by_slicing(image[0], augment)
     assert len(table) == len(expected) == ways
     assert {key(p) for p in got} == {key(p) for p in expected}
     assert len({key(p) for p in got}) == ways
@@ -187,8 +187,8 @@ def test_moves_are_used_uniformly(augment: str, ways: int) -> None:
     batches = batches_of(one.expand(n, 1, 9, 9), norm=UNTOUCHED, augment=augment, batch_size=1000)
     counts = torch.zeros(ways)
     for x, _ in batches.epoch(1):
-        for picture in (x * 255).round().to(torch.uint8):
-            counts[number[key(picture)]] += 1
+        for image in (x * 255).round().to(torch.uint8):
+            counts[number[key(image)]] += 1
     chi_square = float(((counts - 100) ** 2 / 100).sum())
     assert counts.sum() == n
     assert abs(chi_square - (ways - 1)) < 5 * math.sqrt(2 * (ways - 1))
@@ -197,16 +197,16 @@ def test_moves_are_used_uniformly(augment: str, ways: int) -> None:
 @pytest.mark.parametrize("augment", ["crop_flip", "shift"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_augmented_example_is_a_move_of_itself(augment: str, channels: int) -> None:
-    x = pictures(30, channels)
+    x = images(30, channels)
     got = by_index(batches_of(x, norm=UNTOUCHED, augment=augment))
     assert len(got) == 30
-    for index, picture in got.items():
-        assert key((picture * 255).round().to(torch.uint8)) in {key(p) for p in by_slicing(x[index], augment)}
+    for index, image in got.items():
+        assert key((image * 255).round().to(torch.uint8)) in {key(p) for p in by_slicing(x[index], augment)}
 
 
 @pytest.mark.parametrize("augment", ["crop_flip", "shift"])
 def test_augmentation_is_a_function_of_seed_epoch_and_index(augment: str) -> None:
-    x = pictures(40)
+    x = images(40)
     first = by_index(batches_of(x, augment=augment))
     for batch_size in (1, 7, 40):
         again = by_index(batches_of(x, augment=augment, batch_size=batch_size))
@@ -228,7 +228,7 @@ def test_order_and_augmentation_draw_from_different_generators() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_batches_equal_resident_ones(workers: int, channels: int) -> None:
-    x = pictures(23, channels)
+    x = images(23, channels)
     resident = list(batches_of(x, augment="crop_flip").epoch(2, start=4))
     streamed = list(batches_of(Stored(x), augment="crop_flip", workers=workers).epoch(2, start=4))
     for (x_resident, y_resident), (x_streamed, y_streamed) in zip(resident, streamed, strict=True):
@@ -238,7 +238,7 @@ def test_streamed_batches_equal_resident_ones(workers: int, channels: int) -> No
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_without_a_seed_examples_come_in_order_and_untouched(streamed: bool) -> None:
-    x = pictures(10)
+    x = images(10)
     batches = batches_of(Stored(x) if streamed else x, norm=UNTOUCHED, seed=None, augment="crop_flip")
     assert indices(batches, epoch=0) == list(range(10))
     got = torch.cat([x for x, _ in batches.epoch(5)])
@@ -250,12 +250,12 @@ def test_targets_of_a_regression_take_the_type_and_labels_keep_theirs() -> None:
     splits = Splits(rows, rows, rows, (2,), 1, "regression", (), (), (), "")
     (x, y), *_ = Batches(splits, rows, CPU, batch_size=6, seed=0).epoch(1)
     assert (x.dtype, y.dtype, y.shape) == (torch.float64, torch.float64, (6, 1))
-    (_, labels), *_ = batches_of(pictures(3)).epoch(1)
+    (_, labels), *_ = batches_of(images(3)).epoch(1)
     assert labels.dtype == torch.int64
 
 
 def test_the_set_itself_is_never_changed() -> None:
-    x = pictures(10)
+    x = images(10)
     kept = x.clone()
     for images, labels in batches_of(x, augment="crop_flip").epoch(1):
         images.zero_()
@@ -273,7 +273,7 @@ def test_eval_batch_size_follows_from_the_size_of_an_example(in_shape: tuple[int
 
 
 def test_an_empty_split_has_no_batches() -> None:
-    empty = batches_of(pictures(3))
+    empty = batches_of(images(3))
     empty.x, empty.y = empty.x[:0], empty.y[:0]
     assert len(empty) == 0
     assert list(empty.epoch(1)) == []

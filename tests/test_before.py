@@ -35,7 +35,7 @@ def check_run(name: str, straight: dict[str, Any]) -> None:
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     for row, expected in zip(rows, straight[name], strict=True):
         assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-4)
-    assert directory.status_in(Path("outputs", name))["state"] == "done"
+    assert directory.read_status(Path("outputs", name))["state"] == "done"
 
 
 def test_an_interrupted_run_of_before_is_resumed(straight: dict[str, Any], cli: Cli) -> None:
@@ -62,7 +62,7 @@ def test_a_stacked_sweep_of_before_is_resumed_as_the_same_stack(straight: dict[s
     outcome = cli("-m", "name=stacked", *SHORT, "optimizer.lr=0.01,0.02")
     assert outcome.code == 0, outcome.err
     assert "as one of 2 together" in outcome.out
-    assert "trained alone" not in outcome.out
+    assert "are trained one after another" not in outcome.out
     for job in ("0", "1"):
         check_run(f"stacked/{job}", straight)
 

@@ -147,7 +147,7 @@ def test_one_copy_of_the_data_serves_every_job(cli: Cli, tiny_mnist: Path, monke
         (("seed=shuffle(range(0,5))",), "has to find the same jobs"),
         (("seed=0,", "hydra/launcher=processes"), "cannot read the command line"),
         (("seed=0,1", "hydra/launcher=processes", "hydra.launcher.n_jobs=["), "is not allowed"),
-        (("seed=0,1", "--cfg", "job"), "leave -m and the lists out"),
+        (("seed=0,1", "--cfg", "job"), "Leave -m and the lists of values out"),
         (
             ("seed=0,1", "hydra/launcher=processes", "hydra.launcher.prefer={_target_:builtins.open,file:evil,mode:w}"),
             "is not allowed",
@@ -272,7 +272,7 @@ def test_torchrun_trains_each_run_of_a_sweep_with_all_its_processes(tmp_path: Pa
     refused = subprocess.run(
         [*command, "hydra/launcher=processes"], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
-    assert "leave out hydra/" in refused.stderr
+    assert "Leave hydra/... out" in refused.stderr
 
 
 def test_jobs_on_gpus_never_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

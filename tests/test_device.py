@@ -176,12 +176,12 @@ def test_a_step_reads_nothing_from_the_device() -> None:
         model,
         lambda y_hat, y: build.cross_entropy(y_hat, y, label_smoothing=0.1),
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True),  # the fused kernel needs numbers
-        batches.epoch(1),
+        engine.whole(batches.epoch(1)),
         lr_at=lambda step: 0.1,
         step=0,
         totals=totals,
         autocast=Machine(meta).autocast,
-        clip_norm=1.0,
+        update=engine.Update(clip_norm=1.0),
     )
     assert list(steps) == [1, 2, 3]
     assert totals.num_examples == 300
@@ -199,7 +199,7 @@ def test_no_step_waits_for_a_gpu() -> None:
     totals = Totals(GPU)
     optimizer = OPTIMIZERS["sgd"](model.parameters(), lr=0.1)
     options: dict[str, Any] = {"lr_at": lambda step: 0.1, "autocast": Machine(GPU).autocast}
-    epoch = batches.epoch(1)
+    epoch = engine.whole(batches.epoch(1))
     try:
         for step in engine.train_epoch(
             model, nn.functional.cross_entropy, optimizer, epoch, step=0, totals=totals, **options

@@ -65,7 +65,7 @@ def run(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Any, **chan
     options: dict[str, Any] = {"lr_at": lambda step: 0.1, "step": 0, "totals": totals()}
     options |= {"autocast": contextlib.nullcontext} | changes
     loss_fn = options.pop("loss_fn", half_mse)
-    return engine.train_epoch(model, loss_fn, optimizer, batches, **options)
+    return engine.train_epoch(model, loss_fn, optimizer, engine.whole(batches), **options)
 
 
 def test_training_is_sgd_with_the_closed_form_gradient_of_linear_regression() -> None:

@@ -244,7 +244,7 @@ def test_row_10_a_truncated_checkpoint_is_set_aside_and_the_one_before_is_taken(
         outcome = cli(*NET, f"name={name}", "resume=auto")
         assert outcome.code == 0, outcome.err
         assert f"warning: {newest} is damaged" in outcome.out
-        assert f"going on from {before}" in outcome.out
+        assert f"continuing from {before}" in outcome.out
         assert newest.with_suffix(".corrupt").is_file()
         assert_same("straight", name)
 
@@ -259,7 +259,7 @@ def test_row_11_a_flipped_bit_is_noticed_and_the_file_before_is_taken(
     flip_a_bit(newest)  # and with it best.pt, where that is another name of the same file
     outcome = cli("resume=cut", "epochs=3")
     assert outcome.code == 0, outcome.err
-    assert f"going on from {before}" in outcome.out
+    assert f"continuing from {before}" in outcome.out
     assert_same("straight", "cut")
 
 
@@ -611,7 +611,7 @@ def resumed_with(cli: Cli, signal_at: SignalAt, *words: str) -> str:
 
 def test_row_40_another_number_of_threads_goes_on_with_a_warning(cli: Cli, signal_at: SignalAt, pictures: None) -> None:
     said = resumed_with(cli, signal_at, "device.num_threads=2")
-    assert "not bit-exact: threads 1 -> 2" in said
+    assert "not bit for bit: threads 1 -> 2" in said
 
 
 @pytest.mark.parametrize("key", ["torch", "cpu", "device"])
@@ -624,13 +624,13 @@ def test_row_40_another_torch_or_machine_goes_on_with_a_warning(
     monkeypatch.setattr(resume, "rounding", lambda machine: original(machine) | {key: "another"})
     outcome = cli("resume=cut")
     assert outcome.code == 0, outcome.err
-    assert f"not bit-exact: {key} " in outcome.out
+    assert f"not bit for bit: {key} " in outcome.out
     assert "-> another. The order of the examples is the same" in outcome.out
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_row_40_from_the_cpu_to_a_gpu(cli: Cli, signal_at: SignalAt, pictures: None) -> None:
-    assert "not bit-exact: device cpu -> " in resumed_with(cli, signal_at, "device=cuda")
+    assert "not bit for bit: device cpu -> " in resumed_with(cli, signal_at, "device=cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -843,7 +843,7 @@ def test_row_40_another_number_of_ranks_goes_on_with_a_warning(two_ranks: Path, 
     outcome = cli("resume=straight", "epochs=9", f"paths.outputs={two_ranks}/outputs",
                   f"paths.checkpoints={two_ranks}/checkpoints")  # fmt: skip
     assert outcome.code == 0
-    assert "not bit-exact: world 2 -> 1. The order of the examples is the same" in outcome.out
+    assert "not bit for bit: world 2 -> 1. The order of the examples is the same" in outcome.out
 
 
 # the rest takes minutes

@@ -1,4 +1,4 @@
-"""Folders of pictures: layouts, refusals, the cache of decoded pictures, streaming."""
+"""Folders of images: layouts, refusals, the cache of decoded images, streaming."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ from trainer.utils.errors import ConfigError
 
 
 def plant(root: Path, *, parts: tuple[str, ...] = ("",), classes: str = "ab", count: int = 10) -> Path:
-    """A tree of plain grey 4x4 pictures: picture i of class k has the value 100 * k + i."""
+    """A tree of plain grey 4x4 images: image i of class k has the value 100 * k + i."""
     for part in parts:
         for k, name in enumerate(classes):
             (root / part / name).mkdir(parents=True)
@@ -31,7 +31,7 @@ def load(root: Path, **options: Any) -> Source:
 
 
 def values(source: Source, part: str = "train") -> list[tuple[int, int]]:
-    """(grey value, label) of each picture of a part."""
+    """(grey value, label) of each image of a part."""
     split = getattr(source, part)
     return [(int(split.x[i][0, 0, 0]), int(split.y[i])) for i in range(len(split))]
 
@@ -104,19 +104,19 @@ def test_a_missing_root_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_a_bad_picture_is_named(tmp_path: Path, resident: bool) -> None:
+def test_a_bad_image_is_named(tmp_path: Path, resident: bool) -> None:
     root = plant(tmp_path / "p")
-    (root / "a" / "03.png").write_text("no picture")
+    (root / "a" / "03.png").write_text("no image")
     with pytest.raises(ConfigError, match=r"1 image.*data\.on_error=skip(.|\n)*a/03\.png: not an image"):
         load(root, resident=resident)
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_skip_leaves_out_the_same_pictures_on_every_start(
+def test_skip_leaves_out_the_same_images_on_every_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], resident: bool
 ) -> None:
     root = plant(tmp_path / "p", parts=("train", "test"))
-    (root / "train" / "a" / "03.png").write_text("no picture")
+    (root / "train" / "a" / "03.png").write_text("no image")
     (root / "test" / "b" / "dead.png").symlink_to("nowhere")
     for _ in range(2):
         source = load(root, on_error="skip", resident=resident)
@@ -127,10 +127,10 @@ def test_skip_leaves_out_the_same_pictures_on_every_start(
         assert "b/dead.png: dead link" in printed
 
 
-def test_a_class_of_bad_pictures_only_is_refused(tmp_path: Path) -> None:
+def test_a_class_of_bad_images_only_is_refused(tmp_path: Path) -> None:
     root = plant(tmp_path / "p", count=2)
     for path in (root / "b").iterdir():
-        path.write_text("no picture")
+        path.write_text("no image")
     with pytest.raises(ConfigError, match="no readable training image is left in b"):
         load(root, on_error="skip")
 
@@ -144,7 +144,7 @@ def test_the_second_start_does_not_decode(tmp_path: Path, monkeypatch: pytest.Mo
     assert (first.mean, first.std, first.sha256) == (second.mean, second.std, second.sha256)
 
 
-def test_a_changed_picture_is_decoded_again(tmp_path: Path) -> None:
+def test_a_changed_image_is_decoded_again(tmp_path: Path) -> None:
     root = plant(tmp_path / "p", parts=("train", "test"))
     before = load(root)
     Image.new("L", (4, 4), 55).save(root / "train" / "a" / "00.png")
@@ -159,7 +159,7 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, damage: str) -> None:
     load(root)
     (path,) = (tmp_path / "cache").glob("*.pt")
     data = bytearray(path.read_bytes())
-    at = data.index(bytes([107] * 16))  # the pixels of one picture
+    at = data.index(bytes([107] * 16))  # the pixels of one image
     data[at] ^= 1
     torch.save({"pixels": 1, "crc": 2}, tmp_path / "other")
     other = (tmp_path / "other").read_bytes()
@@ -181,8 +181,8 @@ def test_a_cache_that_cannot_be_written_only_warns(tmp_path: Path, capsys: pytes
 
 def test_many_processes_decode_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = plant(tmp_path / "p", classes="ab", count=100)
-    (root / "a" / "07.png").write_text("no picture")
-    monkeypatch.setattr(decoded, "CHUNK_BYTES", 16 * 10)  # ten pictures a message
+    (root / "a" / "07.png").write_text("no image")
+    monkeypatch.setattr(decoded, "CHUNK_BYTES", 16 * 10)  # ten images a message
     state = torch.random.get_rng_state()
     alone = load(root, on_error="skip")
     monkeypatch.setattr(decoded, "MIN_FOR_WORKERS", 1)
@@ -194,13 +194,13 @@ def test_many_processes_decode_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_streamed_pictures_equal_those_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_streamed_images_equal_those_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = plant(tmp_path / "p")
     streamed, resident = load(root, resident=False), load(root, resident=True)
     assert values(streamed) == values(resident)
     assert values(streamed, "test") == values(resident, "test")
     assert "streamed from disk: data.resident=false" in capsys.readouterr().out
-    assert np.allclose(streamed.mean, resident.mean, atol=0.05)  # the sample also has pictures of the cut test part
+    assert np.allclose(streamed.mean, resident.mean, atol=0.05)  # the sample also has images of the cut test part
     splits = cut(streamed, val_fraction=0.5, split_seed=0)
     assert len(splits.val) == 9
     assert splits.val.x[0].shape == (1, 4, 4)
@@ -227,7 +227,7 @@ def test_auto_streams_what_needs_more_than_half_of_the_memory(
     assert "is more than half of the 0 MB available" in capsys.readouterr().out
 
 
-def test_picture_files_can_be_sent_to_a_worker(tmp_path: Path) -> None:
+def test_image_files_can_be_sent_to_a_worker(tmp_path: Path) -> None:
     root = plant(tmp_path / "p")
     files = pickle.loads(pickle.dumps(ImageFiles(root, ["b/01.png"], size=4, channels=3)))
     assert files[0].unique().tolist() == [101]

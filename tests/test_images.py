@@ -1,4 +1,4 @@
-"""Decoding of single pictures: the odd ones that cameras, drawing programs and broken disks make."""
+"""Decoding of single images: the odd ones that cameras, drawing programs and broken disks make."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def read(path: Path, channels: int = 3, size: int = 8) -> Tensor:
 
 
 def colour_of(path: Path) -> list[int]:
-    """The one colour of a plain picture."""
+    """The one colour of a plain image."""
     x = read(path)
     assert x.shape == (3, 8, 8)
     assert x.dtype == torch.uint8
@@ -76,14 +76,14 @@ COLOURS = {
 
 
 @pytest.mark.parametrize("name", COLOURS)
-def test_each_kind_of_picture_has_its_colour(tmp_path: Path, name: str) -> None:
+def test_each_kind_of_image_has_its_colour(tmp_path: Path, name: str) -> None:
     image, expected = COLOURS[name]
     image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
     assert colour_of(tmp_path / name) == expected
 
 
 @pytest.mark.parametrize("name", COLOURS)
-def test_each_kind_of_large_picture_has_its_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_each_kind_of_large_image_has_its_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(images, "LARGE_PIXELS", 64)
     image, expected = COLOURS[name]
     large = image.resize((67, 50), Image.Resampling.NEAREST)
@@ -113,7 +113,7 @@ def test_colour_becomes_grey_by_luma(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
     upright = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    stored = {  # EXIF 2.32, table of orientation: where row 0 and column 0 of the file are in the picture
+    stored = {  # EXIF 2.32, table of orientation: where row 0 and column 0 of the file are in the image
         1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
         5: upright.T, 6: np.rot90(upright), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1),
     }[orientation]  # fmt: skip
@@ -123,7 +123,7 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
     assert torch.equal(read(tmp_path / "a.png", channels=1)[0], torch.from_numpy(upright))
 
 
-def test_the_middle_of_a_long_picture_is_kept(tmp_path: Path) -> None:
+def test_the_middle_of_a_long_image_is_kept(tmp_path: Path) -> None:
     pixels = np.zeros((16, 48), np.uint8)
     pixels[:, 16:32] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -145,7 +145,7 @@ def test_pixels_of_the_right_size_are_untouched(tmp_path: Path) -> None:
 
 
 def bad_files(folder: Path) -> dict[str, str]:
-    """Write pictures that cannot be read; returns a part of the expected reason for each."""
+    """Write images that cannot be read; returns a part of the expected reason for each."""
     whole = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(whole, "JPEG")
     noise = io.BytesIO()
@@ -176,7 +176,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     return {name: reason for name, (_, reason) in contents.items()} | others
 
 
-def test_bad_pictures_are_refused_with_a_reason(tmp_path: Path) -> None:
+def test_bad_images_are_refused_with_a_reason(tmp_path: Path) -> None:
     for name, reason in bad_files(tmp_path).items():
         with pytest.raises(ImageError) as caught:
             read(tmp_path / name)
@@ -184,7 +184,7 @@ def test_bad_pictures_are_refused_with_a_reason(tmp_path: Path) -> None:
         assert 0 < len(str(caught.value)) < 200, name
 
 
-def test_a_large_picture_below_the_cap_gives_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_below_the_cap_gives_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     Image.new("L", (15, 8), 5).save(tmp_path / "a.png")
     with warnings.catch_warnings(record=True) as seen:

@@ -24,24 +24,28 @@ def examples(n: int = 22) -> tuple[Tensor, Tensor]:
     return x, x @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
 
 
-def trained(steps: int = 3, *, form: str = "half", lr: float = LR, **options: object) -> tuple[nn.Linear, Totals]:
+def trained(
+    steps: int = 3, *, form: str = "half", lr: float = LR, num_parts: int = 1, with_ema: bool = False, **options: object
+) -> tuple[nn.Linear, Totals]:
     """A linear layer after some steps on the same 22 examples."""
     torch.manual_seed(0)
     model = nn.Linear(3, 1).double()
     totals = Totals(torch.device("cpu"), is_sum=form == "sum")
-    if options.pop("with_ema", False):
+    batches = [examples()] * steps
+    parts = engine.whole(batches) if num_parts == 1 else engine.in_parts(batches, [22] * steps, num_parts, totals)
+    if with_ema:
         options["ema"] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
         model.ema = [options["ema"]]  # in a list: no submodule
     for _ in engine.train_epoch(
         model,
         build.build_loss(Choice("mse", {"form": form}), "concise"),
         torch.optim.SGD(model.parameters(), lr=lr),
-        [examples()] * steps,
+        parts,
         lr_at=lambda step: lr,
         step=0,
         totals=totals,
         autocast=contextlib.nullcontext,
-        **options,  # type: ignore[arg-type]
+        update=engine.Update(**options),  # type: ignore[arg-type]
     ):
         pass
     return model, totals
@@ -52,7 +56,7 @@ def trained(steps: int = 3, *, form: str = "half", lr: float = LR, **options: ob
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(parts: int, form: str) -> None:
     lr = LR if form == "half" else 0.001
     whole, sums = trained(form=form, lr=lr)
-    inparts, sums_of_parts = trained(form=form, lr=lr, accumulate_steps=parts)
+    inparts, sums_of_parts = trained(form=form, lr=lr, num_parts=parts)
     torch.testing.assert_close(inparts.weight, whole.weight, rtol=0, atol=1e-12)
     assert sums_of_parts.loss == pytest.approx(sums.loss, abs=1e-12)
     assert sums_of_parts.num_examples == sums.num_examples == 66

@@ -16,7 +16,7 @@ from trainer.models.torchvision import torchvision_model
 from trainer.utils.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "model"
-PICTURE_MODELS = [name for name in MODELS if name != "linreg"]
+IMAGE_MODELS = [name for name in MODELS if name != "linreg"]
 
 
 def build(name: str, in_shape: tuple[int, ...] = (3, 32, 32), num_outputs: int = 10, **options: Any) -> Any:
@@ -24,7 +24,7 @@ def build(name: str, in_shape: tuple[int, ...] = (3, 32, 32), num_outputs: int =
     return MODELS[name](nn, in_shape, num_outputs, **options)
 
 
-def pictures(*shape: int) -> Tensor:
+def images(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
@@ -46,14 +46,14 @@ def test_yaml_keys_and_values_are_the_constructors_keywords_and_defaults(name: s
 
 @pytest.mark.parametrize("size", [28, 32, 64])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", PICTURE_MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_logits_have_one_column_per_class(name: str, channels: int, size: int) -> None:
     model = build(name, (channels, size, size), 7)
     assert model(torch.zeros(2, channels, size, size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", ["softmax", "mlp", "lenet", "resnet18", "torchvision"])
-def test_oblong_pictures_fit(name: str) -> None:
+def test_oblong_images_fit(name: str) -> None:
     assert build(name, (3, 40, 28))(torch.zeros(2, 3, 40, 28)).shape == (2, 10)
 
 
@@ -77,11 +77,11 @@ def test_parameter_counts(
     assert num_parameters(build(name, in_shape, num_outputs, **options)) == count
 
 
-@pytest.mark.parametrize("name", PICTURE_MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_one_seed_gives_equal_weights_and_every_parameter_a_gradient(name: str) -> None:
     model, again = build(name), build(name)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    model(pictures(2, 3, 32, 32).float()).square().sum().backward()
+    model(images(2, 3, 32, 32).float()).square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
     assert [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.any()] == []
 
@@ -106,7 +106,7 @@ def test_linear_models_start_from_narrow_weights_and_zero_bias() -> None:
 
 
 def test_linear_models_are_the_affine_map() -> None:
-    x = pictures(5, 4)
+    x = images(5, 4)
     for name in ("linreg", "softmax"):
         model = build(name, (4,), 3).double()
         torch.testing.assert_close(model(x), x @ model.linear.weight.T + model.linear.bias)
@@ -117,7 +117,7 @@ def test_linear_models_are_the_affine_map() -> None:
     [("relu", lambda z: z.clamp(min=0)), ("sigmoid", lambda z: 1 / (1 + torch.exp(-z))), ("tanh", torch.tanh)],
 )
 def test_mlp_is_its_formula(activation: str, formula: Callable[[Tensor], Tensor]) -> None:
-    x = pictures(5, 2, 3, 3)
+    x = images(5, 2, 3, 3)
     model = build("mlp", (2, 3, 3), 4, num_hiddens=(6, 5), activation=activation, init_std=0.5).double()
     w1, b1, w2, b2, w3, b3 = model.parameters()
     hidden = formula(formula(x.reshape(5, 18) @ w1.T + b1) @ w2.T + b2)
@@ -162,7 +162,7 @@ def test_lenet_is_its_formula(pooling: str, side: int, padding: int) -> None:
 
     model = build("lenet", (3, side, side), pooling=pooling).double()
     c1, d1, c2, d2, w1, b1, w2, b2, w3, b3 = model.parameters()
-    x = pictures(2, 3, side, side)
+    x = images(2, 3, side, side)
     padded = x.new_zeros(2, 3, side + 2 * padding, side + 2 * padding)
     padded[:, :, padding : padding + side, padding : padding + side] = x
     maps = pool(convolve(padded, c1, d1).clamp(min=0))
@@ -199,7 +199,7 @@ def test_resnet_loads_torchvisions_weights_and_gives_its_logits(name: str, train
     theirs = torchvision.models.get_model(name, num_classes=10).double().train(training)
     ours = build(name, (3, 65, 65)).double().train(training)  # auto takes the imagenet stem from 65 pixels on
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    x = pictures(2, 3, 65, 65)
+    x = images(2, 3, 65, 65)
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-10)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())  # the running statistics too
 
@@ -216,7 +216,7 @@ def test_resnet_draws_torchvisions_initial_weights() -> None:
     ("stem", "side", "kernel", "last_side"),
     [("auto", 64, 3, 8), ("auto", 65, 7, 3), ("imagenet", 32, 7, 1), ("cifar", 80, 3, 10)],
 )
-def test_resnet_stem_follows_the_picture_or_the_option(stem: str, side: int, kernel: int, last_side: int) -> None:
+def test_resnet_stem_follows_the_image_or_the_option(stem: str, side: int, kernel: int, last_side: int) -> None:
     model = build("resnet18", (1, side, side), stem=stem).eval()
     maps = []
     model.layer4.register_forward_hook(lambda module, x, y: maps.append(y.shape))

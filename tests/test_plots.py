@@ -1,4 +1,4 @@
-"""Pictures: the PNG opens at a sane size, and the figure behind it says what the data says."""
+"""Plots: the PNG opens at a sane size, and the figure behind it says what the data says."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def texts(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
-PICTURES: dict[str, Callable[[Path], None]] = {
+PLOTS: dict[str, Callable[[Path], None]] = {
     "curves": lambda path: plots.curves(ROWS, path, best_epoch=4),
     "curves of one epoch": lambda path: plots.curves(ROWS[:1], path),
     "curves of a regression": lambda path: plots.curves(REGRESSION, path, best_epoch=3),
@@ -63,18 +63,18 @@ PICTURES: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_picture_is_a_png_of_sane_size_and_draws_without_a_warning(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "run" / "plots" / "picture.png"
+@pytest.mark.parametrize("name", PLOTS)
+def test_plot_is_a_png_of_sane_size_and_draws_without_a_warning(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "plots" / "plot.png"
     before = dict(matplotlib.rcParams)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PICTURES[name](path)
+        PLOTS[name](path)
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert 100 <= image.width <= 2200
         assert 100 <= image.height <= 2200
-        assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 2, "the picture is blank"
+        assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 2, "the plot is blank"
     assert dict(matplotlib.rcParams) == before, "the style leaks into the caller's own figures"
 
 
@@ -142,7 +142,7 @@ def test_only_wrong_predictions_are_red_and_framed() -> None:
     assert to_hex(RED).upper() == RED
 
 
-def test_grid_shows_the_first_32_pictures_with_the_values_they_have() -> None:
+def test_grid_shows_the_first_32_images_with_the_values_they_have() -> None:
     (axes,) = plots._prediction_figure(GREY, [str(n) for n in range(40)], None).axes
     assert texts(axes) == [str(n) for n in range(32)]
     assert torch.equal(torch.as_tensor(axes.images[31].get_array().data), GREY[31, 0])
@@ -150,9 +150,9 @@ def test_grid_shows_the_first_32_pictures_with_the_values_they_have() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (10, 100), (100, 10)])
-def test_grid_keeps_the_shape_of_the_pictures_and_leaves_room_between_them(height: int, width: int) -> None:
-    pictures = torch.zeros(10, 1, height, width, dtype=torch.uint8)
-    (axes,) = plots._prediction_figure(pictures, ["x"] * 10, None).axes
+def test_grid_keeps_the_shape_of_the_images_and_leaves_room_between_them(height: int, width: int) -> None:
+    images = torch.zeros(10, 1, height, width, dtype=torch.uint8)
+    (axes,) = plots._prediction_figure(images, ["x"] * 10, None).axes
     places = [image.get_extent() for image in axes.images]
     left, right, bottom, top = places[0]
     assert (bottom - top) / (right - left) == pytest.approx(height / width)

@@ -15,6 +15,7 @@ from trainer import engine
 from trainer.config.options import run_settings
 from trainer.data.batches import Batches, Placement, part_of
 from trainer.data.splits import Split, Splits
+from trainer.run.distributed import also_of_nothing
 from trainer.run.progress import Progress
 from trainer.run.seeds import seed_of_rank
 from trainer.totals import Totals
@@ -80,10 +81,10 @@ def test_the_mean_of_the_gradients_of_all_ranks_is_that_of_the_whole_batch(is_su
         totals = Totals(CPU.device, is_sum=is_sum)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         gradients = []
+        parts = engine.in_parts(examples.epoch(1), examples.sizes(), accumulate_steps, totals, world=world)
         for _ in engine.train_epoch(
-            model, loss_fn, optimizer, examples.epoch(1), lr_at=lambda _: 0.0, step=0, totals=totals,
+            model, also_of_nothing(loss_fn), optimizer, parts, lr_at=lambda _: 0.0, step=0, totals=totals,
             autocast=contextlib.nullcontext,
-            accumulate_steps=accumulate_steps, world=world, sizes=examples.sizes(),
         ):  # fmt: skip
             gradients.append(model[1].weight.grad.clone())
         return torch.stack(gradients), totals
@@ -100,7 +101,7 @@ def test_each_rank_goes_on_with_its_own_sum_and_another_number_of_ranks_with_the
     progress = Progress(samples=6, loss_sum=6.0, loss_sums=[1.0, 2.0, 3.0], num_correct=4)
 
     def given(rank: int, world: int) -> tuple[float, int, int]:
-        totals = progress.give(Totals(CPU.device), Ranks(rank, world))
+        totals = progress.restore(Totals(CPU.device), Ranks(rank, world))
         return float(totals.loss_sum), int(totals.num_correct), totals.num_examples
 
     assert [given(rank, 3) for rank in range(3)] == [(1.0, 4, 6), (2.0, 0, 6), (3.0, 0, 6)]

@@ -162,7 +162,7 @@ def test_a_picture_comes_back_as_it_was(mode: str, tmp_path: Path) -> None:
     drawn = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
     Image.fromarray(drawn).convert(mode).save(tmp_path / "curve.png")
     with closing(Recorder(tmp_path)) as recorder:
-        recorder.picture("loss", tmp_path / "curve.png", 30)
+        recorder.image("loss", tmp_path / "curve.png", 30)
     (event,) = events(tmp_path).Images("loss")
     assert event.encoded_image_string == (tmp_path / "curve.png").read_bytes()
     assert (event.step, event.width, event.height) == (30, 4, 6)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from trainer.run import directory
-from trainer.run.directory import Found, Run
+from trainer.run.directory import Run
+from trainer.run.target import Target, find_run, path_of
 from trainer.sweep.job import log_failure
 from trainer.utils.errors import BusyError, ConfigError
 from trainer.utils.files import read_json, write_csv, write_json
@@ -30,8 +31,10 @@ def plant(root: Path, name: str, started: str = "2024-01-01T00:00:00") -> Run:
     return run
 
 
-def find(root: Path, target: str) -> Found:
-    return directory.find(target, outputs=str(root / "outputs"), checkpoints=str(root / "checkpoints"))
+def find(root: Path, target: str) -> Target | Path:
+    """The run, or the path of a file whose content is not looked at."""
+    folders = {"outputs": str(root / "outputs"), "checkpoints": str(root / "checkpoints")}
+    return find_run(target, **folders) or path_of(target, **folders)
 
 
 @pytest.mark.parametrize("name", ["a", "A1", "mnist-mlp", "a.b_c-d", "1", "x" * 100])
@@ -60,22 +63,22 @@ def test_new_names_are_valid_and_never_the_same() -> None:
 
 def test_a_run_is_found_by_its_name(tmp_path: Path) -> None:
     run = plant(tmp_path, "first")
-    assert find(tmp_path, "first") == Found(run, "")
-    assert find(tmp_path, "first:best") == Found(run, "best")
-    assert find(tmp_path, "first:last") == Found(run, "last")
+    assert find(tmp_path, "first") == Target(run, "")
+    assert find(tmp_path, "first:best") == Target(run, "best")
+    assert find(tmp_path, "first:last") == Target(run, "last")
 
 
 def test_a_job_of_a_sweep_is_found_by_its_number(tmp_path: Path) -> None:
     run = plant(tmp_path, "sweep/3")
-    assert find(tmp_path, "sweep/3:best") == Found(run, "best")
+    assert find(tmp_path, "sweep/3:best") == Target(run, "best")
 
 
 def test_last_is_the_run_that_was_started_last(tmp_path: Path) -> None:
     plant(tmp_path, "zzz", "2024-01-01T00:00:00")
     newest = plant(tmp_path, "sweep/0", "2024-01-03T00:00:00")
     plant(tmp_path, "aaa", "2024-01-02T00:00:00")
-    assert find(tmp_path, "last") == Found(newest, "")
-    assert find(tmp_path, "last:best") == Found(newest, "best")
+    assert find(tmp_path, "last") == Target(newest, "")
+    assert find(tmp_path, "last:best") == Target(newest, "best")
 
 
 def test_last_without_any_run_is_refused(tmp_path: Path) -> None:
@@ -86,15 +89,15 @@ def test_last_without_any_run_is_refused(tmp_path: Path) -> None:
 def test_a_path_is_a_file_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "a=b (1):x.pt"
     path.touch()
-    assert find(tmp_path, str(path)) == Found(None, file=path)
+    assert find(tmp_path, str(path)) == path
 
 
 def test_a_run_goes_before_a_file_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "first").touch()
-    assert find(tmp_path, "first").file == Path("first")
+    assert find(tmp_path, "first") == Path("first")
     run = plant(tmp_path, "first")
-    assert find(tmp_path, "first").run == run
+    assert find(tmp_path, "first") == Target(run)
 
 
 @pytest.mark.parametrize(("typed", "hint"), [("frist", "first"), ("frist:best", "first"), ("sweep/1", "sweep/0")])
@@ -123,12 +126,12 @@ def test_a_run_exists_from_its_config_on(tmp_path: Path) -> None:
 
 def test_the_saved_config_and_status_come_back(tmp_path: Path) -> None:
     run = plant(tmp_path, "first", "noon")
-    assert directory.read_config(run) == {"seed": 3}
-    assert directory.read_status(run) == {
+    assert directory.read_config(run.outputs) == {"seed": 3}
+    assert directory.read_status(run.outputs) == {
         **{"state": "done", "started": "noon", "reason": "", "run": "first", "checkpoint": ""}
     }
     (run.outputs / "status.json").unlink()
-    assert directory.read_status(run) == {}
+    assert directory.read_status(run.outputs) == {}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"config": 3}', "{}", "\xff"])
@@ -136,7 +139,7 @@ def test_a_damaged_config_is_refused_by_name(text: str, tmp_path: Path) -> None:
     run = plant(tmp_path, "first")
     (run.outputs / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
-        directory.read_config(run)
+        directory.read_config(run.outputs)
 
 
 def test_json_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +187,7 @@ from pathlib import Path
 from trainer.run import directory
 
 folder = Path(sys.argv[1])
-file = directory.hold(directory.Run("first", folder, folder))
+file = directory.hold(folder)
 print("held", flush=True)
 time.sleep(60)
 """
@@ -203,16 +206,16 @@ def test_a_run_is_held_by_one_process_and_free_once_it_is_killed(tmp_path: Path)
     with holder(tmp_path) as process:
         for _ in range(2):
             with pytest.raises(BusyError, match=rf"in use by pid {process.pid} on \S+\.$"):
-                directory.hold(run)
+                directory.hold(run.outputs)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with directory.hold(run):
+    with directory.hold(run.outputs):
         assert f"pid {os.getpid()} on " in (tmp_path / "run.lock").read_text()
         assert str(process.pid) not in (tmp_path / "run.lock").read_text()
 
 
 def test_closing_the_file_frees_the_run(tmp_path: Path) -> None:
-    directory.hold(Run("first", tmp_path, tmp_path)).close()
+    directory.hold(tmp_path).close()
     with holder(tmp_path) as process:
         assert process.poll() is None  # it holds the run and waits
         process.kill()

@@ -256,7 +256,7 @@ OPTIMIZERS = [SGD, ADAM, ADAMW]
 CROSS_ENTROPY = choice("loss", "cross_entropy")
 
 
-def pictures(num_steps: int, n: int, in_shape: tuple[int, ...], num_classes: int = 10) -> Batches:
+def images(num_steps: int, n: int, in_shape: tuple[int, ...], num_classes: int = 10) -> Batches:
     generator = torch.Generator().manual_seed(7)
     labels = [torch.randint(num_classes, (n,), generator=generator) for _ in range(num_steps)]
     return [(draw(n, *in_shape, seed=step), labels[step]) for step in range(num_steps)]
@@ -302,7 +302,7 @@ RUNS = [
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda chosen: chosen.name)
 @pytest.mark.parametrize("model", RUNS, ids=["dropout", "batch_norm", "lenet_max", "lenet_avg"])
 def test_20_steps_end_where_torchs_do(model: Choice, optimizer: Choice) -> None:
-    assert_learnt_alike(TENSORS, (model, CROSS_ENTROPY, optimizer), pictures(20, 8, (1, 28, 28)))
+    assert_learnt_alike(TENSORS, (model, CROSS_ENTROPY, optimizer), images(20, 8, (1, 28, 28)))
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_20_steps_end_where_torchs_do(model: Choice, optimizer: Choice) -> None:
     ids=["softmax", "mlp", "nielsen", "nielsen_cross_entropy"],
 )
 def test_100_steps_of_the_notes_networks_end_where_torchs_do(model: Choice, loss: Choice, optimizer: Choice) -> None:
-    assert_learnt_alike(HAND_WRITTEN, (model, loss, optimizer), pictures(100, 10, (1, 28, 28)))
+    assert_learnt_alike(HAND_WRITTEN, (model, loss, optimizer), images(100, 10, (1, 28, 28)))
 
 
 RESNET = choice("model", "resnet34", stem="cifar")
@@ -334,7 +334,7 @@ RESNET = choice("model", "resnet34", stem="cifar")
 @pytest.mark.parametrize("side", [16, 32])
 def test_5_steps_of_resnet34_end_where_torchs_do(side: int) -> None:
     sgd = choice("optimizer", "sgd", lr=0.01, momentum=0.9)
-    assert_learnt_alike(TENSORS, (RESNET, CROSS_ENTROPY, sgd), pictures(5, 4, (3, side, side)))
+    assert_learnt_alike(TENSORS, (RESNET, CROSS_ENTROPY, sgd), images(5, 4, (3, side, side)))
 
 
 def backward(impl: str, batch: tuple[Tensor, Tensor]) -> nn.Module:
@@ -346,7 +346,7 @@ def backward(impl: str, batch: tuple[Tensor, Tensor]) -> nn.Module:
 @pytest.mark.parametrize("side", [16, pytest.param(32, marks=pytest.mark.slow)])
 def test_gradients_and_steps_of_resnet34_are_torchs(side: int) -> None:
     """Apart from each other: Adam divides by the gradient, so that its step makes much of a little difference."""
-    (batch,) = pictures(1, 4, (3, side, side))
+    (batch,) = images(1, 4, (3, side, side))
     models = {impl: backward(impl, batch) for impl in ("concise", *TENSORS)}
     concise = models.pop("concise")
     for impl, ours in models.items():
@@ -443,7 +443,7 @@ def test_a_listed_model_learns_in_every_library(name: str, in_shape: tuple[int, 
     batches = (
         [(draw(4, *in_shape), draw(4, 2))]
         if regression
-        else pictures(2 if options.get("zero_init_residual") else 1, 4, in_shape)
+        else images(2 if options.get("zero_init_residual") else 1, 4, in_shape)
     )
     loss = choice("loss", "mse") if regression else CROSS_ENTROPY
     start = built(chosen, "concise", in_shape, 2 if regression else 10).double()
@@ -468,7 +468,7 @@ def test_model_loss_and_optimizer_may_come_from_different_libraries(impls: tuple
         replace(SGD, impl=optimizer),
     )
     concise = choice("model", "mlp", num_hiddens=[7], dropout=0.3), CROSS_ENTROPY, SGD
-    batches = pictures(5, 6, (12,))
+    batches = images(5, 6, (12,))
     ours, theirs = train("no such library", choices, batches), train("concise", concise, batches)
     assert largest_difference(weights(ours), weights(theirs)) <= 1e-12
     assert isinstance(ours.get_submodule("layers.1"), LIBRARIES[model].layers.Linear)

@@ -264,7 +264,7 @@ def test_an_operation_is_torchs_forward_and_backward(
 def test_a_convolution_in_several_parts_is_the_same(
     library: Any, columns_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, weight, bias = spread(5, 3, 7, 6), spread(4, 3, 3, 2), spread(4)  # 18 rows, 16 windows in each picture
+    x, weight, bias = spread(5, 3, 7, 6), spread(4, 3, 3, 2), spread(4)  # 18 rows, 16 windows in each image
     monkeypatch.setattr(formulas, "COLUMNS_AT_ONCE", columns_at_once)
     sizes = [part.shape[3] for part in formulas.in_parts(F.pad(x, (1, 1, 1, 1)), weight, 2)]
     assert sizes == {1: [1, 1, 1, 1, 1], 600: [2, 2, 1], 1200: [4, 1]}[columns_at_once]
@@ -401,7 +401,7 @@ def test_dropout_draws_torchs_mask(library: Any, dtype: torch.dtype, p: float) -
 def test_what_needs_no_gradient_gets_none_computed(
     library: ModuleType, name: str, needless: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pictures that come in, the targets, and biases that are held fixed."""
+    """The images that come in, the targets, and biases that are held fixed."""
     function, returned = getattr(library, name), []
     plain: Callable[..., Any] = function.backward
 
@@ -437,7 +437,7 @@ def test_the_first_convolution_puts_no_windows_back(monkeypatch: pytest.MonkeyPa
 
 
 @each("library", TENSORS)
-def test_no_pictures_give_no_pictures(library: Any) -> None:
+def test_no_images_give_no_images(library: Any) -> None:
     assert library.conv2d(torch.zeros(0, 3, 8, 8), torch.zeros(4, 3, 3, 3), None, 1, 1).shape == (0, 4, 8, 8)
     assert library.max_pool2d(torch.zeros(0, 3, 8, 8), 2, 2, 0).shape == (0, 3, 4, 4)
 

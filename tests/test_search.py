@@ -23,7 +23,7 @@ from trainer.config.compose import run_hydra
 from trainer.config.options import CONFIGS, defaults_of, group_choices, load_yaml
 from trainer.sweep import search_space
 from trainer.sweep.study import Search, summary
-from trainer.sweep.trial import RULES, load_optuna, search_settings, storage_of, trial_of
+from trainer.sweep.trial import SEARCH_RULES, load_optuna, search_settings, storage_of, trial_of
 from trainer.utils.errors import ConfigError
 from trainer.utils.signals import StopSignal
 
@@ -148,7 +148,7 @@ def test_settings_out_of_range_are_refused(key: str, value: Any, said: str) -> N
 
 def test_the_yaml_file_holds_the_settings_with_a_comment_each() -> None:
     search_settings(sweeper_node())
-    assert set(sweeper_node()) == {*RULES, "_target_", "params"}
+    assert set(sweeper_node()) == {*SEARCH_RULES, "_target_", "params"}
     lines = (CONFIGS / "hydra" / "sweeper" / "optuna.yaml").read_text().splitlines()[2:]
     assert all("  # " in line for line in lines)
 
@@ -341,7 +341,7 @@ HANG = """print(number, params["optimizer.lr"], flush=True)
         time.sleep(60)"""
 # the process that asked is gone, the one that trains is not
 TRAIN = """study.release(number)
-        run = directory.hold(directory.Run("a", folder / str(number), folder))
+        run = directory.hold(folder / str(number))
         print(number, params["optimizer.lr"], flush=True)
         time.sleep(60)"""
 

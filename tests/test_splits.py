@@ -21,7 +21,7 @@ def labels_of(counts: tuple[int, ...] = COUNTS, seed: int = 0) -> Tensor:
 
 
 def source_of(n: int = 101, **changes: Any) -> Source:
-    """Picture i is filled with the value i, so that a picture tells which one it is."""
+    """Image i is filled with the value i, so that an image tells which one it is."""
     x = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, 2, 2)
     y = labels_of() if n == sum(COUNTS) else torch.arange(n) % 2
     test = Split(x[:4], y[:4])
@@ -197,7 +197,7 @@ def test_regression_is_cut_without_classes() -> None:
 
 
 class Counting(Dataset[Tensor]):
-    """Picture i is filled with i; remembers what was asked for."""
+    """Image i is filled with i; remembers what was asked for."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -222,11 +222,11 @@ def test_take_keeps_the_order_it_was_given() -> None:
 
 
 def test_take_of_a_dataset_decodes_nothing() -> None:
-    pictures = Counting()
-    taken = Split(pictures, torch.arange(10)).take(torch.tensor([4, 2])).take(torch.tensor([1]))
-    assert pictures.asked == []
+    images = Counting()
+    taken = Split(images, torch.arange(10)).take(torch.tensor([4, 2])).take(torch.tensor([1]))
+    assert images.asked == []
     assert numbers(taken) == [2]
-    assert pictures.asked == [2]
+    assert images.asked == [2]
 
 
 def test_take_may_be_empty() -> None:

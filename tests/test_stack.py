@@ -23,17 +23,18 @@ from trainer.config.options import group_choices
 from trainer.config.schema import Choice, Config
 from trainer.data.batches import Batches
 from trainer.models import MODELS
-from trainer.run import directory, epochs
+from trainer.run import directory, end, epochs
 from trainer.run.end import conclude
 from trainer.run.epochs import save_checkpoint
 from trainer.run.machine import Machine
 from trainer.run.parts import assemble
-from trainer.sweep.stack import members, training
+from trainer.sweep.stack import training
 from trainer.sweep.stack.eligible import group_runs
 from trainer.sweep.stack.layers import copy_into_stack, objective, stacked_layers
+from trainer.sweep.stack.members import ApartError
 from trainer.sweep.stack.optim import STACKED_OPTIMIZERS
 from trainer.sweep.stack.training import train_stack
-from trainer.utils.errors import ConfigError, DivergedError, Interrupted
+from trainer.utils.errors import DivergedError, Interrupted
 from trainer.utils.signals import StopSignal
 
 TIMES = ("seconds", "samples_per_second")
@@ -179,7 +180,7 @@ def test_a_stacked_step_is_the_step_of_each_run(
             each.step()
     for k, (alone, each) in enumerate(zip(lone, optimizers, strict=True)):
         kept = [dict(each.state[p]) for p in alone.parameters()]
-        stepper.give(k, each, list(alone.parameters()))
+        stepper.store(k, each, list(alone.parameters()))
         for p, q, before in zip(alone.parameters(), together.parameters(), kept, strict=True):
             torch.testing.assert_close(p, q[k], rtol=0, atol=1e-10)
             for name, buffer in before.items():  # as torch keeps them, where it keeps any
@@ -262,7 +263,7 @@ def test_a_run_that_diverges_fails_alone() -> None:
     with pytest.raises(DivergedError) as alone:
         train(configs_of("alone", each, **shared)[1], StopSignal())
     assert str(outcomes[1]) == str(alone.value).replace("alone/", "s/")
-    assert directory.status_in(Path("outputs/s/1"))["state"] == "diverged"
+    assert directory.read_status(Path("outputs/s/1"))["state"] == "diverged"
     assert "diverged" in Path("outputs/s/1/train.log").read_text()
     train_all(configs_of("calm", [each[0], {"optimizer.lr": 0.05}, each[2]], **shared))
     for k in (0, 2):
@@ -303,8 +304,8 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
     with_kill = pytest.MonkeyPatch()
     for module in (epochs, training):
         with_kill.setattr(module, "save_checkpoint", counted(save_checkpoint))
-    with_kill.setattr(training, "conclude", counted(conclude))
-    with_kill.setattr(members, "note_failure", lambda *_: None)
+    with_kill.setattr(end, "conclude", counted(conclude))
+    with_kill.setattr(training, "note_failure", lambda *_: None)
     return with_kill.undo
 
 
@@ -319,7 +320,7 @@ def test_a_kill_anywhere_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         assert train_all(configs_of(sweep, MIXED)) == straight
         for k in range(3):
             assert_same_to_the_bit(f"straight/{k}", f"{sweep}/{k}")
-        assert "trained alone" not in Path("outputs", sweep, "0", "train.log").read_text()
+        assert "one after another" not in Path("outputs", sweep, "0", "train.log").read_text()
 
 
 def test_killed_twice_in_the_first_save(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +341,7 @@ def test_a_signal_within_an_epoch_changes_nothing(step: int, signal_at: Callable
     signal_at(step)
     with StopSignal() as stop, pytest.raises(Interrupted):
         train_all(configs_of("cut", MIXED, **shared), stop)
-    assert [directory.status_in(Path("outputs/cut", str(k)))["state"] for k in range(3)] == ["interrupted"] * 3
+    assert [directory.read_status(Path("outputs/cut", str(k)))["state"] for k in range(3)] == ["interrupted"] * 3
     assert train_all(configs_of("cut", MIXED, **shared)) == straight
     for k in range(3):
         assert_same_to_the_bit(f"straight/{k}", f"cut/{k}")
@@ -353,29 +354,26 @@ def test_saves_within_an_epoch_are_those_of_all_runs() -> None:
     ] * 3
 
 
-def test_a_run_that_went_on_alone_ends_the_company(
-    signal_at: Callable[..., None], cli: Cli, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shared = {"record.every_steps": 1}
+def test_a_run_that_was_resumed_alone_parts_the_stack(signal_at: Callable[..., None], cli: Cli) -> None:
+    sweep = ("-m", "name=s", "epochs=3", "record.every_steps=1", "plots=false", "optimizer.lr=0.01,0.03,0.1")
     signal_at(8)
-    with StopSignal() as stop, pytest.raises(Interrupted):
-        train_all(configs_of("s", LRS, **shared), stop)
+    assert cli(*sweep).code == 143
     outcome = cli("resume=s/1")
     assert outcome.code == 0, outcome.err
     assert "stack 3 -> 1" in outcome.out
-    capfd.readouterr()
-    outcomes = train_all(configs_of("s", LRS, **shared))
-    assert "trained alone, not as one of 3 together" in capfd.readouterr().out
-    for k, config in enumerate(configs_of("alone", LRS, **shared)):
-        assert outcomes[k] == pytest.approx(train(config, StopSignal()), abs=1e-10)
+    outcome = cli(*sweep)
+    assert outcome.code == 0, outcome.err
+    assert "s/0 to s/2 are trained one after another: some runs are finished while others are not" in outcome.out
+    for k, lr in enumerate(("0.01", "0.03", "0.1")):
+        assert cli("epochs=3", "plots=false", f"optimizer.lr={lr}", f"name=alone{k}").code == 0
+        assert result(f"s/{k}")["test"] == pytest.approx(result(f"alone{k}")["test"], abs=1e-8)
     assert cli("eval", "checkpoint=s/2").code == 0
 
 
-def test_another_sweep_of_the_same_name_is_refused() -> None:
+def test_runs_of_other_settings_are_not_resumed_together() -> None:
     train_all(configs_of("s", LRS, epochs=1))
-    outcomes = train_all(configs_of("s", [{"optimizer.lr": 0.5}, *LRS[1:]], epochs=1))
-    assert isinstance(outcomes[0], ConfigError)
-    assert [type(outcome) for outcome in outcomes[1:]] == [float, float]
+    with pytest.raises(ApartError, match=r"optimizer\.lr: the run has"):
+        train_all(configs_of("s", [{"optimizer.lr": 0.5}, *LRS[1:]], epochs=1))
 
 
 def test_what_strikes_all_runs_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +383,7 @@ def test_what_strikes_all_runs_ends_all(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Batches, "epoch", no_memory)
     outcomes = train_all(configs_of("s", LRS))
     assert ["out of memory" in str(outcome) for outcome in outcomes] == [True] * 3
-    assert directory.status_in(Path("outputs/s/2"))["state"] == "failed"
+    assert directory.read_status(Path("outputs/s/2"))["state"] == "failed"
 
 
 # who goes with whom
@@ -464,4 +462,4 @@ def test_kill_9_at_random_times_changes_nothing(tmp_path: Path) -> None:
     assert train_all(configs_of("cut", MIXED, **shared)) == straight
     for k in range(3):
         assert_same_to_the_bit(f"straight/{k}", f"cut/{k}")
-    assert "trained alone" not in Path("outputs/cut/0/train.log").read_text()
+    assert "one after another" not in Path("outputs/cut/0/train.log").read_text()

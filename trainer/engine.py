@@ -1,9 +1,8 @@
 """The loop: the only place that orders forward, backward and step. It knows nothing of config, files or screens."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,88 +13,132 @@ from trainer.totals import Batch, Totals
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 Autocast = Callable[[], AbstractContextManager[object]]
+# inputs, labels or targets, and the weight of their loss in that of the step (0-d; None: it is all of it)
+Part = tuple[Tensor, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Update:
+    """How the gradients of a step become new weights.
+
+    Attributes:
+        scaler: keeps float16 gradients from vanishing; a disabled one hands everything through.
+        clip_norm: the gradient is scaled down to this L2 norm where it is longer; 0 leaves it.
+        ema: is moved towards the weights after each step.
+    """
+
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
+    clip_norm: float = 0.0
+    ema: AveragedModel | None = None
+
+    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Change the weights by their gradients."""
+        if self.clip_norm:
+            self.scaler.unscale_(optimizer)  # else the norm would be that of the scaled gradient
+            nn.utils.clip_grad_norm_(model.parameters(), self.clip_norm)
+        self.scaler.step(optimizer)  # leaves the step out where a scaled gradient overflowed
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update_parameters(model)
+
+
+AS_IT_IS = Update()
 
 
 def train_epoch(
     model: nn.Module,
     loss_fn: LossFn,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[Batch],
+    batches: Iterable[Iterable[Part]],
     *,
     lr_at: Callable[[int], float],
     step: int,
     totals: Totals,
     autocast: Autocast,
-    accumulate_steps: int = 1,
-    clip_norm: float = 0.0,
-    scaler: torch.amp.GradScaler | None = None,
-    ema: AveragedModel | None = None,
-    world: int = 1,
-    sizes: Iterable[int] | None = None,
+    update: Update = AS_IT_IS,
 ) -> Iterator[int]:
     """Train on each batch in turn, and hand control back after every step.
 
     Args:
-        model: where several processes train together, in a DistributedDataParallel, which averages their gradients.
-        lr_at: learning rate of a step.  step: parameter updates done before.
-        totals: gets the loss and the hits of every batch, measured before its update.
-        autocast: entered anew for each step (kept open, it would reuse rounded weights from before the update).
-        accumulate_steps: parts that a batch is computed in, one after the other, to save memory; their gradients add
-            up to that of the whole batch.
-        clip_norm: the gradient is scaled down to this L2 norm where it is longer; 0 leaves it.
-        scaler: keeps float16 gradients from vanishing.  ema: is moved towards the weights after each step.
-        world: processes that train together.  sizes: examples in each whole batch, of which `batches` has the part of
-            this process, which may be none; None: the batches are whole.
+        model: changed in place; several processes pass a DistributedDataParallel, which averages their gradients.
+        loss_fn: loss_fn(y_hat, y) -> 0-d tensor.
+        optimizer: of the model's parameters.
+        batches: each as the parts that it is computed in, see whole() and in_parts().
+        lr_at: the learning rate of a step.
+        step: parameter updates done before.
+        totals: gets the loss and the hits of every part, measured before its update.
+        autocast: entered anew for each part.
+        update: what is done with the gradients.
     Yields:
         The number of parameter updates done.
     """
     model.train()
-    distributed = model if isinstance(model, DistributedDataParallel) else None
-    for (x, y), size in zip(batches, itertools.repeat(0) if sizes is None else sizes, strict=sizes is not None):
-        size = size or len(y)
-        for group in optimizer.param_groups:
+    for parts in batches:
+        for group in optimizer.param_groups:  # set, not scheduled: a resumed run then needs no scheduler's state
             group["lr"] = lr_at(step)
         optimizer.zero_grad()
-        parts = [(x, y)]
-        if accumulate_steps > 1:
-            parts = list(zip(x.chunk(accumulate_steps), y.chunk(accumulate_steps), strict=True))
-        for i, (x_part, y_part) in enumerate(parts, 1):
-            if distributed is not None:  # what no_sync() does: the gradients are averaged once, after the last part
-                distributed.require_backward_grad_sync = i == len(parts)
-            n = len(y_part)
-            with autocast():
-                y_hat = model(x_part)
-                loss = loss_fn(y_hat, y_part) if n else y_hat.sum() * 0  # without examples: gradients of 0
-            weight = world if totals.is_sum else n * world / size  # times world, since they are averaged
-            share = loss if weight == 1 else loss * weight
-            (share if scaler is None else scaler.scale(share)).backward()
-            totals.add(loss, y_hat, y_part)
-        totals.num_examples += size - len(y)  # of the other processes
-        update(model, optimizer, clip_norm, scaler)
-        if ema is not None:
-            ema.update_parameters(model)
+        for x, y, weight in parts:  # their gradients add up
+            with autocast():  # kept open, it would reuse rounded weights from before the update
+                y_hat = model(x)
+                loss = loss_fn(y_hat, y)
+            update.scaler.scale(loss).backward(weight)
+            totals.add(loss, y_hat, y)  # on the device: reading a number here would wait for it in every step
+        update(model, optimizer)
         step += 1
         yield step
 
 
-def update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float, scaler: torch.amp.GradScaler | None
-) -> None:
-    """Change the weights by their gradients."""
-    if clip_norm:
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    if scaler is None:
-        optimizer.step()
-    else:
-        scaler.step(optimizer)  # leaves the step out where a scaled gradient overflowed
-        scaler.update()
+def whole(batches: Iterable[Batch]) -> Iterator[list[Part]]:
+    """Each batch in one part."""
+    return ([(x, y, None)] for x, y in batches)
+
+
+def in_parts(
+    batches: Iterable[Batch],
+    sizes: Iterable[int],
+    num_parts: int,
+    totals: Totals,
+    *,
+    world: int = 1,
+    distributed: DistributedDataParallel | None = None,
+) -> Iterator[Iterator[Part]]:
+    """Each batch in up to `num_parts` parts, to save memory, of which one process may have its share only.
+
+    Args:
+        batches: what this process has of each batch, which may be no example at all.
+        sizes: examples in each whole batch.
+        num_parts: parts, one after the other; a short batch has fewer.
+        totals: count the examples of the other processes too.
+        world: processes that train together.
+        distributed: the model of several processes.
+    """
+
+    def weighted(x: Tensor, y: Tensor, size: int) -> Iterator[Part]:
+        parts = list(zip(x.chunk(num_parts), y.chunk(num_parts), strict=True))
+        for i, (x_part, y_part) in enumerate(parts, 1):
+            if distributed is not None:  # as no_sync() does: gradients are averaged once, after the last part
+                distributed.require_backward_grad_sync = i == len(parts)
+            # The loss of a part is the mean over its own n examples, but the gradient has to be that of the mean over
+            # all `size` examples of the batch: n / size of it. A sum needs no such share. DistributedDataParallel
+            # divides by the number of processes what has to be added up: times world.
+            share = world if totals.is_sum else len(y_part) * world / size
+            yield x_part, y_part, torch.tensor(share, dtype=totals.loss_sum.dtype, device=x.device)
+
+    for (x, y), size in zip(batches, sizes, strict=True):
+        totals.num_examples += size - len(y)
+        yield weighted(x, y, size)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss per example, accuracy (a fraction; None for regression) and the outputs (N, K) they came from."""
+    """What was measured on a split.
+
+    Attributes:
+        loss: mean per example.
+        accuracy: a fraction; None for regression.
+        outputs: (N, K), what the two came from.
+        labels: (N,) int64, or (N, K) targets.
+    """
 
     loss: float
     accuracy: float | None
@@ -113,7 +156,7 @@ def evaluate(
     for x, y in batches:
         with autocast():
             y_hat = model(x)
-            loss = loss_fn(y_hat, y) if len(y) else y_hat.sum() * 0
+            loss = loss_fn(y_hat, y)
         totals.add(loss, y_hat, y)
         outputs.append(y_hat)
         labels.append(y)

@@ -1,6 +1,6 @@
-"""The sweeper that asks Optuna which settings to try next; the study itself is in trainer/search.py.
+"""The sweeper that asks Optuna which settings to try next; the study itself is in trainer/sweep/study.py.
 
-Hydra imports this file at every start, so nothing heavy may be imported at its top.
+Hydra imports this file whenever it starts, so heavy imports stand inside the functions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class OptunaSweeper(Sweeper):
-    """Runs trials until the study has enough of them. Each job is told its number as hydra.job.name."""
+    """Runs trials until the study has enough of them. Each job gets its number as hydra.job.name."""
 
     def __init__(self, **sweeper: Any) -> None:
         self.sweeper = sweeper
@@ -38,7 +38,7 @@ class OptunaSweeper(Sweeper):
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra hands over, and let it build the launcher."""
+        """Keep what Hydra passes in, and let it build the launcher."""
         from hydra.core.plugins import Plugins
 
         self.hydra_context, self.config = hydra_context, config
@@ -50,7 +50,7 @@ class OptunaSweeper(Sweeper):
         """Run the trials that are left; returns what the jobs of this process returned.
 
         Raises:
-            ConfigError: the space or a setting of the search is refused.
+            ConfigError: the search space or a setting of the search is not allowed.
         """
         from trainer.config.roles import identifies
         from trainer.sweep.study import Search, summary
@@ -76,7 +76,7 @@ class OptunaSweeper(Sweeper):
         return returned
 
     def next_batch(self, study: "Search", fixed: Sequence[str]) -> dict[int, list[str]]:
-        """The next trials: number -> the words of its job; empty where all are begun."""
+        """The next trials, {number: overrides of its job}; empty when all have been started."""
         from trainer.sweep.search_space import word
         from trainer.sweep.trial import Trial
 
@@ -86,7 +86,7 @@ class OptunaSweeper(Sweeper):
             words = [*fixed, *(f"{key}={word(value)}" for key, value in params.items()), f"hydra.job.name={number}"]
             try:
                 self.validate_batch_is_legal([words])
-            except HydraException as error:  # an option of a choice that was not taken: it would stop every restart
+            except HydraException as error:  # an option of another choice; each restart would meet it again
                 with Trial(study.settings, study.folder, number) as trial:
                     trial.failed(str(error))
                 raise
@@ -94,7 +94,7 @@ class OptunaSweeper(Sweeper):
         return batch
 
     def split(self, arguments: Sequence[str], choices: Mapping[str, str]) -> tuple["Space", list[str]]:
-        """The search space, and the words that are the same for each trial."""
+        """The search space, and the overrides that are the same in each trial."""
         from trainer.config.options import defaults_of
         from trainer.config.schema import GROUPS
         from trainer.utils.errors import ConfigError
@@ -117,7 +117,7 @@ class OptunaSweeper(Sweeper):
 
 
 def in_yaml(value: Any) -> str:
-    """A value of hydra.sweeper.params as it would be typed."""
+    """A value of hydra.sweeper.params as it would be typed on the command line."""
     if isinstance(value, str):
         return value
     plain: Any = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
@@ -125,7 +125,11 @@ def in_yaml(value: Any) -> str:
 
 
 def distribution(override: Override, defaults: Mapping[str, Any]) -> Any:
-    """What Hydra read as one of Optuna's distributions; ConfigError where it cannot be one."""
+    """A parsed sweep as one of Optuna's distributions.
+
+    Raises:
+        ConfigError: Optuna has none for it.
+    """
     from trainer.sweep.search_space import choices, interval, steps
     from trainer.utils.errors import ConfigError
 
@@ -150,7 +154,7 @@ def distribution(override: Override, defaults: Mapping[str, Any]) -> Any:
 
 
 def is_accuracy(space: "Space", choices: Mapping[str, str]) -> bool:
-    """Whether the trials are measured by accuracy, the more the better, or by the loss of a regression."""
+    """Whether the objective is an accuracy, which is maximised, or the loss of a regression."""
     from trainer.config.ranges import REGRESSION, TASK_OF_DATA
     from trainer.utils.errors import ConfigError, listed
 

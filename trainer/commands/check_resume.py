@@ -22,9 +22,9 @@ from trainer.commands.train import train
 from trainer.config.freeze import from_dict
 from trainer.config.schema import Config, Paths, Save
 from trainer.run import directory
-from trainer.run.begin import file_of
 from trainer.run.checkpoint_files import step_of, steps_in
 from trainer.run.safe_load import read_checkpoint
+from trainer.run.target import path_of
 from trainer.utils.errors import Interrupted, TrainerError, failure
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
@@ -43,7 +43,12 @@ def run_check_resume(config: Config) -> None:
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="check-resume-") as folder:
         if config.init_from is not None:
-            config = replace(config, init_from=str(file_of(config, config.init_from)))
+            config = replace(
+                config,
+                init_from=str(
+                    path_of(config.init_from, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
+                ),
+            )
         short = shortened(config, folder)
         screen.say(f"{config.model.name} on {config.data.name}: {BATCHES} batches, {short.epochs} epochs, straight")
         straight = finished(short, "straight")

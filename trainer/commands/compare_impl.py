@@ -20,7 +20,6 @@ from trainer.config.schema import Choice, Config
 from trainer.data.splits import Splits
 from trainer.run import directory
 from trainer.run.environment import provenance
-from trainer.run.epochs import steps_of
 from trainer.run.machine import resolve_auto
 from trainer.run.parts import Parts, assemble, eval_batches
 from trainer.run.seeds import restore_rng, rng_state
@@ -56,7 +55,7 @@ class Contender:
         for epoch in range(1, config.epochs + 1):
             self.totals, loss_sum, examples = self.parts.totals(), -left, -left_examples
             with closing(train.epoch(epoch)) as batches:
-                for step in steps_of(config, self.parts, batches, self.step, self.totals):
+                for step in self.parts.steps(batches, self.step, self.totals):
                     self.step = step
                     if step % every == 0 or step == total:
                         now = float(self.totals.loss_sum)

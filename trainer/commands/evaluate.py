@@ -13,12 +13,12 @@ from trainer.config.schema import Config
 from trainer.data.splits import Splits
 from trainer.engine import Evaluation
 from trainer.run import directory
-from trainer.run.begin import file_of
 from trainer.run.checkpoint import check_architecture, check_fits, load_model
 from trainer.run.machine import Machine, resolve_auto
 from trainer.run.parts import eval_batches, evaluate_split, place
 from trainer.run.result import without_none
-from trainer.run.safe_load import read_checkpoint, weights_to_use
+from trainer.run.safe_load import weights_to_use
+from trainer.run.target import Target
 from trainer.totals import Totals
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import write_json
@@ -40,15 +40,13 @@ class Trained:
     folder: Path  # where results go
 
 
-def load_trained(config: Config, screen: Screen) -> Trained:
+def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
     """The model of checkpoint=, on the device that the config asks for.
 
     Raises:
         ConfigError: the file is missing or damaged, or does not fit the model.
     """
-    assert config.checkpoint is not None, "main.py refuses eval and predict without it"
-    path = file_of(config, config.checkpoint)
-    content = read_checkpoint(path)
+    path, content = target.path(), target.read()
     check_architecture(config, content, path)
     config, machine = resolve_auto(config)
     arch, preprocess = content["arch"], content["preprocess"]
@@ -89,10 +87,10 @@ def evaluate_data(config: Config, trained: Trained, split_name: str) -> tuple[Sp
     return splits, evaluate_split(trained.model, loss_fn, batches, totals, trained.machine)
 
 
-def run_eval(config: Config) -> None:
+def run_eval(config: Config, target: Target) -> None:
     """Print loss, accuracy and per-class figures of a split, and write them to eval-<data>-<split>.json."""
     screen = Screen()
-    trained = load_trained(config, screen)
+    trained = load_trained(config, target, screen)
     splits, evaluation = evaluate_data(config, trained, config.split)
     trained.folder.mkdir(parents=True, exist_ok=True)
     stem = f"eval-{config.data.name}-{config.split}"

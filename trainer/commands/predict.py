@@ -15,19 +15,20 @@ from trainer.data.batches import eval_batch_size, normalizer
 from trainer.data.images import ImageError, list_images, read_image
 from trainer.run.parts import placement
 from trainer.run.result import NUM_PICTURES, grid
+from trainer.run.target import Target
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import write_csv
 from trainer.utils.screen import Screen
 
 
-def run_predict(config: Config) -> None:
+def run_predict(config: Config, target: Target) -> None:
     """Label the pictures of input=, or the test split; writes predictions.csv and predictions.png.
 
     Raises:
         ConfigError: at the end, if some pictures could not be read; the others are labelled all the same.
     """
     screen = Screen()
-    trained = load_trained(config, screen)
+    trained = load_trained(config, target, screen)
     if not trained.classes:
         raise ConfigError(f"{trained.path} predicts numbers, not classes: predict is for pictures; eval measures it.")
     if config.input is None:

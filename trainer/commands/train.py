@@ -3,26 +3,14 @@
 from collections.abc import MutableMapping
 from contextlib import ExitStack
 
-from trainer.config.roles import HOW_FAR
 from trainer.config.schema import Config
 from trainer.data.splits import Source
-from trainer.run import failures
-from trainer.run.begin import (
-    Opened,
-    announce,
-    check_processes,
-    describe_parts,
-    make_directory,
-    open_files,
-    open_recorder,
-    open_run,
-    prepare_parts,
-    refuse_strangers,
-    with_name,
-)
-from trainer.run.end import finish_run, note_failure
+from trainer.run.begin import begin, choose_machine, make_parts, open_session, start_recording
+from trainer.run.end import finish_run
 from trainer.run.epochs import Reporter, Session, train_epochs
-from trainer.run.machine import resolve_auto
+from trainer.run.failures import explain, note_failure
+from trainer.run.target import Target
+from trainer.utils.errors import Interrupted
 from trainer.utils.ranks import join
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
@@ -32,6 +20,7 @@ def train(
     config: Config,
     stop: StopSignal,
     *,
+    target: Target | None = None,
     batches: int = 0,
     report: Reporter | None = None,
     screen: Screen | None = None,
@@ -40,51 +29,44 @@ def train(
     """Train a model, from its initial weights or from where an interrupted run stopped.
 
     Args:
+        config: all settings.
+        stop: the signals, which end training after the step in hand.
+        target: what resume= points at, where it was looked up already.
         batches: of each split that are used; 0: all.
-        report: is told the validation metric after each epoch, and says why training ends there, or nothing.
+        report: is told the deciding metric after each epoch, and says why training ends there, or nothing.
         screen: where the run is to be seen; None: on a screen of its own.
         sources: see data.load.
     Returns:
-        The best validation metric: accuracy, for regression loss; of training where there is no validation. Of several
-        processes all call this, and all get or raise the same.
+        The best value of the deciding metric: validation accuracy, for regression validation loss; of training where
+        there is no validation. Of several processes all call this, and all get or raise the same.
     Raises:
         ConfigError, DivergedError, ResourceError, BusyError, Interrupted: see trainer.utils.errors.
     """
-    refuse_strangers(config)
-    screen, ranks = screen or Screen(), join()
-    chosen = [key for key, value in config.device.options.items() if value == "auto"]
+    screen, ranks, session = screen or Screen(), join(), None
     with ExitStack() as held:
-        stopped = held.enter_context(ranks.watching(stop))
-        with ranks.together():
-            config, machine = resolve_auto(config, ranks.local if ranks.world > 1 else None)
-            check_processes(config, machine, ranks, screen)
-            opened = open_run(config, screen, held) if ranks.is_first else Opened("")
-        opened = Opened(**ranks.share(vars(opened)))
-        if opened.finished is not None:
-            return opened.finished
-        run, start = opened.found(config)
-        config = with_name(config, run)
-        announce(config, machine, chosen, screen)
-        parts, progress = prepare_parts(config, run, start, machine, screen, batches, sources, ranks)
-        if any(key.startswith(HOW_FAR) for key in opened.changed):
-            progress.stopped = ""
-        with ranks.together():
-            if ranks.is_first and (opened.is_new or not run.outputs.is_dir()):
-                held.enter_context(make_directory(run))
-            started = open_files(config, run, machine, screen) if ranks.is_first else ""
+        agreed = held.enter_context(ranks.watching(stop))
         try:
-            describe_parts(parts, progress, screen, start)
-            with ranks.together():
-                recorder = open_recorder(run, progress, screen) if ranks.is_first else None
-                if recorder is not None:
-                    held.callback(recorder.close)
-            session = Session(config, parts, progress, run, recorder, screen, stopped, started, report)
+            config, machine = choose_machine(config, ranks, screen)
+            config, begun = begin(config, target, ranks, screen, held)
+            if begun.finished is not None:
+                return begun.finished
+            parts, progress = make_parts(config, begun, machine, ranks, screen, batches=batches, sources=sources)
+            session = open_session(config, begun, parts, progress, agreed, screen, held, report)
+            start_recording(session, begun, held)
             with screen:
                 train_epochs(session)
                 finish_run(session)
         except BaseException as error:
-            told = ranks.known(failures.explain(error, config))
-            if ranks.is_first:
-                note_failure(run, started, told, screen)
-            raise told from error.__cause__
-    return float(ranks.share(progress.best["value"]))
+            raise ended_by(error, config, session) from error.__cause__
+        return float(ranks.share(progress.best["value"]))
+
+
+def ended_by(error: BaseException, config: Config, session: Session | None) -> BaseException:
+    """What to raise for an error, which is noted in the files of a run that has some."""
+    if session is None:
+        return error if isinstance(error, Interrupted) else explain(error, config)  # there is nothing to resume yet
+    ranks = session.parts.ranks
+    told = ranks.known(explain(error, config))
+    if ranks.is_first:
+        note_failure(session.run, session.started, told, session.screen)
+    return told

@@ -1,6 +1,6 @@
-"""The command line as it was typed: taken apart, and refused in our words where Hydra would refuse it in its own.
+"""The command line: parsed here, so that the words Hydra gets are ones it accepts, and a refusal names what to type.
 
-Torch-free and Hydra-free: a typo is answered at once.
+Neither torch nor Hydra is imported, so that a typo is answered at once.
 """
 
 import importlib.util
@@ -23,10 +23,10 @@ from trainer.utils.errors import ConfigError, listed, nearest
 VERBS = ("train", "eval", "predict", "check-resume", "compare-impl")
 TYPED_GROUPS = (*GROUPS, "experiment")
 RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
-# values that are text whatever they look like; quoted so that Hydra's grammar leaves them alone
+# Text whatever it looks like: name=1e3 is no number. It is quoted, so that Hydra's grammar does not parse it.
 TEXT = re.compile(r"(checkpoint|resume|input|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$")
 ENGINES = ("hydra/sweeper", "hydra/launcher")
-PLUGINS = {  # what a launcher comes from
+PLUGINS = {  # the package of each launcher
     "processes": "hydra-joblib-launcher",
     "gpus": "hydra-joblib-launcher",
     "slurm_local": "hydra-submitit-launcher",
@@ -90,13 +90,13 @@ def unquote(text: str) -> str:
 
 
 def quote(text: str) -> str:
-    """Text as a quoted value of Hydra's grammar; null stays null."""
+    """Text as a quoted value of Hydra's grammar; null stays null, which is how a setting is unset."""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return text if text == "null" or quoted else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def parse_command(args: Sequence[str]) -> Command:
-    """Take the command line apart, and refuse in our words what Hydra would refuse in its own.
+    """Parse a command line.
 
     Raises:
         ConfigError: an unknown verb, flag, group choice or key, or spaces round an equals sign.
@@ -104,6 +104,7 @@ def parse_command(args: Sequence[str]) -> Command:
     words = list(args)
     multirun = words[:1] in (["-m"], ["--multirun"])
     words = words[1:] if multirun else words
+    # `lr = 0.1` does not begin with a verb: its first word is a key, and is answered as one below
     names_verb = words and re.fullmatch(r"\w[\w-]*", words[0]) and not "".join(words[1:2]).startswith("=")
     verb = words.pop(0) if names_verb else "train"
     if verb not in VERBS:
@@ -128,17 +129,17 @@ def parse_command(args: Sequence[str]) -> Command:
             overrides += expand(word, multirun or "-m" in words or "--multirun" in words)
     check_engines(overrides, multirun)
     if multirun and flags:
-        raise ConfigError(f"{flags[0]} shows the settings of one run: leave -m and the lists out.")
+        raise ConfigError(f"{flags[0]} prints the settings of one run. Leave -m and the lists of values out.")
     if multirun and verb != "train":
-        raise ConfigError(f"-m is for training; run {verb} without it, as often as it is wanted.")
+        raise ConfigError(f"-m is for training. Run {verb} without it, once for each value.")
     return Command(verb, tuple(overrides), multirun, tuple(flags))
 
 
 def check_engines(words: Sequence[str], multirun: bool) -> None:
-    """Refuse a sweeper or launcher that is not there, and options that it does not have.
+    """Refuse a sweeper or launcher that does not exist or is not installed, and options that it does not have.
 
     Raises:
-        ConfigError: names the word, and what is allowed or to be installed.
+        ConfigError: names the word, and what is allowed or has to be installed.
     """
     typed = [(key, value) for key, value in map(split_word, words) if key.startswith(("hydra.", "hydra/"))]
     engines = chosen_engines(dict(map(split_word, words)))
@@ -160,7 +161,7 @@ def check_engines(words: Sequence[str], multirun: bool) -> None:
 
 
 def example(word: str, rest: Sequence[str]) -> str:
-    """A guess at what was meant by a word that is no key=value: `lr = 0.1` -> `optimizer.lr=0.1`."""
+    """A guess at what was meant by a word that is not key=value: `lr = 0.1` -> `optimizer.lr=0.1`."""
     key, _, value = word.strip("=").partition("=")
     found = nearest(key, all_keys()).removeprefix(" Did you mean ").rstrip("?").split(" or ")[0]
     value = value or next((w.strip("=") for w in rest if w.strip("=") and "=" not in w.strip("=")), "VALUE")
@@ -168,17 +169,17 @@ def example(word: str, rest: Sequence[str]) -> str:
 
 
 def expand(word: str, multirun: bool) -> list[str]:
-    """One typed word as the words Hydra gets: short forms written out, text quoted, group choices checked."""
+    """The words Hydra gets for one typed word: short forms written out, text quoted, group choices checked."""
     key, value = split_word(word)
     if "${" in word:  # resolved, it could carry a secret to the screen and into files
         raise ConfigError(f"{word}: ${{...}} is not resolved here. Allowed: the value itself.")
     if key in ENGINES or key.startswith(("hydra.sweeper.", "hydra.launcher.")):
-        if word[0] in "+~" or "{" in value or "_target_" in word:  # Hydra would make an object of it
+        if word[0] in "+~" or "{" in value or "_target_" in word:  # Hydra would instantiate what _target_ names
             raise ConfigError(f"{word} is not allowed. Allowed: {key}=<a plain value>.")
-        return [word]  # see check_hydra
+        return [word]  # check_engines sees them together: which options there are depends on the choice
     if key.startswith(("hydra.", "hydra/")):
-        raise ConfigError(f"{key}: Hydra only composes the settings; its own are not for the command line.")
-    if key == "data.mirror" and value != "null":  # before Hydra writes it into the folder of a sweep
+        raise ConfigError(f"{key}: not for the command line. Allowed: {listed(ENGINES)} and their options.")
+    if key == "data.mirror" and value != "null":  # now, before a password in it is written into a sweep's folder
         check_value(key, unquote(value), None)
     if key.startswith("~") or "@" in key:
         raise ConfigError(f"{word}: settings can be changed, not removed or moved.")

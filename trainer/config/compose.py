@@ -1,4 +1,4 @@
-"""Hydra composes the settings of a command line; its own refusals are put into plain words here."""
+"""Hydra composes the settings of a command line, and its refusals are put into plain words."""
 
 import itertools
 import os
@@ -26,11 +26,11 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any],
     from hydra.errors import HydraException
 
     sys.argv = [sys.argv[0], *command.flags, *(["--multirun"] if command.multirun else []), *words]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and leaving with 1
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error and exits with 1
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
     except HydraException as error:
-        if stop.signum:  # this is what they made of it
+        if stop.signum:  # Hydra has wrapped the Interrupted
             raise Interrupted(stop.signum) from None
         raise ConfigError(explain_refusal(str(error), command)) from None
 
@@ -38,14 +38,14 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any],
 def frozen(
     composed: Any, choices: Mapping[str, str], command: Command, saved: Mapping[str, Any] | None = None
 ) -> Config:
-    """The Config of what Hydra composed from these group choices, with the names of the recipes it took."""
+    """The Config of what Hydra composed from these group choices, with the files of the recipes it found."""
     config = freeze(composed, choices, command.typed, saved)
     found = [CONFIGS / group / f"{choices[group]}.yaml" for group in RECIPES] if saved is None else []
     return replace(config, recipes=[str(path.relative_to(CONFIGS.parent)) for path in found if path.is_file()])
 
 
 def parse_overrides(words: Sequence[str], loader: Any = None) -> list[Any]:
-    """Words as Hydra reads them; the loader knows what glob() finds."""
+    """Words parsed by Hydra's grammar; with a loader, glob() finds the choices of a group."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
@@ -56,16 +56,16 @@ def each_value(override: Any) -> list[str]:
     if getattr(override.value(), "shuffle", False):
         raise ConfigError(f"{override.input_line}: the same command has to find the same jobs. Leave shuffle out.")
     if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: an interval has no end of values. It is for hydra/sweeper=optuna.")
+        raise ConfigError(f"{override.input_line}: an interval is no list of values. It is for hydra/sweeper=optuna.")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 def explain_refusal(message: str, command: Command) -> str:
-    """Hydra's own refusal in our words: it is left with values and with options of another choice."""
+    """A refusal of Hydra's in plain words. The keys exist: what remains are values, and options of another choice."""
     if match := re.search(r"Could not override '([^']+)'", message):
         key = match[1]
         lists = {group: value.split(",") for group in TYPED_GROUPS if (value := command.value(group))}
-        for values in itertools.product(*lists.values()):  # the combination that lacks the option
+        for values in itertools.product(*lists.values()):  # in a sweep, only some combinations lack the option
             chosen = group_choices(dict(zip(lists, values, strict=True)))
             if key not in defaults_of(chosen):
                 return str(unknown_key(key, chosen))

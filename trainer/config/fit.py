@@ -1,4 +1,4 @@
-"""What goes together: tasks and losses, models and libraries, options that contradict each other."""
+"""Which settings fit together: tasks and losses, models and libraries, options that contradict each other."""
 
 from trainer.config.ranges import IMPLS_OF, REGRESSION, TASK_OF_DATA, TASKS_OF
 from trainer.config.schema import BUILT, Config
@@ -6,13 +6,13 @@ from trainer.utils.errors import ConfigError, listed
 
 
 def needs_validation(config: Config) -> bool:
-    """Whether a setting cannot work without validation data."""
+    """Whether a setting needs validation data."""
     stop_at = config.stop_at
     return bool(config.early_stopping.patience) or stop_at.val_loss is not None or stop_at.val_accuracy is not None
 
 
 def check_fit(config: Config) -> None:
-    """Refuse settings that are fine alone but not together.
+    """Refuse settings that are allowed alone but not together.
 
     Raises:
         ConfigError: names both settings and the choices that fit.
@@ -31,16 +31,16 @@ def check_fit(config: Config) -> None:
         )
     model = config.model.options
     if model.get("bias_std") and (model["init_std"] == "torch" or not model["bias"]):
-        reason = "model.bias=false leaves them out" if not model["bias"] else "model.init_std=torch draws them itself"
+        reason = "model.bias=false has none" if not model["bias"] else "model.init_std=torch draws them itself"
         raise ConfigError(f"model.bias_std={model['bias_std']:g} is for the initial biases, but {reason}. Allowed: 0.")
     if config.data.name == "folder" and not config.data["root"]:
-        raise ConfigError("data=folder needs data.root=<folder of class folders>.")
+        raise ConfigError("data=folder needs data.root=<a folder with a folder of images for each class>.")
     val_fraction = config.data["val_fraction"]
     if val_fraction >= 1 and val_fraction != int(val_fraction):
         raise ConfigError(
             f"data.val_fraction={val_fraction} is not allowed. Allowed: [0, 1), or a whole number from 1 on."
         )
-    no_val = val_fraction == 0 and config.data.name != "folder"  # a folder may bring its own
+    no_val = val_fraction == 0 and config.data.name != "folder"  # a folder of images may have a val/ of its own
     if no_val and needs_validation(config):
         raise ConfigError("early_stopping.patience and stop_at.val_* need validation data: data.val_fraction above 0.")
     if not 0 <= config.schedule.options.get("warmup_epochs", 0) < config.epochs:
@@ -48,12 +48,12 @@ def check_fit(config: Config) -> None:
         raise ConfigError(f"{warmup} is not allowed: it must be below epochs={config.epochs}.")
     if task == REGRESSION and (config.stop_at.train_accuracy is not None or config.stop_at.val_accuracy is not None):
         raise ConfigError(
-            f"stop_at.*_accuracy does not fit data={config.data.name}: {task} has only losses to stop at."
+            f"stop_at.*_accuracy does not fit data={config.data.name}: {task} has only losses. Allowed: stop_at.*_loss."
         )
 
 
 def check_impl(config: Config) -> None:
-    """Refuse what a hand-written library does not have, or a way of computing that it does not know.
+    """Refuse a part that a hand-written library lacks, or a way of computing that it does not support.
 
     Raises:
         ConfigError: names the setting, the reason and what is allowed instead.
@@ -64,7 +64,7 @@ def check_impl(config: Config) -> None:
         key, name = named[part], getattr(config, part).name
         there = ("concise", *IMPLS_OF[part].get(name, ()))
         if impl not in there:
-            alone = f" {part}.impl=concise takes the {part} alone from torch."
+            alone = f" {part}.impl=concise takes only the {part} from torch."
             alone = "" if part == "model" or key != "impl" else alone
             raise ConfigError(f"{key}={impl} does not have {part}={name}. Allowed: {key}={listed(there)}.{alone}")
     if impls["model"] == "numpy" and config.model.options.get("batch_norm"):
@@ -78,9 +78,9 @@ def check_impl(config: Config) -> None:
             what = f"device.precision={options['precision']}: {said} computes in one type, without autocast."
             raise ConfigError(f"{what} Allowed: device.precision=fp32, fp64.")
         if impl != "concise" and options["compile"]:
-            raise ConfigError(f"device.compile=true: {said} shows each step as it is written. Allowed: false.")
+            raise ConfigError(f"device.compile=true: {said} runs each operation as it is written. Allowed: false.")
     said = f"{named['model']}={impls['model']}"
     if impls["model"] != "concise" and options["channels_last"] is True and "device.channels_last" in config.typed:
-        raise ConfigError(f"device.channels_last=true would do nothing with {said}. Allowed: auto, false.")
+        raise ConfigError(f"device.channels_last=true has no effect with {said}. Allowed: auto, false.")
     if impls["model"] == "numpy" and options["matmul"] == "onednn" and "device.matmul" in config.typed:
-        raise ConfigError(f"device.matmul=onednn would do nothing with {said}. Allowed: auto, torch.")
+        raise ConfigError(f"device.matmul=onednn has no effect with {said}. Allowed: auto, torch.")

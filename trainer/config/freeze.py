@@ -71,7 +71,7 @@ def freeze(
         composed: Hydra's result.
         choices: {group: name} of that result.
         typed: the dotted keys and groups named on the command line.
-        saved: the plain config of the run or file that is started from. It gives every value that RULES leave alone.
+        saved: the plain config of the run or file that is started from: it gives the values, but for the rules below.
     Raises:
         ConfigError: as from_dict.
     """
@@ -81,7 +81,7 @@ def freeze(
         return from_dict(plain, typed)
     now, merged = flatten(plain), flatten({k: v for k, v in saved.items() if k != "choices"})
     merged_choices = {**saved["choices"], **{group: choices[group] for group in GROUPS if group in typed}}
-    for rule in RULES:
+    for rule in (_take_groups, _take_settings, _spread_impl, _drop_optimizer, _take_the_command_s_own):
         rule(merged, now, typed)
     return from_dict(_nested(merged) | {"choices": merged_choices}, typed)
 
@@ -126,9 +126,6 @@ def _drop_optimizer(merged: dict[str, Any], now: Mapping[str, Any], typed: Seque
 def _take_the_command_s_own(merged: dict[str, Any], now: Mapping[str, Any], typed: Sequence[str]) -> None:
     """Rule 5: what belongs to one command is never inherited: a saved paths.outputs would redirect this command."""
     merged |= {key: now[key] for key in OF_THE_COMMAND}
-
-
-RULES = (_take_groups, _take_settings, _spread_impl, _drop_optimizer, _take_the_command_s_own)
 
 
 def with_values(composed: DictConfig, values: Mapping[str, Any], choices: Mapping[str, str]) -> DictConfig:

@@ -1,7 +1,7 @@
-"""Which settings there are: the YAML files of configs/, and what a value of each may be.
+"""Which settings exist, and which values each one takes.
 
-A group's YAML file is the list of its options, the type of a default is the type of the option, and RANGES says what
-else a value has to fulfil.
+A group's YAML file in configs/ is the list of its options, the type of a default is the type of the option, and RANGES
+limits the values further.
 """
 
 import types
@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of ours as plain data."""
+    """A YAML file of configs/ as plain data, with nothing resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
 
 
@@ -55,35 +55,38 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"save": {"every_steps": 0}} -> {"save.every_steps": 0}; nested deeper than any setting stays as it is."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        deeper = isinstance(value, Mapping) and prefix.count(".") < 2  # a stranger's dict may hold itself
+        deeper = isinstance(value, Mapping) and prefix.count(".") < 2  # an untrusted dict may contain itself
         flat |= flatten(value, f"{prefix}{key}.") if deeper else {f"{prefix}{key}": value}
     return flat
 
 
+def _defaults_in(path: str) -> dict[str, str]:
+    """The group choices in the defaults list of a YAML file of configs/; none where there is no such file."""
+    entries = load_yaml(CONFIGS / path).get("defaults", []) if (CONFIGS / path).is_file() else []
+    named = [item for entry in entries if isinstance(entry, dict) for item in entry.items()]
+    return {key.split()[-1].lstrip("/"): value for key, value in named}  # "override /model" -> "model"
+
+
 def group_choices(typed: Mapping[str, str]) -> dict[str, str]:
-    """The group choices that Hydra arrives at: the defaults, what data and experiment bring, and what was typed."""
+    """The group choices that Hydra arrives at: the defaults, what data and experiment bring, and what was typed.
 
-    def chosen(path: Path) -> dict[str, str]:
-        entries = load_yaml(path).get("defaults", []) if path.is_file() else []
-        named = [item for entry in entries if isinstance(entry, dict) for item in entry.items()]
-        return {key.split()[-1].lstrip("/"): value for key, value in named}
-
-    experiment = chosen(CONFIGS / "experiment" / f"{typed.get('experiment')}.yaml")
-    choices = chosen(CONFIGS / "config.yaml") | experiment | dict(typed)
-    choices |= chosen(CONFIGS / "data" / f"{choices['data']}.yaml") | experiment | dict(typed)
+    Without Hydra, whose import takes a tenth of a second: a refusal is not worth that.
+    """
+    experiment = _defaults_in(f"experiment/{typed.get('experiment')}.yaml")
+    choices = _defaults_in("config.yaml") | experiment | dict(typed)
+    # The data set depends on the experiment, and the experiment overrides what the data set brings: hence twice.
+    choices |= _defaults_in(f"data/{choices['data']}.yaml") | experiment | dict(typed)
     return {group: choices[group] for group in GROUPS}
 
 
 def chosen_engines(typed: Mapping[str, str]) -> dict[str, str]:
-    """What chooses the jobs of a multirun (hydra/sweeper) and what runs them (hydra/launcher); basic: nothing special.
+    """What chooses the jobs of a multirun (hydra/sweeper) and what runs them (hydra/launcher); basic: Hydra's own.
 
     Args:
-        typed: {group: choice}; an experiment may bring its own.
+        typed: {group: choice} of the command line; it wins over what an experiment brings.
     """
-    path = CONFIGS / "experiment" / f"{typed.get('experiment')}.yaml"
-    brought = load_yaml(path).get("defaults", []) if path.is_file() else []
-    named = {key.split()[-1].lstrip("/"): value for entry in brought for key, value in entry.items()}
-    return {key: typed.get(key, named.get(key, "basic")) for key in ("hydra/sweeper", "hydra/launcher")}
+    brought = _defaults_in(f"experiment/{typed.get('experiment')}.yaml")
+    return {key: typed.get(key, brought.get(key, "basic")) for key in ("hydra/sweeper", "hydra/launcher")}
 
 
 def defaults_of(choices: Mapping[str, str]) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def defaults_of(choices: Mapping[str, str]) -> dict[str, Any]:
 
 
 def all_keys() -> set[str]:
-    """Every dotted key of any choice, and the groups: what a typo is compared with."""
+    """Every dotted key of any choice, and the groups."""
     keys = set(run_settings()) | {*GROUPS, "experiment", "recipe"}
     return keys.union(*(flatten(_options_of(g, name), f"{g}.") for g in GROUPS for name in choices_of(g)))
 
@@ -148,7 +151,10 @@ def check_hydra_option(group: str, choice: str, option: str, value: str) -> None
     """Refuse an option that a sweeper or launcher does not have, or a value that RANGES does not allow.
 
     Args:
-        group: hydra/sweeper or hydra/launcher.  choice: one of its files.  value: as typed.
+        group: hydra/sweeper or hydra/launcher.
+        choice: one of its files.
+        option: without hydra.sweeper. in front.
+        value: as typed.
     """
     options = flatten(load_yaml(CONFIGS / group / f"{choice}.yaml"))
     known = sorted(name for name in options if name[0] != "_")

@@ -1,7 +1,6 @@
-"""What a value may be: one table of ranges by dotted name, and which models and losses are for which task.
+"""Which values a setting takes: a table of ranges by dotted name, and which models and losses are for which task.
 
-Torch-free, so that a command can be refused at once. The rules know numbers and words; which settings exist, and their
-types, stands in the YAML files (config.py compares the two).
+The YAML files of configs/ say which settings exist and of which type they are; options.py applies both.
 """
 
 import math
@@ -14,8 +13,8 @@ from trainer.utils.errors import listed
 
 
 def as_yaml(value: Any) -> str:
-    """A value as YAML writes it, for messages: of a large one the beginning, of an address no password."""
-    if isinstance(value, (list, dict)):  # in a stranger's file a few bytes may stand for 2^60 items
+    """A value as YAML writes it, for messages: a large one shortened, an address without its password."""
+    if isinstance(value, (list, dict)):  # in an untrusted file a few bytes can stand for 2^60 items
         return reprlib.repr(value)
     text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
     return f"***@{text.rpartition('@')[2]}" if "@" in text else text
@@ -23,7 +22,14 @@ def as_yaml(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high; `whole` also for a default of null; `each` for every item of a list of that length."""
+    """Numbers from low to high.
+
+    Attributes:
+        low: the smallest number; with open_low the number above which they begin.
+        high: the largest number; with open_high the number below which they end.
+        whole: whole numbers only.
+        length: how many items a list of such numbers has; None: any number.
+    """
 
     low: float
     high: float
@@ -38,7 +44,7 @@ class Range:
         return f"{kind} {'above' if self.open_low else 'from'} {low} {'to below' if self.open_high else 'to'} {high}"
 
     def __call__(self, value: Any) -> Any:
-        """Return value; raise ValueError where it is no number of this range."""
+        """Return value; raise ValueError where it is not in this range."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError
         if self.whole and not isinstance(value, int):
@@ -84,7 +90,7 @@ class Normalize:
 
 @dataclass(frozen=True)
 class Address:
-    """A web address without a password, which would be shown and saved with the other settings."""
+    """A web address without a password, which would be printed and saved with the other settings."""
 
     def __str__(self) -> str:
         return "http://... or https://..., without a user name or password"
@@ -112,7 +118,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Either:
-    """What one of two rules takes."""
+    """A value that one of two rules allows."""
 
     first: "Rule"
     second: "Rule"
@@ -121,7 +127,7 @@ class Either:
         return f"{self.first}, or {self.second}"
 
     def __call__(self, value: Any) -> Any:
-        """Return what the first rule that takes the value makes of it."""
+        """Return what the first rule that allows the value returns."""
         try:
             return self.first(value)
         except ValueError:
@@ -186,7 +192,6 @@ RANGES: dict[str, Rule] = {
     "model.activation": OneOf(("relu", "sigmoid", "tanh")),
     "model.pooling": OneOf(("max", "avg")),
     "model.stem": OneOf(("auto", "cifar", "imagenet")),
-    "model.zero_init_residual": OneOf((True, False)),
     "model.dropout": SHARE,
     "loss.form": OneOf(("half", "mean", "sum")),
     "loss.delta": POSITIVE,
@@ -210,7 +215,7 @@ RANGES: dict[str, Rule] = {
     "device.matmul": OneOf(("auto", "torch", "onednn", "tf32")),
     "device.index": Range(0, 63, whole=True),
 }
-OF_LAUNCHERS: dict[str, Rule] = {  # options of configs/hydra/launcher; what the engines take besides is theirs
+OF_LAUNCHERS: dict[str, Rule] = {  # of configs/hydra/launcher; the launchers check their other options themselves
     "n_jobs": Either(OneOf((-1,)), Range(1, 1024, whole=True)),
     "timeout_min": Range(1, 10**6, whole=True),
     "cpus_per_task": Range(1, 1024, whole=True),
@@ -219,49 +224,29 @@ OF_LAUNCHERS: dict[str, Rule] = {  # options of configs/hydra/launcher; what the
 REGRESSION, CLASSIFICATION = "regression", "classification"
 BOTH = (REGRESSION, CLASSIFICATION)
 TASK_OF_DATA = {
-    "synthetic": REGRESSION,
-    "random": REGRESSION,
-    "mnist": CLASSIFICATION,
-    "fashion_mnist": CLASSIFICATION,
-    "cifar10": CLASSIFICATION,
-    "folder": CLASSIFICATION,
+    **dict.fromkeys(("synthetic", "random"), REGRESSION),
+    **dict.fromkeys(("mnist", "fashion_mnist", "cifar10", "folder"), CLASSIFICATION),
 }
-TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # which tasks a model or a loss is for
+TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the tasks of each model and loss
     "model": {
         "linreg": (REGRESSION,),
-        "softmax": (CLASSIFICATION,),
         "mlp": BOTH,
-        "lenet": (CLASSIFICATION,),
-        "resnet18": (CLASSIFICATION,),
-        "resnet34": (CLASSIFICATION,),
-        "torchvision": (CLASSIFICATION,),
+        **dict.fromkeys(("softmax", "lenet", "resnet18", "resnet34", "torchvision"), (CLASSIFICATION,)),
     },
     "loss": {
-        "mse": (REGRESSION,),
-        "l1": (REGRESSION,),
-        "huber": (REGRESSION,),
-        "cross_entropy": (CLASSIFICATION,),
-        "sigmoid_cross_entropy": (CLASSIFICATION,),
-        "quadratic": (CLASSIFICATION,),
+        **dict.fromkeys(("mse", "l1", "huber"), (REGRESSION,)),
+        **dict.fromkeys(("cross_entropy", "sigmoid_cross_entropy", "quadratic"), (CLASSIFICATION,)),
     },
 }
 TENSORS, ALL = ("autograd", "scratch"), ("autograd", "scratch", "numpy")
-IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # which libraries have it besides concise, which has everything
+IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the libraries of each part besides concise, which has all parts
     "model": {
-        "linreg": ALL,
-        "softmax": ALL,
-        "mlp": ALL,
-        "lenet": TENSORS,
-        "resnet18": TENSORS,
-        "resnet34": TENSORS,
+        **dict.fromkeys(("linreg", "softmax", "mlp"), ALL),
+        **dict.fromkeys(("lenet", "resnet18", "resnet34"), TENSORS),
     },
     "loss": {
-        "mse": ALL,
-        "l1": TENSORS,
-        "huber": TENSORS,
-        "cross_entropy": ALL,
-        "sigmoid_cross_entropy": ALL,
-        "quadratic": ALL,
+        **dict.fromkeys(("mse", "cross_entropy", "sigmoid_cross_entropy", "quadratic"), ALL),
+        **dict.fromkeys(("l1", "huber"), TENSORS),
     },
     "optimizer": {"sgd": ALL, "adam": TENSORS, "adamw": TENSORS},
 }

@@ -1,20 +1,26 @@
-"""The settings of a run as frozen dataclasses: Config and its parts. configs/config.yaml says what each one means."""
+"""The settings of a run as frozen dataclasses: Config and its parts. configs/*.yaml says what each setting means."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 GROUPS = ("data", "model", "loss", "optimizer", "schedule", "device")
-BUILT = ("model", "loss", "optimizer")  # from a library that impl= chooses
+BUILT = ("model", "loss", "optimizer")  # impl= chooses the library that they come from
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen from a group, and its options: config.model.name, config.model["pooling"]."""
+    """What was chosen from a group, and its options: config.model.name, config.model["pooling"].
+
+    Attributes:
+        name: the choice.
+        options: {option: value}, without the name of the group.
+        impl: model, loss and optimizer: the library it comes from; None: Config.impl.
+    """
 
     name: str
     options: Mapping[str, Any]
-    impl: str | None = None  # model, loss, optimizer: the library it comes from; None: Config.impl
+    impl: str | None = None
 
     def __getitem__(self, option: str) -> Any:
         return self.options[option]
@@ -22,7 +28,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Save:
-    """When checkpoints are written besides the end of each epoch; 0 is never."""
+    """When checkpoints are written, besides at the end of each epoch; 0 is never."""
 
     every_steps: int
     every_seconds: float
@@ -30,7 +36,7 @@ class Save:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop after `patience` epochs without a validation metric better by more than min_delta; 0 is never."""
+    """Stop after `patience` epochs in which no validation metric improved by more than min_delta; 0 is never."""
 
     patience: int
     min_delta: float
@@ -55,7 +61,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Record:
-    """What goes to TensorBoard how often."""
+    """How often something is written to TensorBoard: every N steps, and histograms every N epochs."""
 
     every_steps: int
     histograms_every: int
@@ -63,7 +69,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Paths:
-    """The four folders a run touches, relative to where the program was started."""
+    """The folders a run reads and writes, relative to where the program was started."""
 
     data: str
     outputs: str
@@ -73,7 +79,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class Reference:
-    """A published figure and where it stands."""
+    """A published figure, and where it was published."""
 
     source: str | None
     metric: str | None
@@ -116,14 +122,14 @@ class Config:
     paths: Paths
     reference: Reference
     typed: Sequence[str] = field(default=(), compare=False)  # dotted keys named on the command line, groups by name
-    recipes: Sequence[str] = field(default=(), compare=False)  # the files of tuned values that were found
+    recipes: Sequence[str] = field(default=(), compare=False)  # the files of tuned values that were applied
 
     def impls(self) -> dict[str, str]:
         """The library that model, loss and optimizer come from."""
         return {part: getattr(self, part).impl or self.impl for part in BUILT}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON and checkpoints: settings nested as in YAML, and the group choices under `choices`."""
+        """Plain data for JSON and checkpoints: the settings nested as in YAML, and `choices`: {group: name}."""
         plain = asdict(self)
         del plain["typed"], plain["recipes"]
         choices = {group: plain[group]["name"] for group in GROUPS}

@@ -1,4 +1,4 @@
-"""The beginning of a run: its name, directory and files, and what it resumes from."""
+"""The beginning of a run: what it resumes from, its parts, its directory and files."""
 
 from collections.abc import MutableMapping, Sequence
 from contextlib import ExitStack
@@ -10,174 +10,257 @@ from typing import IO, Any
 from torch import Tensor
 
 from trainer import build, data
+from trainer.config.roles import HOW_FAR
 from trainer.config.schema import Config
-from trainer.data.splits import Source
+from trainer.data.splits import Source, Splits
 from trainer.run import directory, resume
 from trainer.run.checkpoint import check_architecture, load_backbone, unpack
-from trainer.run.checkpoint_files import remove_temporary, steps_in
-from trainer.run.directory import Found, Run
+from trainer.run.directory import Run
+from trainer.run.distributed import check_processes, distribute
 from trainer.run.environment import provenance
-from trainer.run.epochs import STEPS_BETWEEN_TALKS
-from trainer.run.machine import Machine
-from trainer.run.parts import ALONE, Parts, assemble, distribute
+from trainer.run.epochs import Reporter, Session
+from trainer.run.machine import Machine, resolve_auto
+from trainer.run.parts import Parts, assemble
 from trainer.run.progress import Progress
-from trainer.run.recorder import Recorder
+from trainer.run.recorder import Recorder, SilentRecorder
 from trainer.run.resume import Start
-from trainer.run.safe_load import read_checkpoint, read_weights
+from trainer.run.safe_load import read_weights
+from trainer.run.target import Target, path_of, to_resume
 from trainer.utils.errors import BusyError, ConfigError
-from trainer.utils.files import write_json
-from trainer.utils.ranks import Ranks
+from trainer.utils.files import remove_temporary, write_json
+from trainer.utils.ranks import AgreedStop, Ranks
 from trainer.utils.screen import Screen
+from trainer.utils.signals import StopSignal
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The run to train, and what is there of it: rank 0 finds it and tells the others. Plain types, so that it can."""
+class Begun:
+    """The run to train, and what is there of it. Plain types only: rank 0 finds it and tells the others.
 
-    name: str
+    Attributes:
+        name: of the run.
+        is_new: whether it has never been started.
+        changed: settings that are others than before.
+        path: the checkpoint to continue from; "" for none.
+        content: what is in it.
+        finished: the objective, where there is nothing left to do.
+    """
+
+    name: str = ""
     is_new: bool = True
-    changed: Sequence[str] = ()  # settings that are others than before
-    path: str = ""  # the checkpoint to go on from
-    content: dict[str, Any] = field(default_factory=dict)  # what is in it
-    finished: float | None = None  # the objective, where there is nothing left to do
+    changed: Sequence[str] = ()
+    path: str = ""
+    content: dict[str, Any] = field(default_factory=dict)
+    finished: float | None = None
 
-    def found(self, config: Config) -> tuple[Run, Start | None]:
-        """The run, and where it goes on from."""
-        run = directory.locate(self.name, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
-        return run, Start(Path(self.path), self.content) if self.path else None
+    @property
+    def start(self) -> Start | None:
+        """The checkpoint to continue from."""
+        return Start(Path(self.path), self.content) if self.path else None
 
-
-def open_run(config: Config, screen: Screen, held: ExitStack) -> Opened:
-    """Find the run and what it goes on from, and hold its directory where there is one.
-
-    Raises:
-        ConfigError, BusyError: it is not to be had, or not to be gone on with.
-    """
-    directory.check_writable(Path(config.paths.outputs), Path(config.paths.checkpoints))
-    run, found, content = find_run(config)
-    config = with_name(config, run)
-    changed = resume.check_changes(config, found, content and content["config"], screen)
-    if found is not None:
-        if (finished := resume.already_done(config, run, found, changed, screen)) is not None:
-            return Opened(run.name, finished=finished)
-        if run.outputs.is_dir():
-            held.enter_context(directory.hold(run))
-            remove_temporary(run.checkpoints)
-    start = resume.find_start(run, found, screen)
-    if start is None:
-        return Opened(run.name, found is None, changed)
-    resume.check_owner(run, start, config.resume_allow, screen)
-    return Opened(run.name, found is None, changed, str(start.path), start.content)
+    @property
+    def goes_further(self) -> bool:
+        """Whether a setting changed that says when training ends."""
+        return any(key.startswith(HOW_FAR) for key in self.changed)
 
 
-def with_name(config: Config, run: Run) -> Config:
-    """The config with the name of the run, and the epochs that it comes to."""
-    return replace(config, name=run.name, epochs=1 if config.fast_dev_run else config.epochs)
-
-
-def check_processes(config: Config, machine: Machine, ranks: Ranks, screen: Screen) -> None:
-    """Refuse what several processes cannot do, and warn of what does nothing with one, or with several.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    if ranks.world == 1:
-        if config.sync_batch_norm:
-            screen.say("warning: sync_batch_norm=true has no effect on one process")
-        return
-    impls = config.impls()
-    if "numpy" in impls.values():
-        raise ConfigError("impl=numpy is for one process. Allowed with torchrun: impl=concise, autograd, scratch.")
-    if machine.device.type not in STEPS_BETWEEN_TALKS:
-        raise ConfigError(f"device={machine.device.type}: several processes need device=cpu or device=cuda.")
-    if config.sync_batch_norm and (machine.device.type != "cuda" or impls["model"] != "concise"):
-        reason = "torch has it for GPUs only" if machine.device.type != "cuda" else "it is for impl=concise"
-        raise ConfigError(f"sync_batch_norm=true: {reason}. Allowed here: false.")
-    if "device.index" in config.typed:
-        screen.say("warning: device.index has no effect: torchrun gives each process a GPU of its own")
-
-
-def refuse_strangers(config: Config) -> None:
-    """Refuse settings that are for the other commands."""
-    for key in ("checkpoint", "input", "split"):
-        if key in config.typed:
-            goes_on = "To go on with a run: resume=. To start from weights: init_from=."
-            raise ConfigError(f"{key}= is for eval and predict. {goes_on}")
-
-
-def find_run(config: Config) -> tuple[Run, Found | None, dict[str, Any] | None]:
-    """The run, what resume= points at (None: a new run), and the content of the file where it names one.
-
-    Raises:
-        ConfigError: the name is taken, or there is nothing to resume.
-    """
-    folders = {"outputs": config.paths.outputs, "checkpoints": config.paths.checkpoints}
-    target = config.resume
-    if target == "auto":
-        assert config.name is not None, "main.py asks for it"
-        target = config.name if directory.exists(config.name, config.paths.outputs) else None
-    if target is None:
-        run = directory.locate(config.name or directory.new_name(config.data.name, config.model.name), **folders)
-        if directory.exists(run.name, config.paths.outputs):
-            raise ConfigError(f"name={run.name} exists already. resume={run.name} goes on; another name= starts anew.")
-        if taken := directory.strangers_in(run):
-            raise ConfigError(
-                f"name={run.name}: {taken} is there already and is not a run to go on with. Choose another."
-            )
-        return run, None, None
-    found = directory.find(target, **folders)
-    content = read_checkpoint(found.file) if found.run is None else None
-    run = found.run or directory.locate(content["config"]["name"] if content else "", **folders)
-    if "name" in config.typed and config.name != run.name:
-        raise ConfigError(f"name={config.name}: resume goes on with {run.name} under its own name.")
-    return run, found, content
-
-
-def prepare_parts(
-    config: Config,
-    run: Run,
-    start: Start | None,
-    machine: Machine,
-    screen: Screen,
-    batches: int,
-    sources: MutableMapping[str, Source] | None,
-    ranks: Ranks = ALONE,
-) -> tuple[Parts, Progress]:
-    """Read files and data, build the parts and put a checkpoint or initial weights into them."""
+def choose_machine(config: Config, ranks: Ranks, screen: Screen) -> tuple[Config, Machine]:
+    """The machine, set up; and the config with what each `auto` of the device came to."""
     with ranks.together():
-        path = file_of(config, config.init_from) if config.init_from is not None and start is None else None
-        weights = read_weights(path) if path is not None else {}
+        config, machine = resolve_auto(config, ranks.local if ranks.world > 1 else None)
+        check_processes(config, machine, ranks, screen)
+    return config, machine
+
+
+def begin(config: Config, target: Target | None, ranks: Ranks, screen: Screen, held: ExitStack) -> tuple[Config, Begun]:
+    """Find the run and what it resumes from; rank 0 does, for all. The config gets the run's name.
+
+    Args:
+        config: all settings.
+        target: what resume= points at, where it was looked up already.
+        ranks: of all processes.
+        screen: is told of what is odd.
+        held: keeps the lock on the run's directory.
+    Raises:
+        ConfigError: the name is taken, the run does not exist or cannot be resumed.
+        BusyError: another process has the run.
+    """
+    with ranks.together():
+        begun = open_run(config, target, screen, held) if ranks.is_first else Begun()
+    begun = Begun(**ranks.share(vars(begun)))
+    return replace(config, name=begun.name, epochs=1 if config.fast_dev_run else config.epochs), begun
+
+
+def open_run(config: Config, target: Target | None, screen: Screen, held: ExitStack) -> Begun:
+    """As begin, for one process."""
+    folders = {"outputs": config.paths.outputs, "checkpoints": config.paths.checkpoints}
+    directory.check_writable(*map(Path, folders.values()))
+    target = target or to_resume(config.resume, config.name, **folders)
+    if target is None:
+        return Begun(new_run(config))
+    run = target.run
+    if "name" in config.typed and config.name != run.name:
+        raise ConfigError(f"name={config.name}: a resumed run keeps its own name, which is {run.name}.")
+    config = replace(config, name=run.name, epochs=1 if config.fast_dev_run else config.epochs)
+    changed = resume.check_changes(config, target, screen)
+    if (finished := resume.already_done(config, target, changed, screen)) is not None:
+        return Begun(run.name, finished=finished)
+    if run.outputs.is_dir():
+        held.enter_context(directory.hold(run.outputs))
+        for folder in (run.outputs, run.checkpoints):
+            remove_temporary(folder)
+    start = resume.find_start(target, screen)
+    if start is None:
+        return Begun(run.name, False, changed)
+    resume.check_owner(run, start, config.resume_allow, screen)
+    return Begun(run.name, False, changed, str(start.path), start.content)
+
+
+def new_run(config: Config) -> str:
+    """The name of a new run.
+
+    Raises:
+        ConfigError: it is taken.
+    """
+    name = config.name or directory.new_name(config.data.name, config.model.name)
+    if directory.exists(name, config.paths.outputs):
+        raise ConfigError(f"name={name} exists already. resume={name} continues it; another name= starts anew.")
+    if taken := directory.occupied(run_of(config, name)):
+        raise ConfigError(f"name={name}: {taken} exists already and is not a run to resume. Choose another name=.")
+    return name
+
+
+def run_of(config: Config, name: str | None = None) -> Run:
+    """The run that the config names, or of another name in the same folders."""
+    name = name or config.name
+    assert name is not None, "begin names every run"
+    return directory.locate(name, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
+
+
+def make_parts(
+    config: Config,
+    begun: Begun,
+    machine: Machine,
+    ranks: Ranks,
+    screen: Screen,
+    *,
+    batches: int = 0,
+    sources: MutableMapping[str, Source] | None = None,
+) -> tuple[Parts, Progress]:
+    """Read the data, build the parts, and put a checkpoint or initial weights into them.
+
+    Args:
+        config: all settings of the run.
+        begun: what begin found.
+        machine: where and how to compute.
+        ranks: of all processes.
+        screen: is told what is read.
+        batches: of each split that are used; 0: all.
+        sources: see data.load.
+    Raises:
+        ConfigError: a file or the data does not fit the settings, or cannot be read.
+    """
+    announce(config, machine, screen)
+    start = begun.start
+    with ranks.together():
+        path, weights = None, {}
         if start is not None:
-            check_architecture(config, start.content, start.path)
+            check_architecture(config, start.content, start.path)  # before the data, which may take minutes to read
+        elif config.init_from is not None:
+            path = path_of(config.init_from, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
+            weights = read_weights(path)
         if ranks.local == 0:  # it may download or decode, which the others of its machine then need not
             splits = data.load(config.data, config.paths, sources)
     with ranks.together():
         if ranks.local != 0:
             splits = data.load(config.data, config.paths, sources)
-        if start is not None:  # the same numbers, also where they come from a sample of a streamed set
-            moments = start.content["preprocess"]
-            splits = replace(splits, mean=tuple(moments["mean"]), std=tuple(moments["std"]))
-        parts = assemble(config, splits, machine, batches=batches, ranks=ranks)
+        parts = assemble(config, with_moments(splits, start), machine, batches=batches, ranks=ranks)
     parts = distribute(config, parts)
     with ranks.together():
         progress = Progress()
         if start is not None:
-            progress = unpack(start.content, config, parts, start.path)
-            if ranks.is_first:
-                resume.rewind(run, start, progress, config.epochs, screen)
-            resume.warn_of_rounding(start.content["env"], parts, screen)
+            progress = put_in(start, config, parts, screen)
         elif path is not None:
             left_out = load_backbone(parts.model, weights, path)
             screen.say(f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}")
+    if begun.goes_further:
+        progress.stopped = ""  # it was stopped by settings that are others now
     return parts, progress
 
 
-def announce(config: Config, machine: Machine, chosen: Sequence[str], screen: Screen) -> None:
-    """What was chosen, before anything is read; `chosen` names the settings of the device that were `auto`."""
+def with_moments(splits: Splits, start: Start | None) -> Splits:
+    """The splits with the mean and standard deviation of the checkpoint: a streamed set takes its own from a sample."""
+    if start is None:
+        return splits
+    moments = start.content["preprocess"]
+    return replace(splits, mean=tuple(moments["mean"]), std=tuple(moments["std"]))
+
+
+def put_in(start: Start, config: Config, parts: Parts, screen: Screen) -> Progress:
+    """Put a checkpoint into the parts, and make the run's files what they were when it was written."""
+    progress = unpack(start.content, config, parts, start.path)
+    if parts.ranks.is_first:
+        resume.rewind(run_of(config), start, progress, config.epochs, screen)
+    resume.warn_of_rounding(start.content["env"], parts, screen)
+    return progress
+
+
+def open_session(
+    config: Config,
+    begun: Begun,
+    parts: Parts,
+    progress: Progress,
+    stop: StopSignal | AgreedStop,
+    screen: Screen,
+    held: ExitStack,
+    report: Reporter | None = None,
+) -> Session:
+    """Make the run's directory and files: from here on the run exists, and how it ends is noted there."""
+    run, ranks, started = run_of(config), parts.ranks, ""
+    with ranks.together():
+        if ranks.is_first:
+            if begun.is_new or not run.outputs.is_dir():
+                held.enter_context(make_directory(run))
+            started = write_first_files(config, run, parts.machine, screen)
+    return Session(config, parts, progress, run, SilentRecorder(), screen, stop, started, report)
+
+
+def make_directory(run: Run) -> IO[str]:
+    """Make the directory of a new run and hold it; BusyError where another process did so a moment ago."""
+    run.outputs.mkdir(parents=True, exist_ok=True)  # a killed start may have left it empty
+    held = directory.hold(run.outputs)
+    if (run.outputs / "config.json").exists():
+        held.close()
+        raise BusyError(f"{run.outputs} was made by another process a moment ago.")
+    return held
+
+
+def write_first_files(config: Config, run: Run, machine: Machine, screen: Screen) -> str:
+    """Write config.json and status.json and open train.log; returns when the run was started first."""
+    screen.log_to(run.outputs / "train.log")
+    started = directory.read_status(run.outputs).get("started", datetime.now(UTC).isoformat())
+    saved = replace(config, resume=None, resume_allow=[])
+    write_json(run.outputs / "config.json", {"config": saved.to_dict()} | provenance(machine))
+    directory.write_status(run, "running", started)
+    return str(started)
+
+
+def start_recording(s: Session, begun: Begun, held: ExitStack) -> None:
+    """Say what is about to be trained, and open the files of numbers without what was written past `progress`."""
+    describe_parts(s.parts, s.progress, s.screen, begun.path)
+    with s.parts.ranks.together():
+        if s.parts.ranks.is_first:
+            done = {"epochs_done": s.progress.epoch - 1, "steps_done": s.progress.step}
+            s.recorder = Recorder(s.run.outputs, **done, waiting=s.progress.waiting, warn=s.screen.say)
+            held.callback(s.recorder.close)
+
+
+def announce(config: Config, machine: Machine, screen: Screen) -> None:
+    """Say what was chosen, before anything is read."""
     choices = " ".join(f"{group}={name}" for group, name in config.to_dict()["choices"].items() if group != "device")
     screen.say(f"{choices} device={machine.device} seed={config.seed}{library(config)}")
     how = {key: str(config.device[key]).lower() for key in ("precision", "channels_last")} | {"matmul": machine.matmul}
-    auto = f" (auto: {', '.join(chosen)})" if chosen else ""
+    auto = f" (auto: {', '.join(machine.chosen)})" if machine.chosen else ""
     screen.say(f"device: {' '.join(f'{key}={value}' for key, value in how.items())}{auto}")
     if config.recipes:
         screen.say(f"recipe: {', '.join(config.recipes)} (what you type wins; recipe=none leaves them out)")
@@ -191,40 +274,8 @@ def library(config: Config) -> str:
     return "" if parts == [" impl=concise"] else "".join(parts)
 
 
-def make_directory(run: Run) -> IO[str]:
-    """Make the directory of a new run and hold it; BusyError where another process did so a moment ago."""
-    run.outputs.mkdir(parents=True, exist_ok=True)  # a killed start may have left it empty
-    held = directory.hold(run)
-    if (run.outputs / "config.json").exists():
-        held.close()
-        raise BusyError(f"{run.outputs} was made by another process a moment ago.")
-    return held
-
-
-def open_files(config: Config, run: Run, machine: Machine, screen: Screen) -> str:
-    """Write config.json and status.json and open train.log; returns when the run was started."""
-    screen.log_to(run.outputs / "train.log")
-    now = datetime.now(UTC).isoformat()
-    started = directory.read_status(run).get("started", now)
-    saved = replace(config, name=run.name, resume=None, resume_allow=[])
-    write_json(run.outputs / "config.json", {"config": saved.to_dict()} | provenance(machine))
-    directory.write_status(run, "running", started)
-    return str(started)
-
-
-def open_recorder(run: Run, progress: Progress, screen: Screen) -> Recorder:
-    """The files of numbers over time, without what was written past `progress`."""
-    return Recorder(
-        run.outputs,
-        epochs_done=progress.epoch - 1,
-        steps_done=progress.step,
-        waiting=progress.waiting,
-        warn=screen.say,
-    )
-
-
-def describe_parts(parts: Parts, progress: Progress, screen: Screen, start: Start | None) -> None:
-    """What is about to be trained on what."""
+def describe_parts(parts: Parts, progress: Progress, screen: Screen, path: str) -> None:
+    """Say what is about to be trained on what, and from which checkpoint it continues."""
     splits = (("train", parts.splits.train), ("val", parts.splits.val), ("test", parts.splits.test))
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits)
     x = parts.train.x
@@ -232,18 +283,5 @@ def describe_parts(parts: Parts, progress: Progress, screen: Screen, start: Star
     screen.say(f"{build.parameter_count(parts.model):,} parameters; examples: {sizes}; train {where}")
     if parts.ranks.world > 1:
         screen.say(f"{parts.ranks.world} processes, each of which takes its part of every batch")
-    if start is not None:
-        screen.say(f"going on from {start.path}: epoch {progress.epoch}, {progress.samples:,} examples of it done")
-
-
-def file_of(config: Config, target: str) -> Path:
-    """The checkpoint file that a RUN (its best unless it says :last) or PATH means."""
-    found = directory.find(target, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
-    if found.run is None:
-        return found.file
-    if found.which == "last" and (files := steps_in(found.run.checkpoints)):
-        return files[-1]
-    path = found.run.checkpoints / "best.pt"
-    if not path.is_file():
-        raise ConfigError(f"{found.run.name} has no {path.name} yet: it is written at the end of its first epoch.")
-    return path
+    if path:
+        screen.say(f"continuing from {path}: epoch {progress.epoch}, {progress.samples:,} examples of it done")

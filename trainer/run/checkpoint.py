@@ -30,8 +30,8 @@ def pack(parts: Parts, progress: Progress) -> dict[str, Any]:
             "name": parts.identity["config"]["choices"]["optimizer"],
             "state": optimizer_state(parts.optimizer, parts.model),
         },
-        "scaler": parts.scaler.state_dict() if parts.scaler is not None else None,
-        "ema": tensors_of(parts.ema.module) if parts.ema is not None else None,
+        "scaler": parts.update.scaler.state_dict() or None,  # a disabled one has no state
+        "ema": tensors_of(parts.update.ema.module) if parts.update.ema is not None else None,
         "progress": {k: v for k, v in vars(progress).items() if k not in ("best", *EARLY_STOP)},
         "early_stop": {k: getattr(progress, k) for k in EARLY_STOP},
         "best": dict(progress.best),
@@ -61,11 +61,11 @@ def unpack(content: dict[str, Any], config: Config, parts: Parts, path: Path) ->
     load_model(parts.model, content["model"], path)
     load_optimizer(parts.optimizer, parts.model, content["optimizer"]["state"], path)
     try:
-        if parts.scaler is not None and content["scaler"] is not None:  # None: fp16 is new, by resume_allow
-            parts.scaler.load_state_dict(content["scaler"])
-        if parts.ema is not None:
-            load_model(parts.ema.module, weights_to_use(content), path)
-            parts.ema.n_averaged.fill_(content["progress"]["step"])
+        if content["scaler"] is not None:  # None: fp16 is new, by resume_allow
+            parts.update.scaler.load_state_dict(content["scaler"])
+        if (ema := parts.update.ema) is not None:
+            load_model(ema.module, weights_to_use(content), path)
+            ema.n_averaged.fill_(content["progress"]["step"])
         if parts.ranks.is_first or parts.ranks.rank < len(content["rng"]):  # a rank that is new has its seed
             restore_rng(content["rng"][parts.ranks.rank], parts.machine.device)
         progress = Progress(**content["progress"], **content["early_stop"], best=content["best"])

@@ -1,10 +1,9 @@
-"""The checkpoint files of a run: their names, how one is written whole or not at all, and which stay."""
+"""The checkpoint files of a run: their names, how one is written whole or not at all, and which of them stay."""
 
 import errno
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +13,21 @@ import torch
 from torch import Tensor
 
 from trainer.utils.errors import ResourceError
+from trainer.utils.files import remove_temporary, replacing
 
 FORMAT = 1
-KEPT = 2  # step files that stay besides the best
+KEPT = 2  # step files besides the best one: the newest may be damaged by a failing disk
 STEP_FILE = re.compile(r"step_\d{8,}\.pt", re.ASCII)
 
 
 def path_of_step(folder: Path, step: int) -> Path:
     """checkpoints/<run>/step_00001234.pt."""
     return folder / f"step_{step:08d}.pt"
+
+
+def step_of(path: Path) -> int:
+    """The step that a file is named after; names of more than eight digits do not sort as text."""
+    return int(path.stem.removeprefix("step_"))
 
 
 def steps_in(folder: Path) -> list[Path]:
@@ -32,21 +37,17 @@ def steps_in(folder: Path) -> list[Path]:
     return sorted((path for path in paths if path.is_file()), key=step_of)
 
 
-def step_of(path: Path) -> int:
-    """The step that a file is named after; names of more than eight digits do not sort as text."""
-    return int(path.stem.removeprefix("step_"))
-
-
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint so that `path` is either the old file or the complete new one, even after a power cut.
 
     Raises:
-        ResourceError: the disk is full, or cannot be written; the old file is untouched.
+        ResourceError: the disk is full or cannot be written; the old file is untouched.
     """
-    with replacing(path, size_of(content), durable=True) as temporary, open(temporary, "wb") as file:
+    with writable(path, size_of(content)), replacing(path) as temporary, open(temporary, "wb") as file:
         torch.save(dict(content), file)
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # else a power cut may leave the new name without its bytes
+    sync_folder(path.parent)
 
 
 def size_of(content: Any) -> int:
@@ -58,43 +59,26 @@ def size_of(content: Any) -> int:
 
 
 @contextmanager
-def replacing(path: Path, size: int, *, durable: bool) -> Iterator[Path]:
-    """A temporary name beside `path`, whose file takes its place at the end.
-
-    Args:
-        size: bytes that are needed, at least.  durable: the new name survives a power cut from then on.
-    Raises:
-        ResourceError: see write().
-    """
-    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+def writable(path: Path, size: int) -> Iterator[None]:
+    """Make the folder of `path`, and turn what keeps `size` bytes from being written there into a ResourceError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
         if free < size:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {free:,} bytes are free")
-        yield temporary
-        os.replace(temporary, path)
-        if durable:
-            sync_folder(path.parent)
+        yield
     except (OSError, RuntimeError) as error:  # torch.save hides a full disk in a RuntimeError
-        reason = cause_of(error)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
         raise ResourceError(
-            f"{path} could not be written ({reason}); it needs {size:,} bytes. The files before it are untouched."
+            f"{path} could not be written ({cause or error}); it needs {size:,} bytes. "
+            "The files before it are untouched."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """The OSError that an error came from; the error itself if there is none."""
-    link: BaseException | None = error
-    while link is not None and not isinstance(link, OSError):
-        link = link.__cause__ or link.__context__
-    return link or error
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable: from then on they survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -106,9 +90,9 @@ def give_name(file: Path, path: Path) -> None:
     """Make `path` a second name of a checkpoint file, in one step; a copy where the file system has no such names.
 
     Raises:
-        ResourceError: see write().
+        ResourceError: the disk is full or cannot be written; the old file is untouched.
     """
-    with replacing(path, 0, durable=False) as temporary:
+    with writable(path, 0), replacing(path) as temporary:
         try:
             os.link(file, temporary)
         except OSError:  # a file system without hard links, or another one
@@ -125,10 +109,3 @@ def tidy(folder: Path) -> None:
     remove_temporary(folder)
     for path in steps_in(folder)[:-KEPT]:
         path.unlink(missing_ok=True)
-
-
-def remove_temporary(folder: Path) -> None:
-    """Remove what a killed process left half written."""
-    for name in os.listdir(folder) if folder.is_dir() else ():
-        if name.startswith(".tmp-"):
-            Path(folder, name).unlink(missing_ok=True)

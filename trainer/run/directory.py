@@ -1,4 +1,7 @@
-"""Run directories: their names, where they are, who holds them, and the JSON files in them. Torch-free."""
+"""Run directories: their names, where they are, who holds them, and the files in them. Torch-free.
+
+`folder` is outputs/<run>, where all files of a run are but its checkpoints.
+"""
 
 import contextlib
 import fcntl
@@ -36,15 +39,6 @@ class Run:
         return "/" in self.name
 
 
-@dataclass(frozen=True)
-class Found:
-    """What checkpoint= or resume= points at: a run and which of its files, or a file of its own."""
-
-    run: Run | None
-    which: str = ""  # best, last, or nothing said
-    file: Path = Path()
-
-
 def check_name(name: str) -> str:
     """Return name; refuse what could not be typed back or would leave the outputs folder.
 
@@ -76,53 +70,54 @@ def exists(name: str, outputs: str) -> bool:
     return (Path(outputs) / name / "config.json").is_file()
 
 
-def strangers_in(run: Run) -> str:
-    """What lies in the folders of a run that was never started, other than what a killed start leaves; "" if nothing.
+def occupied(run: Run) -> Path | None:
+    """The folder of a run that was never started in which there is something else; None: neither has anything.
 
-    A sweep's job may have failed before it made its files, so that its folder holds a log.
+    A killed start may have left a lock, a log and a temporary file; a sweep's job may have failed before it made its
+    files, so that its folder holds a log.
     """
-    for folder, ours in ((run.outputs, ("run.lock", "train.log", ".config.json.tmp")), (run.checkpoints, ())):
-        if folder.exists() and (not folder.is_dir() or any(p.name not in ours for p in folder.iterdir())):
-            return str(folder)
-    return ""
+    ours = ("run.lock", "train.log", ".config.json.tmp")  # earlier versions named their temporary files like this one
+    for folder, names in ((run.outputs, ours), (run.checkpoints, ())):
+        there = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        strange = [name for name in there if name not in names and not name.startswith(".tmp-")]
+        if strange or (folder.exists() and not folder.is_dir()):
+            return folder
+    return None
 
 
-def find(target: str, *, outputs: str, checkpoints: str) -> Found:
-    """What RUN, RUN:best, RUN:last, last or a path means.
+def newest(outputs: Path) -> str:
+    """The name of the run that was started last.
 
     Raises:
-        ConfigError: there is no such run and no such file.
+        ConfigError: there is none yet.
     """
-    name, colon, which = target.rpartition(":")
-    if not colon or which not in ("best", "last"):
-        name, which = target, ""
-    if name == "last":
-        name = _newest(Path(outputs))
-    if JOB.fullmatch(name) and exists(name, outputs):
-        return Found(locate(name, outputs=outputs, checkpoints=checkpoints), which)
-    if os.path.isfile(target):  # Path.is_file raises where a name is too long
-        return Found(None, file=Path(target))
-    names = [str(path.parent.relative_to(outputs)) for path in _all_runs(Path(outputs))]
+    started = {path: read_status(path.parent).get("started", "") for path in _all_runs(outputs)}
+    if not started:
+        raise ConfigError(f"last: there is no run in {outputs}/ yet. Start one with python main.py.")
+    return str(max(started, key=lambda path: started[path]).parent.relative_to(outputs))
+
+
+def unknown_run(target: str, outputs: Path) -> ConfigError:
+    """The refusal of what is neither the name of a run nor a file."""
+    names = [str(path.parent.relative_to(outputs)) for path in _all_runs(outputs)]
     where = f"there is no run of this name in {outputs}/ and no such file"
-    raise ConfigError(f"{target}: {where}.{nearest(name, names)} `last` is the newest run.")
+    name = target.removesuffix(":best").removesuffix(":last")
+    return ConfigError(f"{target}: {where}.{nearest(name, names)} `last` is the newest run.")
 
 
 def _all_runs(outputs: Path) -> list[Path]:
     return [*outputs.glob("*/status.json"), *outputs.glob("*/*/status.json")]
 
 
-def _newest(outputs: Path) -> str:
-    started = {path: status_in(path.parent).get("started", "") for path in _all_runs(outputs)}
-    if not started:
-        raise ConfigError(f"last: there is no run in {outputs}/ yet. Start one with python main.py.")
-    return str(max(started, key=lambda path: started[path]).parent.relative_to(outputs))
+def read_config(folder: Path) -> dict[str, Any]:
+    """The plain config that a run was started with.
 
-
-def read_config(run: Run) -> dict[str, Any]:
-    """The plain config a run was started with."""
-    saved = read_json(run.outputs / "config.json").get("config")
+    Raises:
+        ConfigError: its config.json is missing or damaged.
+    """
+    saved = read_json(folder / "config.json").get("config")
     if not isinstance(saved, dict):
-        raise ConfigError(f"{run.outputs / 'config.json'} cannot be read: it holds no settings.")
+        raise ConfigError(f"{folder / 'config.json'} cannot be read: it holds no settings.")
     return saved
 
 
@@ -130,28 +125,27 @@ def write_status(run: Run, state: str, started: str, reason: str = "", *, checkp
     """Put the run's state (running, done, interrupted, failed, diverged) and its reason on disk.
 
     Args:
+        run: the run.
+        state: one of the five words.
+        started: when the run was started first, in ISO 8601.
+        reason: why it is in this state.
         checkpoint: the first one that was written; once said, it stays there.
     """
     content = {"state": state, "started": started, "reason": reason, "run": run.name}
-    content["checkpoint"] = checkpoint or read_status(run).get("checkpoint", "")
+    content["checkpoint"] = checkpoint or read_status(run.outputs).get("checkpoint", "")
     write_json(run.outputs / "status.json", content)
 
 
-def read_status(run: Run) -> dict[str, Any]:
-    """The run's status; empty where none was written, or a power cut took it."""
-    return status_in(run.outputs)
-
-
-def status_in(folder: Path) -> dict[str, Any]:
-    """The status of the run whose outputs are in `folder`; empty where there is none that can be read."""
+def read_status(folder: Path) -> dict[str, Any]:
+    """The status of a run; empty where none was written, or a power cut took it."""
     try:
         return read_json(folder / "status.json")
     except ConfigError:
         return {}
 
 
-def result_in(folder: Path) -> dict[str, Any] | None:
-    """The result of the run whose outputs are in `folder`; None where there is none that can be used."""
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a run; None where there is none that can be used."""
     try:
         result = read_json(folder / "result.json")
         complete = {"best", "test", "seconds"} <= set(result) and float(result["objective"]["value"]) is not None
@@ -172,20 +166,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def is_held(folder: Path) -> bool:
-    """Whether another process holds the run whose outputs are in `folder`."""
-    try:
-        with open(folder / "run.lock", "r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
 def check_writable(*folders: Path) -> None:
-    """Try a file in each folder, or in the folder above it that is there; makes no folder.
+    """Try a file in each folder, or in the nearest folder above it that exists; makes no folder.
 
     Raises:
         ConfigError: one of them cannot be written.
@@ -201,30 +183,42 @@ def check_writable(*folders: Path) -> None:
             raise ConfigError(f"{folder} cannot be written: {error.strerror}. {choose}") from None
 
 
-def hold(run: Run) -> IO[str]:
-    """Lock the run's directory for this process; the lock goes with the process, however it ends.
+def hold(folder: Path) -> IO[str]:
+    """Lock a run or sweep for this process; the lock goes with the process, however that ends.
 
     Returns:
         The open lock file: keep it as long as the run lasts.
     Raises:
         BusyError: another live process holds it.
     """
-    file = open(run.outputs / "run.lock", "a+")  # noqa: SIM115  (stays open on purpose)
+    file = open(folder / "run.lock", "a+")  # noqa: SIM115  (stays open on purpose)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a forked child would keep that one
     except OSError:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
-        raise BusyError(f"{run.outputs} is in use by {holder}.") from None
+        raise BusyError(f"{folder} is in use by {holder}.") from None
     file.truncate(0)
     file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
 
 
-def again(config: Config, words: str) -> str:
-    """The command that goes on with this run: again(config, "resume") -> python main.py resume=NAME."""
+def is_held(folder: Path) -> bool:
+    """Whether another process holds this run."""
+    try:
+        with open(folder / "run.lock", "r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def command_for(config: Config, words: str) -> str:
+    """What to type for this run: command_for(config, "resume") -> python main.py resume=NAME."""
     defaults = {"outputs": "outputs", "checkpoints": "checkpoints"}
     paths = {key: getattr(config.paths, key) for key in defaults}
     moved = [shlex.quote(f"paths.{key}={path}") for key, path in paths.items() if path != defaults[key]]

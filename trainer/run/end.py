@@ -1,7 +1,5 @@
 """The end of a run: the best weights, the test split once, result.json, plots and status."""
 
-import contextlib
-
 from trainer import data
 from trainer.config.freeze import from_dict
 from trainer.engine import Evaluation
@@ -9,58 +7,29 @@ from trainer.run import directory
 from trainer.run.checkpoint import load_model
 from trainer.run.checkpoint_files import keep_as_best, steps_in
 from trainer.run.directory import Run
+from trainer.run.distributed import gathered
 from trainer.run.epochs import Session
 from trainer.run.machine import resolve_auto
-from trainer.run.parts import assemble, eval_batches, gathered
+from trainer.run.parts import assemble, eval_batches
 from trainer.run.progress import Progress
-from trainer.run.recorder import Recorder
+from trainer.run.recorder import SilentRecorder
 from trainer.run.result import draw_run, hyperparameters, result_of, say_result
 from trainer.run.safe_load import read_checkpoint, weights_to_use
-from trainer.utils.errors import DivergedError, ProcessLost
 from trainer.utils.files import read_json, write_json
-from trainer.utils.screen import Screen
 
 
 def finish_run(s: Session) -> None:
-    """Measure the best weights on the test split, once, and write result.json and the pictures."""
-    config, ranks = s.config, s.parts.ranks
+    """Measure the best weights on the test split, once, and write result.json and the plots."""
+    parts, ranks = s.parts, s.parts.ranks
     with ranks.together():
-        if s.recorder is not None:
-            s.recorder.flush()
+        if ranks.is_first:
             load_best(s)
-    ranks.overwrite(s.parts.measured.state_dict().values())
-    batches = eval_batches(config, s.parts.splits, s.parts.splits.test, s.parts.machine, ranks)
-    test = gathered(s.parts, batches, s.parts.measure(batches, s.stop))
+    ranks.overwrite(parts.measured.state_dict().values())
+    batches = eval_batches(s.config, parts.splits, parts.splits.test, parts.machine, ranks)
+    test = gathered(parts, batches, parts.measure(batches, s.stop))
     with ranks.together():
-        if s.recorder is not None:
-            conclude(s, s.recorder, test)
-
-
-def conclude(s: Session, recorder: Recorder, test: Evaluation) -> None:
-    """Write result.json, the pictures and, last, the status; the model holds the best weights, which reach `test`."""
-    result = result_of(s.config, s.parts, s.progress, s.run, test)
-    write_json(s.run.outputs / "result.json", result)
-    final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}
-    final["best/val"] = s.progress.best["value"]
-    recorder.hyperparameters(hyperparameters(s.config), final, s.progress.step)
-    if s.config.plots:
-        few = s.config.plots == "auto" and s.run.is_job
-        draw_run(s.config, s.parts, s.progress, s.run, test, recorder, few=few)
-    say_result(s.screen, s.config, s.run, result)
-    directory.write_status(s.run, "done", s.started)
-
-
-def draw_all(run: Run) -> None:
-    """Draw all pictures of a run that is done, which were left out because it is a job of a sweep."""
-    config, machine = resolve_auto(from_dict(directory.read_config(run)))
-    parts = assemble(config, data.load(config.data, config.paths), machine)
-    best = run.checkpoints / "best.pt"
-    load_model(parts.measured, weights_to_use(read_checkpoint(best)), best)
-    test = parts.measure(eval_batches(config, parts.splits, parts.splits.test, machine))
-    progress = Progress(
-        step=directory.read_metrics(run.outputs)[-1]["step"], best=read_json(run.outputs / "result.json")["best"]
-    )
-    draw_run(config, parts, progress, run, test, None)
+        if ranks.is_first:
+            conclude(s, test)
 
 
 def load_best(s: Session) -> None:
@@ -68,6 +37,7 @@ def load_best(s: Session) -> None:
 
     It is not where the disk was full just then, or the file was damaged later.
     """
+    s.recorder.flush()
     best = s.run.checkpoints / "best.pt"
     if not best.is_file():
         keep_as_best(steps_in(s.run.checkpoints)[-1], s.run.checkpoints)
@@ -81,13 +51,27 @@ def load_best(s: Session) -> None:
         s.progress.best["value"] = row[wanted["metric"]]
 
 
-def note_failure(run: Run, started: str, error: BaseException, screen: Screen) -> None:
-    """Note in status.json why the run ended, and say it in train.log."""
-    if isinstance(error, KeyboardInterrupt) and not isinstance(error, ProcessLost):
-        kind = "interrupted"
-    else:
-        kind = "diverged" if isinstance(error, DivergedError) else "failed"
-    reason = f"{type(error).__name__}: {error}"
-    with contextlib.suppress(OSError):  # the disk may be full, and that may be the reason
-        directory.write_status(run, kind, started, reason)
-    screen.note(f"{kind}: {reason}")
+def conclude(s: Session, test: Evaluation) -> None:
+    """Write result.json, the plots and, last, the status; the model holds the best weights, which reach `test`."""
+    result = result_of(s.config, s.parts, s.progress, s.run, test)
+    write_json(s.run.outputs / "result.json", result)
+    final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}
+    final["best/val"] = s.progress.best["value"]
+    s.recorder.hyperparameters(hyperparameters(s.config), final, s.progress.step)
+    if s.config.plots:
+        few = s.config.plots == "auto" and s.run.is_job
+        draw_run(s.config, s.parts, s.progress, s.run, test, s.recorder, few=few)
+    say_result(s.screen, s.config, s.run, result)
+    directory.write_status(s.run, "done", s.started)
+
+
+def draw_all(run: Run) -> None:
+    """Draw all plots of a run that is done, which were left out because it is a job of a sweep."""
+    config, machine = resolve_auto(from_dict(directory.read_config(run.outputs)))
+    parts = assemble(config, data.load(config.data, config.paths), machine)
+    best = run.checkpoints / "best.pt"
+    load_model(parts.measured, weights_to_use(read_checkpoint(best)), best)
+    test = parts.measure(eval_batches(config, parts.splits, parts.splits.test, machine))
+    step = directory.read_metrics(run.outputs)[-1]["step"]
+    progress = Progress(step=step, best=read_json(run.outputs / "result.json")["best"])
+    draw_run(config, parts, progress, run, test, SilentRecorder())

@@ -1,21 +1,31 @@
-"""Errors of torch and of the system, said in the terms of the program, with what to type next."""
+"""How a run ends that does not come to its end: what is said, what to type next, and what is noted in its files."""
 
+import contextlib
 import errno
 
 import torch
 
 from trainer.config.schema import Config
 from trainer.run import directory
+from trainer.run.directory import Run, command_for
 from trainer.run.environment import peak_memory
-from trainer.utils.errors import ConfigError, Interrupted, ProcessLost, ResourceError, WorkerError
+from trainer.utils.errors import ConfigError, DivergedError, Interrupted, ProcessLost, ResourceError, WorkerError
+from trainer.utils.screen import Screen
 
 
 def explain(error: BaseException, config: Config) -> BaseException:
-    """An error of torch or of the system as one of ours that says what to change; any other error as it is."""
+    """An error of torch or of the system as one of this program that says what to change; any other one as it is.
+
+    torch has no classes for most of its errors: they are known by words of their messages, which tests keep an eye on.
+
+    Args:
+        error: what was raised.
+        config: of the run, which has its name.
+    """
     if isinstance(error, ProcessLost):
         return error
     if isinstance(error, Interrupted):
-        return Interrupted(error.signum, f"interrupted; {directory.again(config, 'resume')} goes on.")
+        return Interrupted(error.signum, f"interrupted; {command_for(config, 'resume')} continues.")
     text = str(error) or type(error).__name__
     if "more than 1 value per channel" in text:
         what = "a batch of one example, which batch normalisation cannot scale in training"
@@ -33,7 +43,19 @@ def explain(error: BaseException, config: Config) -> BaseException:
         )
     if isinstance(error, ConnectionResetError) or "DataLoader worker" in text:
         return WorkerError(
-            f"a process that decodes pictures was ended from outside ({text.splitlines()[0]}). Memory may be short. "
-            f"{directory.again(config, 'resume')} goes on; data.workers=0 does without such processes."
+            f"a process that decodes images was ended from outside ({text.splitlines()[0]}). Memory may be short. "
+            f"{command_for(config, 'resume')} continues; data.workers=0 does without such processes."
         )
     return error
+
+
+def note_failure(run: Run, started: str, error: BaseException, screen: Screen) -> None:
+    """Note in status.json why the run ended, and say it in train.log."""
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, ProcessLost):
+        kind = "interrupted"
+    else:
+        kind = "diverged" if isinstance(error, DivergedError) else "failed"
+    reason = f"{type(error).__name__}: {error}"
+    with contextlib.suppress(OSError):  # the disk may be full, and that may be the reason
+        directory.write_status(run, kind, started, reason)
+    screen.note(f"{kind}: {reason}")

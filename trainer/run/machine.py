@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class Machine:
     matmul: str = "torch"  # as it came out: onednn and tf32 are left out where they are not to be had
     compile: bool = False
     stack: int = 1  # runs whose numbers are computed together
+    chosen: tuple[str, ...] = field(default=(), compare=False)  # settings of the device that were `auto`
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of one forward pass."""
@@ -187,7 +188,8 @@ def resolve_auto(config: Config, local: int | None = None) -> tuple[Config, Mach
         set_up_numpy()
     if "device.matmul" in config.typed and options["matmul"] != "torch":
         refuse_matmul(options, machine)
-    return replace(config, device=Choice(config.device.name, options)), machine
+    chosen_here = tuple(key for key, value in config.device.options.items() if value == "auto")
+    return replace(config, device=Choice(config.device.name, options)), replace(machine, chosen=chosen_here)
 
 
 def refuse_matmul(options: Mapping[str, Any], machine: Machine) -> None:

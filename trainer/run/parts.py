@@ -1,6 +1,6 @@
 """Everything a run computes with, built from its config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,17 +11,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer import build, engine
-from trainer.build import LossFn
 from trainer.config.fit import needs_validation
 from trainer.config.roles import fingerprint
 from trainer.config.schema import Config
-from trainer.data.batches import Batches, Placement, part_of
+from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Split, Splits, stratified
-from trainer.engine import Evaluation
+from trainer.engine import Evaluation, LossFn, Update
 from trainer.run.checkpoint_files import FORMAT
 from trainer.run.machine import Machine
 from trainer.run.seeds import order_seed, seed_everything, seed_of_rank
-from trainer.totals import Totals
+from trainer.totals import Batch, Totals
 from trainer.utils.errors import ConfigError
 from trainer.utils.ranks import AgreedStop, Ranks
 from trainer.utils.signals import StopSignal
@@ -31,7 +30,24 @@ ALONE = Ranks()
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything a run computes with, built from its config."""
+    """Everything a run computes with, built from its config.
+
+    Attributes:
+        machine: where and how the numbers are computed.
+        splits: the data, read.
+        model: on its device, in its type and memory layout.
+        loss_fn: loss_fn(y_hat, y) -> 0-d tensor.
+        optimizer: of the model's parameters.
+        lr_at: the learning rate of a step, counted from 0 over the whole run.
+        train: batches of the training split.
+        val: batches of the validation split; None: it has no examples.
+        is_sum: loss_fn adds over the batch instead of averaging.
+        num_parts: that each batch is computed in, to save memory.
+        update: what is done with the gradients.
+        identity: what is the same in every checkpoint.
+        ranks: which of several processes this is.
+        distributed: the same model, averaging the gradients of several processes.
+    """
 
     machine: Machine
     splits: Splits
@@ -41,26 +57,48 @@ class Parts:
     lr_at: Callable[[int], float]
     train: Batches
     val: Batches | None
-    is_sum: bool  # loss_fn adds over the batch
-    scaler: torch.amp.GradScaler | None  # with fp16
-    ema: AveragedModel | None  # with ema_decay
-    identity: dict[str, Any]  # what is the same in every checkpoint
+    is_sum: bool
+    num_parts: int
+    update: Update
+    identity: dict[str, Any]
     ranks: Ranks = ALONE
-    distributed: nn.Module | None = None  # with several processes: the same model, averaging their gradients
+    distributed: DistributedDataParallel | None = None
 
     @property
     def measured(self) -> nn.Module:
         """The model that is evaluated: the running mean of the weights where there is one."""
-        return self.model if self.ema is None else self.ema.module
+        return self.model if self.update.ema is None else self.update.ema.module
 
     def totals(self) -> Totals:
         """Fresh sums on the run's device."""
         return Totals(self.machine.device, is_sum=self.is_sum)
 
+    def steps(self, batches: Iterable[Batch], step: int, totals: Totals) -> Iterator[int]:
+        """engine.train_epoch on these parts; `step` counts the updates done before."""
+        if self.num_parts == 1 and self.ranks.world == 1:
+            parts: Iterable[Iterable[engine.Part]] = engine.whole(batches)
+        else:
+            sizes = self.train.sizes(totals.num_examples)
+            parts = engine.in_parts(
+                batches, sizes, self.num_parts, totals, world=self.ranks.world, distributed=self.distributed
+            )
+        return engine.train_epoch(
+            self.distributed or self.model,
+            self.loss_fn,
+            self.optimizer,
+            parts,
+            lr_at=self.lr_at,
+            step=step,
+            totals=totals,
+            autocast=self.machine.autocast,
+            update=self.update,
+        )
+
     def measure(self, batches: Batches, stop: StopSignal | AgreedStop | None = None) -> Evaluation:
-        """Evaluate on a split. With several processes, each measures its part; the outputs are then those of its part.
+        """Evaluate on a split. Of several processes each measures its part; the outputs are then those of its part.
 
         Args:
+            batches: of the split.
             stop: may raise Interrupted before any batch.
         """
         self.ranks.overwrite(self.measured.buffers())  # running statistics: each rank has those of its own examples
@@ -102,12 +140,11 @@ def place(model: nn.Module, machine: Machine) -> nn.Module:
 
 def eval_batches(config: Config, splits: Splits, split: Split, machine: Machine, ranks: Ranks = ALONE) -> Batches:
     """A split's batches in order and as they are."""
-    place = placement(machine)
-    return Batches(splits, split, place, rank=ranks.rank, world=ranks.world, **options_of_batches(config))
+    return Batches(splits, split, placement(machine), rank=ranks.rank, world=ranks.world, **reading(config))
 
 
-def options_of_batches(config: Config) -> dict[str, Any]:
-    """The data set's options that say where its pictures are and who decodes them."""
+def reading(config: Config) -> dict[str, Any]:
+    """The data set's options that say where its images are kept and who decodes them."""
     return {key: config.data[key] for key in ("resident", "workers") if key in config.data.options}
 
 
@@ -119,41 +156,24 @@ def evaluate_split(
     machine: Machine,
     stop: StopSignal | AgreedStop | None = None,
 ) -> Evaluation:
-    """Evaluate a model on a split."""
+    """Evaluate a model on a split; `stop` may raise Interrupted before any batch."""
     with closing(batches.epoch(0)) as examples:
         watched = stop.watched(examples) if stop is not None else examples
         return engine.evaluate(model, loss_fn, watched, totals, machine.autocast)
 
 
-def gathered(parts: Parts, batches: Batches, found: Evaluation) -> Evaluation:
-    """The evaluation with the outputs of all ranks, in the order of the split; on the CPU where there are several."""
-    ranks = parts.ranks
-    if ranks.world == 1:
-        return found
-    outputs, labels = [], []
-    of_ranks = ranks.gather((found.outputs.cpu(), found.labels.cpu()))
-    starts = [0] * ranks.world
-    for size in batches.sizes():
-        for rank, (y_hat, y) in enumerate(of_ranks):
-            n = len(part_of(torch.arange(size), rank, ranks.world))
-            outputs.append(y_hat[starts[rank] : starts[rank] + n])
-            labels.append(y[starts[rank] : starts[rank] + n])
-            starts[rank] += n
-    return replace(found, outputs=torch.cat(outputs), labels=torch.cat(labels))
-
-
 def narrow(config: Config, splits: Splits, batches: int) -> Splits:
     """The splits as overfit_batches and fast_dev_run leave them, or cut to their first `batches` batches each."""
     batches = 1 if config.fast_dev_run else batches
-    if batches and not config.overfit_batches:
-        n = batches * config.batch_size
-        parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
-        return replace(splits, **{name: part.take(torch.arange(min(n, len(part)))) for name, part in parts.items()})
     if config.overfit_batches:
         n = min(config.overfit_batches * config.batch_size, len(splits.train))
         chosen, _ = stratified(splits.train.y if splits.classes else None, len(splits.train), n, config.seed)
         few = splits.train.take(chosen)
         return replace(splits, train=few, val=few)
+    if batches:
+        n = batches * config.batch_size
+        parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
+        return replace(splits, **{name: part.take(torch.arange(min(n, len(part)))) for name, part in parts.items()})
     return splits
 
 
@@ -161,6 +181,9 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
     """Build what the config names, with initial weights that depend on the seed alone.
 
     Args:
+        config: all settings of the run.
+        splits: the data, read.
+        machine: where and how to compute.
         batches: of each split that are used; 0: all.
         ranks: which of several processes this is; each draws its dropout from a generator of its own.
     Raises:
@@ -174,7 +197,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
     if not len(splits.val) and needs_validation(config):
         raise ConfigError("early_stopping.patience and stop_at.val_* need validation data: a larger data.val_fraction.")
     splits = narrow(config, splits, batches)
-    seed_everything(config.seed)
+    seed_everything(config.seed)  # nothing before this line may draw; what is drawn in between shifts all weights
     model = place(build.build_model(config.model, config.impl, splits.in_shape, splits.num_outputs), machine)
     train = Batches(
         splits,
@@ -185,13 +208,14 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         augment="none" if config.overfit_batches else config.data.options.get("augment", "none"),
         rank=ranks.rank,
         world=ranks.world,
-        **options_of_batches(config),
+        **reading(config),
     )
     if not ranks.is_first:
         seed_everything(seed_of_rank(config.seed, ranks.rank))
-    mean_of_weights = None
+    ema = None
     if config.ema_decay:
-        mean_of_weights = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.autocast_to == torch.float16)
     return Parts(
         machine=machine,
         splits=splits,
@@ -202,45 +226,11 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         train=train,
         val=eval_batches(config, splits, splits.val, machine, ranks) if len(splits.val) else None,
         is_sum=build.is_sum(config.loss),
-        scaler=torch.amp.GradScaler(machine.device.type) if machine.autocast_to == torch.float16 else None,
-        ema=mean_of_weights,
+        num_parts=config.accumulate_steps,
+        update=Update(scaler, config.clip_norm, ema),
         identity=identity(config, splits),
         ranks=ranks,
     )
-
-
-def distribute(config: Config, parts: Parts) -> Parts:
-    """The parts with their model in torch's DistributedDataParallel; as they are where there is one process.
-
-    Every rank's model gets the weights and buffers of rank 0 here. What is put into the model later stays in it.
-    """
-    if parts.ranks.world == 1:
-        return parts
-    model, device = parts.model, parts.machine.device
-    if config.sync_batch_norm:  # in place: a ResNet is no BatchNorm itself
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    distributed = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    parts = replace(parts, distributed=distributed)
-    if parts.ranks.world > 2:
-        fix_ddp_buckets(parts, distributed)
-    return parts
-
-
-def fix_ddp_buckets(parts: Parts, distributed: nn.Module) -> None:
-    """Do a step of nothing, so that the first one of a process is as the others.
-
-    DistributedDataParallel sends gradients in groups, which it makes anew after its first backward pass. The sum of
-    three numbers depends on their order, which depends on the groups: a resumed run would round its first step in
-    another way than the run that was not interrupted.
-    """
-    before = [buffer.clone() for buffer in parts.model.buffers()]
-    nothing = torch.zeros(2, *parts.splits.in_shape, device=parts.machine.device, dtype=parts.machine.dtype)
-    with parts.machine.autocast():
-        y_hat = distributed(nothing)
-    (y_hat.sum() * 0).backward()
-    parts.optimizer.zero_grad()
-    for buffer, value in zip(parts.model.buffers(), before, strict=True):
-        buffer.copy_(value)
 
 
 def identity(config: Config, splits: Splits) -> dict[str, Any]:

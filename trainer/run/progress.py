@@ -6,58 +6,79 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.config.schema import Config
-from trainer.run.parts import ALONE
 from trainer.totals import Totals
+from trainer.utils.objective import deciding_metric, score
 from trainer.utils.ranks import Ranks
 
-EARLY_STOP = ("bad_epochs", "stopped")
+EARLY_STOP = ("bad_epochs", "stopped")  # in a checkpoint they stand apart from the rest
 
 
 @dataclass
 class Progress:
-    """How far a run is. `epoch` counts from 1; (epoch + 1, 0 samples) is how the end of an epoch is written."""
+    """How far a run is. `epoch` counts from 1; (epoch + 1, 0 samples) is how the end of an epoch is written.
+
+    Attributes:
+        epoch: the running one.
+        samples: examples of this epoch that are done.
+        step: parameter updates of the whole run.
+        loss_sum: of this epoch's samples.
+        loss_sums: those of each rank, which add up to it; empty with one process.
+        num_correct: of this epoch's samples.
+        seconds: of training in this epoch.
+        bad_epochs: since the deciding metric last improved by more than early_stopping.min_delta.
+        stopped: why training ended before its last epoch.
+        waiting: lines of metrics.jsonl that a full disk did not take.
+        best: metric, value, epoch, step, val_loss, val_accuracy of the best epoch.
+    """
 
     epoch: int = 1
-    samples: int = 0  # examples of this epoch that are done
-    step: int = 0  # parameter updates of the whole run
-    loss_sum: float = 0.0  # of this epoch's samples
-    loss_sums: list[float] = field(default_factory=list)  # of each rank, which add up to it; with one process empty
+    samples: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_sums: list[float] = field(default_factory=list)
     num_correct: int = 0
-    seconds: float = 0.0  # of training in this epoch
-    bad_epochs: int = 0  # since the validation metric last improved by more than min_delta
-    stopped: str = ""  # why training ended before its last epoch
-    waiting: str = ""  # lines of metrics.jsonl that a full disk did not take
-    best: dict[str, Any] = field(default_factory=dict)  # metric, value, epoch, step, val_loss, val_accuracy
+    seconds: float = 0.0
+    bad_epochs: int = 0
+    stopped: str = ""
+    waiting: str = ""
+    best: dict[str, Any] = field(default_factory=dict)
 
-    def take(self, totals: Totals, step: int, seconds: float) -> None:
+    def store(self, totals: Totals, step: int, seconds: float) -> None:
         """Note the sums of the running epoch. Waits for the device."""
         self.samples, self.step, self.seconds = totals.num_examples, step, seconds
         self.loss_sum, self.num_correct = float(totals.loss_sum), int(totals.num_correct)
         self.loss_sums = totals.by_rank.tolist() if totals.by_rank is not None else []
 
-    def give(self, totals: Totals, ranks: Ranks = ALONE) -> Totals:
-        """Put the noted sums into fresh totals: those of the rank, or all into rank 0's if there were other ranks."""
+    def restore(self, totals: Totals, ranks: Ranks) -> Totals:
+        """Put the noted sums into fresh totals.
+
+        A rank gets its own sum, since the order of additions decides the last bit. Where there were other ranks, the
+        first one gets the sum of all.
+        """
         totals.num_examples = self.samples
         sums = self.loss_sums if len(self.loss_sums) == ranks.world else [self.loss_sum] + [0.0] * ranks.world
         totals.loss_sum.fill_(sums[ranks.rank])
         totals.num_correct.fill_(self.num_correct if ranks.is_first else 0)
         return totals
 
+    def end_epoch(self, config: Config, row: Mapping[str, Any]) -> None:
+        """Note the best epoch, decide whether training stops here, and move to the start of the next epoch.
 
-def advance(config: Config, progress: Progress, row: Mapping[str, Any]) -> None:
-    """Move progress to the start of the next epoch, note the best epoch, and decide whether training stops here."""
-    metric = next(m for m in ("val_accuracy", "val_loss", "train_accuracy", "train_loss") if m in row)
-    sign = 1 if metric.endswith("accuracy") else -1
-    best = progress.best.get("value", -sign * math.inf)
-    gain = sign * (row[metric] - best)
-    progress.bad_epochs = 0 if gain > config.early_stopping.min_delta else progress.bad_epochs + 1
-    if gain > 0 or metric.startswith("train"):  # without validation the last epoch counts
-        progress.best = {"metric": metric, "value": row[metric], "epoch": row["epoch"], "step": row["step"]}
-        progress.best |= {key: row.get(key) for key in ("val_loss", "val_accuracy")}
-    progress.epoch, progress.samples, progress.seconds = progress.epoch + 1, 0, 0.0
-    progress.loss_sum, progress.loss_sums, progress.num_correct = 0.0, [], 0
-    if config.early_stopping.patience and progress.bad_epochs >= config.early_stopping.patience:
-        progress.stopped = f"no better {metric} for {progress.bad_epochs} epochs (early_stopping.patience)"
-    for key, value in asdict(config.stop_at).items():
-        if value is not None and (row[key] >= value if key.endswith("accuracy") else row[key] <= value):
-            progress.stopped = f"{key} {row[key]:.4f} reached stop_at.{key}={value:g}"
+        Args:
+            config: says when to stop.
+            row: the line of metrics.jsonl of the epoch that ends.
+        """
+        metric = deciding_metric(row)
+        value = score(metric, row[metric])
+        gain = value - score(metric, self.best["value"]) if self.best else math.inf
+        self.bad_epochs = 0 if gain > config.early_stopping.min_delta else self.bad_epochs + 1
+        if gain > 0 or metric.startswith("train"):  # without validation the last epoch counts: training loss only falls
+            self.best = {"metric": metric, "value": row[metric], "epoch": row["epoch"], "step": row["step"]}
+            self.best |= {key: row.get(key) for key in ("val_loss", "val_accuracy")}
+        self.epoch, self.samples, self.seconds = self.epoch + 1, 0, 0.0
+        self.loss_sum, self.loss_sums, self.num_correct = 0.0, [], 0
+        if config.early_stopping.patience and self.bad_epochs >= config.early_stopping.patience:
+            self.stopped = f"no better {metric} for {self.bad_epochs} epochs (early_stopping.patience)"
+        for key, wanted in asdict(config.stop_at).items():
+            if wanted is not None and score(key, row[key]) >= score(key, wanted):
+                self.stopped = f"{key} {row[key]:.4f} reached stop_at.{key}={wanted:g}"

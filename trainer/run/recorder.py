@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from trainer.run import directory
+from trainer.utils.files import replacing
 
 
 class Recorder:
@@ -21,8 +22,10 @@ class Recorder:
     up with a warning.
 
     Args:
-        folder: outputs/<run>.  epochs_done, steps_done: of a run that is gone on with; what was written past them by
-            the interrupted process is dropped, so that no epoch and no step appears twice.
+        folder: outputs/<run>.
+        epochs_done: of a resumed run; what the interrupted process wrote past them is dropped, so that no epoch and no
+            step appears twice.
+        steps_done: the same of steps.
         waiting: lines that the interrupted process could not write.
         warn: is told, once each, what could not be written.
     """
@@ -44,30 +47,32 @@ class Recorder:
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
         if len(lines) > len(rows) + 1:  # more than a torn last one
             shutil.copyfile(self.path, self.path.with_suffix(".corrupt"))
-            warn(f"warning: {self.path} has lines that cannot be read; it is kept as metrics.corrupt.")
+            warn(f"warning: {self.path} has unreadable lines; it is kept as metrics.corrupt.")
         by_epoch = {row["epoch"]: row for row in [*map(json.loads, waiting.splitlines()), *rows]}
-        kept = "".join(json.dumps(by_epoch[epoch]) + "\n" for epoch in sorted(by_epoch) if epoch <= epochs_done)
-        temporary = self.path.with_name(".metrics.tmp")
-        temporary.write_text(kept)
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            kept = [json.dumps(by_epoch[epoch]) + "\n" for epoch in sorted(by_epoch) if epoch <= epochs_done]
+            temporary.write_text("".join(kept))
         self.waiting = ""
         self.writer: Any = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and its metrics in TensorBoard."""
-        self._append(json.dumps(row) + "\n")
-        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "samples_per_second")
-        tags = {name: name.replace("_", "/", 1) if name.startswith(("train_", "val_")) else name for name in names}
-        self.scalars({tags[name]: row[name] for name in names if row.get(name) is not None}, row["step"])
-
-    def _append(self, line: str) -> None:
         is_news = not self.waiting
-        self.waiting += line
+        self.waiting += json.dumps(row) + "\n"
         try:
             self.flush()
         except OSError as error:
             if is_news:
                 self.warn(f"warning: {self.path} cannot be written ({error.strerror}); its lines wait for room.")
+        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "samples_per_second")
+        tags = {name: name.replace("_", "/", 1) if name.startswith(("train_", "val_")) else name for name in names}
+        self.scalars({tags[name]: row[name] for name in names if row.get(name) is not None}, row["step"])
+
+    def flush(self) -> None:
+        """Write the lines that wait; OSError where there still is no room."""
+        if self.waiting:
+            self._write(self.waiting)
+            self.waiting = ""
 
     def _write(self, lines: str) -> None:
         size = self.path.stat().st_size
@@ -77,12 +82,6 @@ class Recorder:
         except OSError:
             os.truncate(self.path, size)  # no half line
             raise
-
-    def flush(self) -> None:
-        """Write the lines that wait; OSError where there still is no room."""
-        if self.waiting:
-            self._write(self.waiting)
-            self.waiting = ""
 
     def _board(self, method: str, *args: Any, **options: Any) -> None:
         """Call a method of the writer, and give TensorBoard up where it cannot write.
@@ -111,8 +110,8 @@ class Recorder:
             if parameter.grad is not None:
                 self._board("add_scalar", f"gradient_norm/{name}", torch.linalg.vector_norm(parameter.grad), step)
 
-    def picture(self, name: str, path: Path, step: int) -> None:
-        """A PNG file as an image, as it is: reading and writing it anew would take longer than drawing it."""
+    def image(self, name: str, path: Path, step: int) -> None:
+        """A PNG file as it is: reading and writing it anew would take longer than drawing it."""
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -133,3 +132,19 @@ class Recorder:
     def close(self) -> None:
         """Write out what is still in memory."""
         self._board("close")
+
+
+class SilentRecorder(Recorder):
+    """Records nothing: for the ranks that do not write, and for plots that are drawn later."""
+
+    def __init__(self) -> None:
+        self.waiting, self.writer = "", None
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        """Do nothing."""

@@ -15,7 +15,7 @@ from trainer.data.batches import Batches
 from trainer.data.splits import Split, Splits
 from trainer.engine import Evaluation
 from trainer.run import directory
-from trainer.run.directory import Run
+from trainer.run.directory import Run, command_for
 from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder
@@ -78,9 +78,9 @@ def say_result(screen: Screen, config: Config, run: Run, result: Mapping[str, An
             name = config.reference.metric.replace("_", " ")
             screen.say(f"{name}: yours {yours:.4f}, the book's {config.reference.value:g} ({config.reference.source})")
     screen.say(f"checkpoint   {run.checkpoints / 'best.pt'}")
-    screen.say(f"eval         {directory.again(config, 'eval checkpoint')}")
+    screen.say(f"eval         {command_for(config, 'eval checkpoint')}")
     if "accuracy" in test:
-        screen.say(f"predict      {directory.again(config, 'predict checkpoint')}")
+        screen.say(f"predict      {command_for(config, 'predict checkpoint')}")
     screen.say(f"tensorboard  tensorboard --logdir {shlex.quote(str(run.outputs))}")
 
 
@@ -90,7 +90,7 @@ def draw_run(
     progress: Progress,
     run: Run,
     test: Evaluation,
-    recorder: Recorder | None,
+    recorder: Recorder,
     *,
     few: bool = False,
 ) -> None:
@@ -128,9 +128,8 @@ def draw_run(
         assert isinstance(splits.test.x, Tensor)
         plots.fit(splits.test.x, splits.test.y, weight, bias, folder / "fit.png")
         names.append("fit")
-    for name in names if recorder is not None else ():
-        assert recorder is not None
-        recorder.picture(name, folder / f"{name}.png", progress.step)
+    for name in names:
+        recorder.image(name, folder / f"{name}.png", progress.step)
 
 
 def grid(splits: Splits, split: Split, outputs: Tensor, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Going on with a run: which of its files to trust, what may have changed since, and what else has to be put back."""
+"""Resuming a run: which of its files to trust, what may have changed since, and what else has to be put back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ from trainer.config.roles import FREE_ON_RESUME, HOW_FAR, decisive
 from trainer.config.schema import Config
 from trainer.run import directory
 from trainer.run.checkpoint_files import give_name, keep_as_best, path_of_step, step_of, steps_in
-from trainer.run.directory import Found, Run
+from trainer.run.directory import Run
 from trainer.run.environment import rounding
 from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.safe_load import read_checkpoint
+from trainer.run.target import Target
 from trainer.utils.errors import ConfigError, DamagedError
 from trainer.utils.files import read_json
 from trainer.utils.screen import Screen
@@ -23,14 +24,14 @@ from trainer.utils.screen import Screen
 
 @dataclass(frozen=True)
 class Start:
-    """The checkpoint that a run goes on from, and what is in it."""
+    """The checkpoint that a run continues from, and what is in it."""
 
     path: Path
     content: dict[str, Any]
 
 
-def find_start(run: Run, found: Found | None, screen: Screen) -> Start | None:
-    """The checkpoint to go on from; None: from step 0, because none was ever written.
+def find_start(target: Target, screen: Screen) -> Start | None:
+    """The checkpoint to continue from; None: from step 0, because none was ever written.
 
     A file that was named is taken or refused. For a run, the newest file that is whole is taken; damaged ones after it
     are kept as *.corrupt.
@@ -38,11 +39,11 @@ def find_start(run: Run, found: Found | None, screen: Screen) -> Start | None:
     Raises:
         ConfigError: there are checkpoints, or were, and none of them can be read; no file is touched.
     """
-    if found is None:
-        return None
-    if found.run is None or found.which == "best":
-        path = found.file if found.run is None else run.checkpoints / "best.pt"
-        return Start(path, read_checkpoint(path))
+    run = target.run
+    if target.file is not None:
+        return Start(target.file, dict(target.content))
+    if target.which == "best":
+        return Start(run.checkpoints / "best.pt", read_checkpoint(run.checkpoints / "best.pt"))
     damaged: dict[Path, DamagedError] = {}
     for path in reversed(steps_in(run.checkpoints)):
         try:
@@ -50,35 +51,44 @@ def find_start(run: Run, found: Found | None, screen: Screen) -> Start | None:
         except DamagedError as error:
             damaged[path] = error
             continue
-        for bad, reason in damaged.items():
+        for bad, reason in damaged.items():  # renamed only now: if all are damaged, nothing is touched
             bad.rename(bad.with_suffix(".corrupt"))
-            screen.say(f"warning: {reason} It is kept as {bad.stem}.corrupt; going on from {path.name}.")
+            screen.say(f"warning: {reason} It is kept as {bad.stem}.corrupt; {path.name} is taken instead.")
         return start
     if damaged:
         reasons = "".join(f"\n  {reason}" for reason in damaged.values())
-        hint = f"\nIf {run.checkpoints / 'best.pt'} is whole, resume={run.name}:best goes on from it."
+        hint = f"\nIf {run.checkpoints / 'best.pt'} is whole, resume={run.name}:best continues from it."
         raise ConfigError(f"{run.name} has no checkpoint that can be read; nothing was changed.{reasons}{hint}")
+    check_never_saved(run)
+    return None
+
+
+def check_never_saved(run: Run) -> None:
+    """Refuse to start over a run whose step files are gone.
+
+    Raises:
+        ConfigError: something says that there were some.
+    """
     rest = sorted(path.name for path in run.checkpoints.glob("*") if path.suffix in (".pt", ".corrupt", ".old"))
-    first = directory.read_status(run).get("checkpoint")
+    first = directory.read_status(run.outputs).get("checkpoint")
     epochs = len(directory.read_metrics(run.outputs))
     if rest or first or epochs > 1:  # one line of metrics may have been written just before the first checkpoint
         what = f"only {', '.join(rest)}" if rest else f"nothing, though {first or f'{epochs} epochs'} was there"
         raise ConfigError(
-            f"{run.name} is not started over: {run.checkpoints} holds {what}. Bring the step files back, go on from "
+            f"{run.name} is not started over: {run.checkpoints} holds {what}. Bring the step files back, continue from "
             f"one of these with resume=<file>, or start anew under another name=."
         )
-    return None
 
 
 def check_owner(run: Run, start: Start, allowed: Sequence[str], screen: Screen) -> None:
-    """Compare the settings in a file with those in the config.json of the run that it is to be gone on with in.
+    """Compare the settings in a file with those in the config.json of the run that it is to continue.
 
     Raises:
         ConfigError: a file that was named is of another run of the same name.
     """
     if not (run.outputs / "config.json").is_file():
         return
-    own, of_file = decisive(directory.read_config(run)), decisive(start.content["config"])
+    own, of_file = decisive(directory.read_config(run.outputs)), decisive(start.content["config"])
     odd = [f"{key} {of_file.get(key)}, not {own.get(key)}" for key in own | of_file if own.get(key) != of_file.get(key)]
     if odd and not allowed:
         shown = f"{start.path} was written with other settings than {run.outputs} has: {', '.join(odd[:3])}"
@@ -87,20 +97,13 @@ def check_owner(run: Run, start: Start, allowed: Sequence[str], screen: Screen) 
         screen.say(f"warning: {shown}")
 
 
-def check_changes(config: Config, found: Found | None, saved: Mapping[str, Any] | None, screen: Screen) -> list[str]:
+def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
     """Refuse a resume that would not be the same run; returns the settings that are others than before.
 
-    Args:
-        saved: the config in the file that resume= names; None where it names a run.
     Raises:
         ConfigError: names the setting, what it was and what it is now.
     """
-    if found is None:
-        return []
-    if found.run is not None:
-        saved = directory.read_config(found.run)
-    assert saved is not None
-    before, now = flatten(saved), flatten(config.to_dict())
+    before, now = flatten(target.saved_config()), flatten(config.to_dict())
     changed = [key for key in now if key in before and now[key] != before[key]]
     if "epochs" in changed and config.schedule.name in ("cosine", "onecycle"):
         covers = f"schedule={config.schedule.name} now covers {config.epochs} epochs instead of {before['epochs']}"
@@ -115,15 +118,17 @@ def check_changes(config: Config, found: Found | None, saved: Mapping[str, Any] 
     return changed
 
 
-def already_done(config: Config, run: Run, found: Found | None, changed: Sequence[str], screen: Screen) -> float | None:
+def already_done(config: Config, target: Target, changed: Sequence[str], screen: Screen) -> float | None:
     """The objective of a finished run that is not to be extended; None where there is something left to do.
 
     Raises:
         ConfigError: fewer epochs are asked for than were trained.
     """
+    run = target.run
+    if target.file is not None or target.which:  # a file that was named is continued from, done or not
+        return None
     path = run.outputs / "result.json"
-    explicit = found is None or found.run is None or found.which != ""  # a file that was named is gone on from
-    if explicit or directory.read_status(run).get("state") != "done" or not path.is_file():
+    if directory.read_status(run.outputs).get("state") != "done" or not path.is_file():
         return None
     result = read_json(path)
     if config.epochs > result["epochs"] and any(key.startswith(HOW_FAR) for key in changed):
@@ -131,18 +136,26 @@ def already_done(config: Config, run: Run, found: Found | None, changed: Sequenc
     if config.epochs < result["epochs"] and config.resume != "auto" and "stopped" not in result:
         raise ConfigError(f"epochs={config.epochs}: {run.name} has already trained {result['epochs']} epochs.")
     reason = f" ({result['stopped']})" if "stopped" in result else ""
-    screen.say(f"{run.name} is already complete: {result['epochs']} epochs{reason}. epochs=N with a larger N goes on.")
+    screen.say(
+        f"{run.name} is already complete: {result['epochs']} epochs{reason}. epochs=N with a larger N continues."
+    )
     return float(result["objective"]["value"])
 
 
 def rewind(run: Run, start: Start, progress: Progress, epochs: int, screen: Screen) -> None:
-    """Make the run's checkpoints what they were when `start` was written: later ones become *.old."""
-    if progress.epoch > epochs and not run.outputs.is_dir():  # a copy of a finished run's file
+    """Make the run's checkpoints what they were when `start` was written: later ones become *.old.
+
+    The order matters: whatever moment the process is killed at, the folder holds a step file to continue from.
+
+    Raises:
+        ConfigError: a copy of a finished run's file was named, and there is nothing left to train.
+    """
+    if progress.epoch > epochs and not run.outputs.is_dir():
         raise ConfigError(
-            f"{start.path} has all its {progress.epoch - 1} epochs done. epochs=N with a larger N goes on."
+            f"{start.path} has all its {progress.epoch - 1} epochs done. epochs=N with a larger N continues."
         )
     own = path_of_step(run.checkpoints, progress.step)
-    if not own.is_file():  # first, so that a kill finds something to go on from
+    if not own.is_file():
         give_name(start.path, own)
     for path in steps_in(run.checkpoints):
         if step_of(path) > progress.step:
@@ -180,4 +193,4 @@ def warn_of_rounding(before: Mapping[str, Any], parts: Parts, screen: Screen) ->
     before = {"world": 1, "stack": 1} | dict(before)  # older files do not say it
     changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if now[key] != before.get(key)]
     if changed:
-        screen.say(f"warning: not bit-exact: {', '.join(changed)}. The order of the examples is the same.")
+        screen.say(f"warning: not bit for bit: {', '.join(changed)}. The order of the examples is the same.")

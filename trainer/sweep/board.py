@@ -82,7 +82,7 @@ ORDER = ("running", "failed", "waiting", "done")  # who gets a line where there 
 def line_of(own: Path, error: str) -> dict[str, str]:
     """What the files of one job say: state, epoch, best metric so far, time; of a failed one the reason."""
     line = dict.fromkeys(COLUMNS, "") | {"state": "waiting"}
-    status = directory.status_in(own)
+    status = directory.read_status(own)
     if error:
         return line | {"state": "failed", "best metric": error}
     if status:

@@ -13,7 +13,6 @@ from trainer.config.options import flatten
 from trainer.config.roles import OF_THE_COMMAND
 from trainer.config.schema import Config
 from trainer.run import directory
-from trainer.run.directory import Run
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import read_json, write_json
@@ -42,7 +41,7 @@ def as_words(overrides: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in overrides.items())
 
 
-TO_GO_ON = "interrupted; the same command goes on with the sweep."
+TO_GO_ON = "interrupted; the same command continues the sweep."
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,11 @@ def note(job: Job, folder: Path, error: str = "") -> None:
 
 def objective_of(job: Job, own: Path) -> float | None:
     """The objective of a job that is done, with these very settings; None where there is something to do."""
-    result = directory.result_in(own)
-    if job.config is None or directory.status_in(own).get("state") != "done" or result is None:
+    result = directory.read_result(own)
+    if job.config is None or directory.read_status(own).get("state") != "done" or result is None:
         return None
     try:
-        saved = directory.read_config(Run("", own, Path()))
+        saved = directory.read_config(own)
     except ConfigError:
         return None
     was, now = (

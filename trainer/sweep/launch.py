@@ -18,7 +18,6 @@ from trainer.config.freeze import with_values
 from trainer.config.options import CONFIGS, chosen_engines
 from trainer.config.roles import check_typed, identifies, without_effect
 from trainer.run import directory
-from trainer.run.directory import Run
 from trainer.sweep.board import Board
 from trainer.sweep.job import TO_GO_ON, Job
 from trainer.sweep.runner import on_a_gpu, run_all, run_job, wait_for_jobs
@@ -30,9 +29,7 @@ from trainer.utils.signals import StopSignal, end_with_parent
 
 
 def name_sweep(command: Command) -> str:
-    """The name of a multirun: what name= says, else a digest of its settings, so that the same command finds it again.
-
-    Where its jobs run, and how many a search has, is not part of it.
+    """The name of a multirun: name=, else a digest of its settings, so that the same command finds the same sweep.
 
     Raises:
         ConfigError: name= is swept over or malformed, or a single run has it.
@@ -42,16 +39,17 @@ def name_sweep(command: Command) -> str:
         words = [word for word in command.overrides if identifies("name", split_word(word)[0])]
         name = "sweep-" + hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
     elif "," in name:
-        raise ConfigError(f"name={name}: name names the whole sweep; its runs are numbered.")
+        raise ConfigError(f"name={name}: name= is for the whole sweep, whose runs are numbered. Allowed: one name.")
     if directory.exists(name, command.folders["outputs"]):
-        raise ConfigError(f"name={name} is the name of a single run already. Choose another for the sweep.")
+        raise ConfigError(f"name={name} is a single run. Choose another name= for the sweep.")
     return directory.check_name(name)
 
 
 def run_sweep(command: Command, stop: StopSignal) -> None:
-    """Run every job of a multirun in directories of its own; a job that fails does not stop the others.
+    """Run every job of a multirun in directories of its own. A job that fails does not stop the others.
 
-    Without another sweeper or launcher, the jobs run in this process, one after the other, and share one data set.
+    Unless hydra/sweeper or hydra/launcher is chosen, the jobs run in this process, one after the other, and share one
+    copy of the data set.
 
     Raises:
         SweepError: at least one job failed.
@@ -64,7 +62,7 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     engines = chosen_engines(dict(map(split_word, words)))
     jobs = compose_jobs(command, words) if set(engines.values()) == {"basic"} else []
     if ranks.of_environment().world > 1 and not jobs:
-        raise ConfigError("torchrun trains each run of a sweep with all its processes: leave out hydra/... here.")
+        raise ConfigError("torchrun trains each run of a sweep with all its processes. Leave hydra/... out.")
     if not ranks.of_environment().is_first:
         run_all(jobs, folder, stop)
         return
@@ -72,8 +70,8 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     with contextlib.ExitStack() as held:
         folder.mkdir(parents=True, exist_ok=True)
-        if engines["hydra/sweeper"] == "basic":  # a study is made for many processes, a list of jobs is not
-            held.enter_context(directory.hold(Run(folder.name, folder, Path())))
+        if engines["hydra/sweeper"] == "basic":  # several processes may share a study, but not a list of jobs
+            held.enter_context(directory.hold(folder))
         check_same_sweep(folder, engines["hydra/sweeper"], dict(map(split_word, words)))
         found = [line for job in jobs if job.config is not None for line in without_effect("sweep", job.config)]
         for line in dict.fromkeys([*warnings.values(), *found]):
@@ -84,7 +82,7 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
                     run_all(jobs, folder, stop)
                 else:
                     launch(command, words, folder, stop)
-        except ConfigError:  # refused before a job began
+        except ConfigError:  # before the first job, so there is nothing to keep
             remove_empty(new)
             raise
         except BaseException:
@@ -99,9 +97,9 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
     """Let Hydra's sweeper and launcher run the jobs.
 
     Raises:
-        SweepError: the launcher gave up, as where a process of it was ended from outside.
+        SweepError: the launcher gave up, for example because one of its processes was killed.
     """
-    root = str(CONFIGS.parent)  # other processes import our modules from there
+    root = str(CONFIGS.parent)  # the launcher's processes import trainer from there, wherever they start
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     from hydra.errors import HydraException
 
@@ -111,7 +109,7 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
         has_children = PLUGINS.get(chosen_engines(typed)["hydra/launcher"]) == "hydra-joblib-launcher"
         with stop.forwarded() if has_children else contextlib.nullcontext():
             run_hydra(command, [*words, f"hydra.sweep.dir={quote(str(folder))}"], RunJob(folder, fixed, command), stop)
-        if "joblib" in sys.modules:  # else it complains, at the end of this process, of what it left
+        if "joblib" in sys.modules:  # else loky warns about its worker processes when this one exits
             sys.modules["joblib.externals.loky"].get_reusable_executor().shutdown(wait=True)
     except TrainerError:
         raise
@@ -120,20 +118,22 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
     except Interrupted as error:
         raise Interrupted(error.signum, TO_GO_ON) from None
     except Exception as error:
-        if stop.signum:  # this is what the launcher made of it
+        if stop.signum:  # the launcher has wrapped the Interrupted
             raise Interrupted(stop.signum, TO_GO_ON) from None
         told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise SweepError(f"the launcher gave up ({told}); the same command goes on with the sweep.") from error
+        raise SweepError(
+            f"the launcher gave up ({told}). Give the same command again to continue the sweep."
+        ) from error
 
 
 def compose_jobs(command: Command, words: Sequence[str]) -> list[Job]:
     """All jobs of a multirun, each with its settings, or with the reason why they are refused.
 
-    Hydra composes once for each combination of group choices, which takes a tenth of a second; the values that are
-    swept over are put in after that, as Hydra does it.
+    Hydra takes a tenth of a second to compose, so it composes once for each combination of group choices. Values that
+    are swept over are set afterwards, which has the same result: overrides of values come last in Hydra, too.
 
     Raises:
-        ConfigError: a word cannot be read, a choice lacks an option that was typed, or nothing is swept over.
+        ConfigError: a word cannot be parsed, a choice lacks an option that was typed, or nothing is swept over.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -164,7 +164,7 @@ def compose_jobs(command: Command, words: Sequence[str]) -> list[Job]:
     except HydraException as error:
         raise ConfigError(explain_refusal(str(error), command)) from None
     if not jobs:
-        raise ConfigError("the sweep has no jobs: a list of values is written key=value1,value2.")
+        raise ConfigError("the sweep has no jobs. Write a list of values: key=value1,value2.")
     return jobs
 
 
@@ -178,14 +178,20 @@ def make_job(number: int, overrides: Mapping[str, str], composed: Any, choices: 
 
 @dataclass(frozen=True)
 class RunJob:
-    """What a launcher runs for each job of a sweep, in a process of its choice."""
+    """What a launcher calls for each job of a sweep, in a process of its choice.
+
+    Attributes:
+        folder: outputs/<sweep>.
+        fixed: the keys that have the same value in every job.
+        command: the command line of the sweep.
+    """
 
     folder: Path
-    fixed: set[str]  # the keys that have the same value in every job
+    fixed: set[str]
     command: Command
 
     def __call__(self, composed: Any) -> float:
-        """Train the job that Hydra composed and return its objective."""
+        """Train the job that Hydra composed; returns its objective."""
         from hydra.core.hydra_config import HydraConfig
 
         own = HydraConfig.get()
@@ -210,18 +216,20 @@ class RunJob:
                 return run_job(job, self.folder, stop, trial=trial)
             except Interrupted as error:
                 if multiprocessing.parent_process() is not None:
-                    wait_for_jobs(self.folder)  # the launcher kills all its processes when the first one ends
+                    wait_for_jobs(self.folder)  # when one process ends, the launcher kills the others
                     os._exit(error.exit_code)
                 raise
 
 
 def check_same_sweep(folder: Path, sweeper: str, words: Mapping[str, str]) -> None:
-    """Refuse a name that another sweep has; outputs/<sweep>/sweep.json says what that one is made of.
+    """Refuse a name that another sweep has. outputs/<sweep>/sweep.json holds the settings of that one.
 
     Args:
-        sweeper: basic or optuna.  words: key -> value of what was typed.
+        folder: outputs/<sweep>.
+        sweeper: basic or optuna.
+        words: {key: value} of what was typed.
     Raises:
-        ConfigError: names the settings that are others.
+        ConfigError: names the settings that differ.
     """
     made_of = {key: value for key, value in sorted(words.items()) if identifies("sweep", key)}
     path = folder / "sweep.json"
@@ -237,11 +245,11 @@ def check_same_sweep(folder: Path, sweeper: str, words: Mapping[str, str]) -> No
 
 
 def remove_empty(new: Sequence[Path]) -> None:
-    """Remove the folders that were made for a sweep which was then refused; the first is its own."""
+    """Remove the folders that were made for a sweep which was then refused; the first one is the sweep's own."""
     ours = {"run.lock", "study.lock", "sweep.json"}
     if new and {path.name for path in new[0].iterdir()} <= ours:
         for name in ours:
             (new[0] / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # another process may have begun it meanwhile
+    with contextlib.suppress(OSError):  # another process may have started the sweep meanwhile
         for folder in new:
             folder.rmdir()

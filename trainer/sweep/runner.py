@@ -55,7 +55,7 @@ def stacks_of(jobs: Sequence[Job], folder: Path) -> dict[int, list[Job]]:
 
 def run_together(jobs: Sequence[Job], folder: Path, stop: StopSignal, sources: MutableMapping[str, Any]) -> None:
     """As run, for jobs that are trained as one stacked model."""
-    from trainer.run import failures
+    from trainer.sweep.stack.members import ApartError
     from trainer.sweep.stack.training import train_stack
 
     names = [f"{folder.name}/{job.number}" for job in jobs]
@@ -66,11 +66,16 @@ def run_together(jobs: Sequence[Job], folder: Path, stop: StopSignal, sources: M
     configs, screens = [config_of_job(job, folder) for job in jobs], [Screen(job=name) for name in names]
     try:
         outcomes = train_stack(configs, stop, sources=sources, screens=screens)
+    except ApartError as error:
+        print(f"warning: {names[0]} to {names[-1]} are trained one after another: {error}", flush=True)
+        for job in jobs:
+            run_job(job, folder, stop, sources=sources)
+        return
     except Interrupted as error:
         raise Interrupted(error.signum, TO_GO_ON) from None
-    for job, config, outcome in zip(jobs, configs, outcomes, strict=True):
+    for job, outcome in zip(jobs, outcomes, strict=True):
         if isinstance(outcome, Exception):
-            fail(job, folder, failures.explain(outcome, config))
+            fail(job, folder, outcome)
     say(f"[{names[0]} to {names[-1]}] done in {time.monotonic() - began:.1f} s")
 
 
@@ -128,14 +133,10 @@ def train_job(
         assert job.error is not None
         raise job.error
     from trainer.commands.train import train  # imports torch
-    from trainer.run import failures
 
     config = config_of_job(job, folder)
     report = trial.report if trial is not None else None
-    try:
-        return train(config, stop, report=report, screen=Screen(job=config.name or ""), sources=sources)
-    except Exception as error:
-        raise failures.explain(error, config) from error.__cause__
+    return train(config, stop, report=report, screen=Screen(job=config.name or ""), sources=sources)
 
 
 def wait_for_jobs(folder: Path, seconds: float = 30.0) -> None:

@@ -31,8 +31,8 @@ def rows_of(folder: Path, waiting: Sequence[Job] = ()) -> list[dict[str, Any]]:
 
 def row_of_job(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[str, Any]:
     """The figures of one job, from the files in its own directory."""
-    state = "failed" if job["error"] else directory.status_in(own).get("state", "waiting")
-    result = directory.result_in(own) if state == "done" else None
+    state = "failed" if job["error"] else directory.read_status(own).get("state", "waiting")
+    result = directory.read_result(own) if state == "done" else None
     best, test = (result["best"], result["test"]) if result else ({}, {})
     return {
         "job": job["job"],
@@ -110,7 +110,7 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
         print(f"no best one: {listed(sorted(metrics))} cannot be compared")
     elif settings:
         best = best_first(rows)[0]
-        saved = directory.read_config(Run("", folder / str(best["job"]), Path()))
+        saved = directory.read_config(folder / str(best["job"]))
         if saved["plots"] and (is_news or not (folder / "plots").is_dir()):
             from trainer.plots.sweep import draw_sweep  # matplotlib takes 0.4 s
 

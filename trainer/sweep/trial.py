@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import optuna
 
 COUNT = Range(0, 1_000_000, whole=True)
-RULES: dict[str, Rule] = {
+SEARCH_RULES: dict[str, Rule] = {
     "n_trials": Range(1, 1_000_000, whole=True),
     "n_jobs": Range(1, 1024, whole=True),
     "seed": Range(0, 2**31 - 1, whole=True),
@@ -57,7 +57,7 @@ def search_settings(sweeper: Mapping[str, Any]) -> SearchSettings:
     """
     values: dict[str, Any] = {}
     for name in (field.name for field in fields(SearchSettings)):
-        value, rule = sweeper[name], RULES[name]
+        value, rule = sweeper[name], SEARCH_RULES[name]
         try:
             values[name] = None if name == "storage" and value is None else rule(value)
         except ValueError:

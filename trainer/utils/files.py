@@ -4,11 +4,34 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainer.utils.errors import ConfigError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, whose file takes its place when the block ends well, and is removed otherwise.
+
+    The name is unique, since several processes may write the same file, and begins with `.tmp-`, so that what a killed
+    process left behind is known as such.
+    """
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a killed process left half written; for a folder that no other process writes to."""
+    for path in folder.glob(".tmp-*"):
+        path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -23,13 +46,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one step, so that a reader sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
+    """Replace a JSON file in one step."""
+    with replacing(path) as temporary, open(temporary, "w") as file:
         file.write(json.dumps(content, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -41,7 +62,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
     content = text.getvalue().encode("utf-8", errors="backslashreplace")
     if path.is_file() and path.read_bytes() == content:
         return False
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return True
