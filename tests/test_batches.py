@@ -257,8 +257,8 @@ def test_targets_of_a_regression_take_the_type_and_labels_keep_theirs() -> None:
 def test_the_set_itself_is_never_changed() -> None:
     x = images(10)
     kept = x.clone()
-    for images, labels in batches_of(x, augment="crop_flip").epoch(1):
-        images.zero_()
+    for batch, labels in batches_of(x, augment="crop_flip").epoch(1):
+        batch.zero_()
         labels.zero_()
     assert torch.equal(x, kept)
 
