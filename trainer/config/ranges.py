@@ -224,29 +224,49 @@ OF_LAUNCHERS: dict[str, Rule] = {  # of configs/hydra/launcher; the launchers ch
 REGRESSION, CLASSIFICATION = "regression", "classification"
 BOTH = (REGRESSION, CLASSIFICATION)
 TASK_OF_DATA = {
-    **dict.fromkeys(("synthetic", "random"), REGRESSION),
-    **dict.fromkeys(("mnist", "fashion_mnist", "cifar10", "folder"), CLASSIFICATION),
+    "synthetic": REGRESSION,
+    "random": REGRESSION,
+    "mnist": CLASSIFICATION,
+    "fashion_mnist": CLASSIFICATION,
+    "cifar10": CLASSIFICATION,
+    "folder": CLASSIFICATION,
 }
 TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the tasks of each model and loss
     "model": {
         "linreg": (REGRESSION,),
+        "softmax": (CLASSIFICATION,),
         "mlp": BOTH,
-        **dict.fromkeys(("softmax", "lenet", "resnet18", "resnet34", "torchvision"), (CLASSIFICATION,)),
+        "lenet": (CLASSIFICATION,),
+        "resnet18": (CLASSIFICATION,),
+        "resnet34": (CLASSIFICATION,),
+        "torchvision": (CLASSIFICATION,),
     },
     "loss": {
-        **dict.fromkeys(("mse", "l1", "huber"), (REGRESSION,)),
-        **dict.fromkeys(("cross_entropy", "sigmoid_cross_entropy", "quadratic"), (CLASSIFICATION,)),
+        "mse": (REGRESSION,),
+        "l1": (REGRESSION,),
+        "huber": (REGRESSION,),
+        "cross_entropy": (CLASSIFICATION,),
+        "sigmoid_cross_entropy": (CLASSIFICATION,),
+        "quadratic": (CLASSIFICATION,),
     },
 }
 TENSORS, ALL = ("autograd", "scratch"), ("autograd", "scratch", "numpy")
-IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the libraries of each part besides concise, which has all parts
+IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the libraries of each part besides concise, which has all
     "model": {
-        **dict.fromkeys(("linreg", "softmax", "mlp"), ALL),
-        **dict.fromkeys(("lenet", "resnet18", "resnet34"), TENSORS),
+        "linreg": ALL,
+        "softmax": ALL,
+        "mlp": ALL,
+        "lenet": TENSORS,
+        "resnet18": TENSORS,
+        "resnet34": TENSORS,
     },
     "loss": {
-        **dict.fromkeys(("mse", "cross_entropy", "sigmoid_cross_entropy", "quadratic"), ALL),
-        **dict.fromkeys(("l1", "huber"), TENSORS),
+        "mse": ALL,
+        "l1": TENSORS,
+        "huber": TENSORS,
+        "cross_entropy": ALL,
+        "sigmoid_cross_entropy": ALL,
+        "quadratic": ALL,
     },
     "optimizer": {"sgd": ALL, "adam": TENSORS, "adamw": TENSORS},
 }
