@@ -13,7 +13,8 @@ from conftest import Cli
 
 from trainer import engine
 from trainer.run import directory, epochs
-from trainer.run.epochs import Session, save_checkpoint
+from trainer.run.epochs import save_checkpoint
+from trainer.run.session import Session
 
 TESTS = Path(__file__).parent
 NUM_ROWS = 46

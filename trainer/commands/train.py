@@ -7,8 +7,9 @@ from trainer.config.schema import Config
 from trainer.data.splits import Source
 from trainer.run.begin import begin, choose_machine, make_parts, open_session, start_recording
 from trainer.run.end import finish_run
-from trainer.run.epochs import Reporter, Session, train_epochs
+from trainer.run.epochs import train_epochs
 from trainer.run.failures import explain, note_failure
+from trainer.run.session import Reporter, Session
 from trainer.run.target import Target
 from trainer.utils.errors import Interrupted
 from trainer.utils.ranks import join

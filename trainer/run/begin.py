@@ -7,24 +7,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from torch import Tensor
-
-from trainer import build, data
+from trainer import data
 from trainer.config.roles import HOW_FAR
 from trainer.config.schema import Config
 from trainer.data.splits import Source, Splits
 from trainer.run import directory, resume
+from trainer.run.announce import announce, describe_parts
 from trainer.run.checkpoint import check_architecture, load_backbone, unpack
 from trainer.run.directory import Run
 from trainer.run.distributed import check_processes, distribute
 from trainer.run.environment import provenance
-from trainer.run.epochs import Reporter, Session
 from trainer.run.machine import Machine, resolve_auto
 from trainer.run.parts import Parts, assemble
 from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder, SilentRecorder
 from trainer.run.resume import Start
 from trainer.run.safe_load import read_weights
+from trainer.run.session import Reporter, Session
 from trainer.run.target import Target, path_of, to_resume
 from trainer.utils.errors import BusyError, ConfigError
 from trainer.utils.files import remove_temporary, write_json
@@ -253,35 +252,3 @@ def start_recording(s: Session, begun: Begun, held: ExitStack) -> None:
             done = {"epochs_done": s.progress.epoch - 1, "steps_done": s.progress.step}
             s.recorder = Recorder(s.run.outputs, **done, waiting=s.progress.waiting, warn=s.screen.say)
             held.callback(s.recorder.close)
-
-
-def announce(config: Config, machine: Machine, screen: Screen) -> None:
-    """Say what was chosen, before anything is read."""
-    choices = " ".join(f"{group}={name}" for group, name in config.to_dict()["choices"].items() if group != "device")
-    screen.say(f"{choices} device={machine.device} seed={config.seed}{library(config)}")
-    how = {key: str(config.device[key]).lower() for key in ("precision", "channels_last")} | {"matmul": machine.matmul}
-    auto = f" (auto: {', '.join(machine.chosen)})" if machine.chosen else ""
-    screen.say(f"device: {' '.join(f'{key}={value}' for key, value in how.items())}{auto}")
-    if config.recipes:
-        screen.say(f"recipe: {', '.join(config.recipes)} (what you type wins; recipe=none leaves them out)")
-
-
-def library(config: Config) -> str:
-    """Where model, loss and optimizer come from, where that is not torch."""
-    parts = [f" {part}.impl={impl}" for part, impl in config.impls().items()]
-    if len(set(config.impls().values())) == 1:
-        parts = [f" impl={config.impls()['model']}"]
-    return "" if parts == [" impl=concise"] else "".join(parts)
-
-
-def describe_parts(parts: Parts, progress: Progress, screen: Screen, path: str) -> None:
-    """Say what is about to be trained on what, and from which checkpoint it continues."""
-    splits = (("train", parts.splits.train), ("val", parts.splits.val), ("test", parts.splits.test))
-    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits)
-    x = parts.train.x
-    where = f"in memory, {x.nbytes / 1e6:.1f} MB" if isinstance(x, Tensor) else "streamed from disk"
-    screen.say(f"{build.parameter_count(parts.model):,} parameters; examples: {sizes}; train {where}")
-    if parts.ranks.world > 1:
-        screen.say(f"{parts.ranks.world} processes, each of which takes its part of every batch")
-    if path:
-        screen.say(f"continuing from {path}: epoch {progress.epoch}, {progress.samples:,} examples of it done")

@@ -8,13 +8,13 @@ from trainer.run.checkpoint import load_model
 from trainer.run.checkpoint_files import keep_as_best, steps_in
 from trainer.run.directory import Run
 from trainer.run.distributed import gathered
-from trainer.run.epochs import Session
 from trainer.run.machine import resolve_auto
 from trainer.run.parts import assemble, eval_batches
 from trainer.run.progress import Progress
 from trainer.run.recorder import SilentRecorder
 from trainer.run.result import draw_run, hyperparameters, result_of, say_result
 from trainer.run.safe_load import read_checkpoint, weights_to_use
+from trainer.run.session import Session
 from trainer.utils.files import read_json, write_json
 
 

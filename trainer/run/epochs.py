@@ -1,65 +1,25 @@
 """The epochs of a run: train, validate, record, save, in this order, until the last one or until told to stop."""
 
 import contextlib
-import math
 import time
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from trainer.config.schema import Config
 from trainer.engine import Evaluation
 from trainer.run import directory
 from trainer.run.checkpoint import pack
-from trainer.run.checkpoint_files import keep_as_best, path_of_step, steps_in, tidy, write_checkpoint
-from trainer.run.directory import Run
-from trainer.run.distributed import STEPS_BETWEEN_TALKS
+from trainer.run.checkpoint_files import keep_as_best, path_of_step, tidy, write_checkpoint
 from trainer.run.parts import Parts, floating
 from trainer.run.progress import Progress
-from trainer.run.recorder import Recorder
-from trainer.totals import Reading, Totals
-from trainer.utils.errors import DivergedError, Interrupted, ResourceError
-from trainer.utils.ranks import AgreedStop
-from trainer.utils.screen import Screen
-from trainer.utils.signals import StopSignal
+from trainer.run.session import Session, check_finite, diverged
+from trainer.run.watch import Watch
+from trainer.totals import Totals
+from trainer.utils.errors import Interrupted, ResourceError
 
 MAX_FAILED_SAVES = 3  # in a row; the disk may be full for a while
-Reporter = Callable[[int, float], str]  # (epoch, value of the metric that decides) -> why training ends there, or ""
 LONG_VALIDATION = 10.0  # seconds: from here on the epoch is saved before it is validated
-
-
-@dataclass
-class Session:
-    """A run while it trains.
-
-    Attributes:
-        config: all its settings.
-        parts: what it computes with.
-        progress: how far it is.
-        run: its name and folders.
-        recorder: takes the metrics; a silent one on ranks that do not write.
-        screen: where it is seen.
-        stop: the signals.
-        started: when the run was started first, for status.json.
-        report: of the search that this run is a trial of; None: of none.
-        failed_saves: since the last one that worked.
-        has_saved: whether this process wrote a checkpoint.
-    """
-
-    config: Config
-    parts: Parts
-    progress: Progress
-    run: Run
-    recorder: Recorder
-    screen: Screen
-    stop: StopSignal | AgreedStop
-    started: str
-    report: Reporter | None = None
-    failed_saves: int = 0
-    has_saved: bool = False
 
 
 def train_epochs(s: Session) -> None:
@@ -106,105 +66,6 @@ def train_one(s: Session) -> Totals:
                 save_or_warn(s)
                 watch.saved_at, watch.saved_step = time.monotonic(), step
     return watch.settle(step)
-
-
-@dataclass
-class Watch:
-    """What is looked at between the steps of an epoch: the loss, for TensorBoard and the bar, and when to save.
-
-    Nothing here waits for a GPU before `settle`: the sums are read when they have arrived in main memory.
-    """
-
-    s: Session
-    totals: Totals
-    readings: list[Reading] = field(default_factory=list)  # for TensorBoard, on their way
-    drawn: Reading | None = None  # on the bar
-
-    def __post_init__(self) -> None:
-        self.began = time.perf_counter() - self.s.progress.seconds
-        self.checked = self.saved_step = self.s.progress.step  # the last step whose loss was checked, and saved
-        self.saved_at = time.monotonic()
-
-    def look(self, step: int) -> tuple[int, bool]:
-        """Read and draw what is due after a step; returns the signal that ends training here, and whether to save."""
-        s = self.s
-        if step % s.config.record.every_steps == 0:
-            self.readings.append(self.reading(step))
-            self.checked = check_readings(s, self.readings, self.checked)
-        every, seconds = s.config.save.every_steps, s.config.save.every_seconds
-        late = bool(seconds) and time.monotonic() - self.saved_at >= seconds
-        signum, draw = s.stop.signum, s.screen.due()
-        if s.parts.ranks.world > 1:
-            signum, late, draw = agree(s, step, signum, late, draw)
-        if draw:
-            now = self.reading(step)
-            draw_bar(s, now if now.has_arrived else self.drawn or now)  # the one before: a GPU is done with it
-            self.drawn = now
-        return signum, late or bool(every and step - self.saved_step >= every)
-
-    def reading(self, step: int) -> Reading:
-        """The sums of all ranks after a step, on their way to main memory."""
-        return self.s.parts.whole(self.totals).reading(step, time.perf_counter() - self.began)
-
-    def settle(self, step: int) -> Totals:
-        """Check the loss up to a step and bring `progress` up to date; returns the sums of all ranks."""
-        self.checked = check_readings(self.s, self.readings, self.checked, wait=True)
-        whole = self.s.parts.whole(self.totals)
-        check_finite(self.s, whole.loss, self.checked, step)
-        self.s.progress.store(whole, step, time.perf_counter() - self.began)
-        self.checked = step
-        return whole
-
-
-def agree(s: Session, step: int, signum: int, late: bool, draw: bool) -> tuple[int, bool, bool]:
-    """What all ranks do after a step: stop for a signal that one of them got, save and draw the bar as rank 0 says."""
-    if step % STEPS_BETWEEN_TALKS[s.parts.machine.device.type]:
-        return 0, False, False
-    ranks = s.parts.ranks
-    signum, save_now, draw_now = ranks.highest(signum, late and ranks.is_first, draw)
-    return signum, bool(save_now), bool(draw_now)
-
-
-def check_readings(s: Session, readings: list[Reading], checked: int, *, wait: bool = False) -> int:
-    """Check and record the readings that have arrived, or all of them; returns the last step that was checked."""
-    while readings:
-        # What a diverged loss raises has to be raised by all ranks after the same step. So ranks may not ask whether a
-        # reading has arrived, which each GPU answers in its own time: they take all but the newest one.
-        several = s.parts.ranks.world > 1 and readings[0].arrived is not None
-        arrived = len(readings) > 1 if several else readings[0].has_arrived
-        if not (wait or arrived):
-            break
-        reading = readings.pop(0)
-        looks = {
-            "train/loss_so_far": check_finite(s, reading.loss, checked, reading.step),
-            "lr_of_step": s.parts.lr_at(reading.step - 1),
-            "samples_per_second_so_far": reading.num_examples / reading.seconds,
-        }
-        s.recorder.scalars(looks, reading.step)
-        checked = reading.step
-    return checked
-
-
-def draw_bar(s: Session, reading: Reading) -> None:
-    """Draw the bar of the running epoch, where there is one."""
-    if s.parts.ranks.is_first:
-        text = f"loss {reading.loss:.4f}  {reading.num_examples / reading.seconds:,.0f} examples/s"
-        s.screen.progress(s.progress.epoch, s.config.epochs, reading.num_examples, len(s.parts.splits.train), text)
-
-
-def check_finite(s: Session, loss: float, checked: int, step: int) -> float:
-    """The loss; DivergedError where it is not finite, with the steps since it last was."""
-    if not math.isfinite(loss):
-        steps = f"steps {checked + 1} to {step}" if checked + 1 < step else f"step {step}"
-        raise diverged(s, f"epoch {s.progress.epoch}, {steps}: the loss")
-    return loss
-
-
-def diverged(s: Session, what: str) -> DivergedError:
-    """The error of numbers that are no longer finite; names the checkpoint before them."""
-    files = steps_in(s.run.checkpoints)
-    last = f"The last good checkpoint is {files[-1]}." if files else "No checkpoint was written yet."
-    return DivergedError(f"diverged in {what} is not finite. {last} Try a smaller optimizer.lr.")
 
 
 def end_epoch(s: Session, totals: Totals, val: Evaluation | None) -> None:

@@ -24,14 +24,17 @@ from trainer.config.schema import Config
 from trainer.data.splits import Source
 from trainer.engine import LossFn
 from trainer.models import MODELS
-from trainer.run.begin import announce, open_session, put_in, start_recording
+from trainer.run.announce import announce
+from trainer.run.begin import open_session, put_in, start_recording
 from trainer.run.end import finish_run
-from trainer.run.epochs import Session, check_finite, check_readings, end_epoch, save_checkpoint, save_or_warn
+from trainer.run.epochs import end_epoch, save_checkpoint, save_or_warn
 from trainer.run.failures import explain, note_failure
 from trainer.run.machine import resolve_auto
 from trainer.run.parts import ALONE, Parts, assemble
 from trainer.run.progress import Progress
 from trainer.run.seeds import restore_rng, rng_state
+from trainer.run.session import Session, check_finite
+from trainer.run.watch import check_readings
 from trainer.sweep.stack.layers import copy_into_stack, objective, stacked_layers
 from trainer.sweep.stack.members import Found, Outcome, begin_members
 from trainer.sweep.stack.optim import STACKED_OPTIMIZERS

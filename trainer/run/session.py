@@ -1,0 +1,64 @@
+"""A run while it trains: one object that epochs, watch and end share."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.config.schema import Config
+from trainer.run.checkpoint_files import steps_in
+from trainer.run.directory import Run
+from trainer.run.parts import Parts
+from trainer.run.progress import Progress
+from trainer.run.recorder import Recorder
+from trainer.utils.errors import DivergedError
+from trainer.utils.ranks import AgreedStop
+from trainer.utils.screen import Screen
+from trainer.utils.signals import StopSignal
+
+Reporter = Callable[[int, float], str]  # (epoch, value of the metric that decides) -> why training ends there, or ""
+
+
+@dataclass
+class Session:
+    """A run while it trains.
+
+    Attributes:
+        config: all its settings.
+        parts: what it computes with.
+        progress: how far it is.
+        run: its name and folders.
+        recorder: takes the metrics; a silent one on ranks that do not write.
+        screen: where it is seen.
+        stop: the signals.
+        started: when the run was started first, for status.json.
+        report: of the search that this run is a trial of; None: of none.
+        failed_saves: since the last one that worked.
+        has_saved: whether this process wrote a checkpoint.
+    """
+
+    config: Config
+    parts: Parts
+    progress: Progress
+    run: Run
+    recorder: Recorder
+    screen: Screen
+    stop: StopSignal | AgreedStop
+    started: str
+    report: Reporter | None = None
+    failed_saves: int = 0
+    has_saved: bool = False
+
+
+def check_finite(s: Session, loss: float, checked: int, step: int) -> float:
+    """The loss; DivergedError where it is not finite, with the steps since it last was."""
+    if not math.isfinite(loss):
+        steps = f"steps {checked + 1} to {step}" if checked + 1 < step else f"step {step}"
+        raise diverged(s, f"epoch {s.progress.epoch}, {steps}: the loss")
+    return loss
+
+
+def diverged(s: Session, what: str) -> DivergedError:
+    """The error of numbers that are no longer finite; names the checkpoint before them."""
+    files = steps_in(s.run.checkpoints)
+    last = f"The last good checkpoint is {files[-1]}." if files else "No checkpoint was written yet."
+    return DivergedError(f"diverged in {what} is not finite. {last} Try a smaller optimizer.lr.")
