@@ -37,7 +37,7 @@ ONLY = {
     "trainer.engine": ("trainer.totals",),
     "trainer.models": ("trainer.utils.errors",),
     "trainer.config": ("trainer.utils",),
-    "trainer.plots": (),
+    "trainer.plots": ("trainer.utils.objective",),
     "trainer.totals": (),
     "trainer.scratch": (),
     "trainer.schedules": (),

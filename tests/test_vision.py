@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 
 from trainer.data import files, vision
-from trainer.data.files import fetch, temporary_beside
+from trainer.data.files import fetch
 from trainer.data.vision import THINGS, cifar10, fashion_mnist, mnist
 from trainer.utils.errors import ConfigError
+from trainer.utils.files import replacing
 
 REAL_DATA = os.environ.get("REAL_DATA", "")
 needs_real_data = pytest.mark.skipif(
@@ -461,7 +462,7 @@ def test_a_mirror_must_be_a_web_address(tmp_path: Path, mirror: str) -> None:
 
 def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
-    with suppress(KeyboardInterrupt), temporary_beside(tmp_path / "a") as temporary:
+    with suppress(KeyboardInterrupt), replacing(tmp_path / "a") as temporary:
         temporary.write_bytes(b"ne")
         raise KeyboardInterrupt
     assert (tmp_path / "a").read_bytes() == b"old"
@@ -470,7 +471,7 @@ def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_temporary_file_of_a_killed_download_is_not_taken(tmp_path: Path, server: Server) -> None:
     folder = write_idx(tmp_path)
-    (folder / "train-images-idx3-ubyte").rename(folder / ".train-images-idx3-ubyte.abc.tmp")
+    (folder / "train-images-idx3-ubyte").rename(folder / ".tmp-0123456789abcdef")
     with pytest.raises(ConfigError, match="train-images-idx3-ubyte is missing"):
         mnist(tmp_path, tmp_path, mirror=server.address, digests=DIGESTS)
 

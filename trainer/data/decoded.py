@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.files import temporary_beside
 from trainer.data.images import ImageError, decode, quiet_pillow
 from trainer.data.workers import shutting_down, start_worker
+from trainer.utils.files import replacing
 
 CACHE_FORMAT = 1  # to be raised when decoding changes
 MIN_FOR_WORKERS = 1000  # images; for fewer, starting processes takes longer than decoding
@@ -72,8 +72,9 @@ def cached(
     print(f"decoding {len(names):,} images of {root}, once; cache: {path}", flush=True)
     decoded = decode_files(root, names, size=size, channels=channels, keep=keep)
     try:
-        with temporary_beside(path) as temporary:
-            torch.save(vars(decoded) | {"crc": _crc(decoded)}, temporary)
+        cache.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, open(temporary, "wb") as file:  # torch.save rejects a name like .tmp-0
+            torch.save(vars(decoded) | {"crc": _crc(decoded)}, file)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         print(f"warning: {path} cannot be written ({error}); the next start decodes again", flush=True)
     return decoded

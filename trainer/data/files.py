@@ -5,42 +5,27 @@ vision.py and folder.py know what the files mean.
 
 import hashlib
 import http.client
-import os
 import queue
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer.utils.errors import ConfigError
+from trainer.utils.files import replacing
 
 PATIENCE = 7.0  # seconds without a byte, over all addresses of a file: an offline machine gets its error within 10 s
 MAX_BYTES = 256 * 2**20  # the largest official archive has 163 MiB
 CHUNK = 2**18
 
 
-@contextmanager
-def temporary_beside(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which replaces it when the block ends well and is removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)  # mkstemp makes files that only the owner can read; data folders are shared
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
 def save(path: Path, data: bytes) -> None:
     """Keep what was downloaded or unpacked; a read-only or full disk is a warning, since the data is in memory."""
     try:
-        with temporary_beside(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         print(f"warning: {path} cannot be written ({error}); the next start fetches it again", flush=True)

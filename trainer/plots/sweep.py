@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trainer.plots.style import BLUE, FAINT, INK, ORANGE, STYLE, logarithmic, save_figure, short, side_by_side, spans
+from trainer.utils.objective import score
 
 WIDTH = 16  # characters of a name
 MAX_PANELS, MAX_NAMES, MAX_NUMBERS = 6, 12, 6  # options in a plot; names and numbers that an axis has room for
@@ -89,8 +90,7 @@ def parallel_figure(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> F
             axes.text(
                 x + 0.03, height, short(label, WIDTH), fontsize=8, color=INK, va="center", parse_math=False, bbox=box
             )
-    is_better = -1 if rows[0]["metric"].endswith("accuracy") else 1
-    ranked = sorted(range(len(rows)), key=lambda i: -is_better * rows[i]["objective"])  # draw the best last, on top
+    ranked = sorted(range(len(rows)), key=lambda i: score(rows[i]["metric"], rows[i]["objective"]))  # the best on top
     for rank, index in enumerate(ranked, 1):
         heights = [column[index] for column in columns]
         alpha = 0.08 + 0.92 * (rank / len(rows)) ** 3

@@ -1,4 +1,4 @@
-"""Files that are replaced in one step, so that a reader sees the old one or the new one. Torch-free."""
+"""Files that are replaced in one step, so that a reader sees either the old or the new content. Torch-free."""
 
 import csv
 import io
@@ -15,11 +15,8 @@ from trainer.utils.errors import ConfigError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, whose file takes its place when the block ends well, and is removed otherwise.
-
-    The name is unique, since several processes may write the same file, and begins with `.tmp-`, so that what a killed
-    process left behind is known as such.
-    """
+    """Yield a temporary path beside `path`, which replaces it when the block ends well and is removed otherwise."""
+    # A unique name, since several processes may write the same file; the prefix tells what a killed process left.
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
     try:
         yield temporary
@@ -29,19 +26,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what a killed process left half written; for a folder that no other process writes to."""
+    """Remove files that a killed process left half written; only for a folder that no other process writes to."""
     for path in folder.glob(".tmp-*"):
         path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file as a dict; ConfigError names the file where it cannot be read."""
+    """Return a JSON file as a dict, or raise a ConfigError that names the file."""
     try:
         loaded = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} cannot be read: it holds no settings.")
+        raise ConfigError(f"{path} cannot be read: it is not a JSON object.")
     return loaded
 
 
@@ -50,11 +47,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     with replacing(path) as temporary, open(temporary, "w") as file:
         file.write(json.dumps(content, indent=2) + "\n")
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # otherwise a power cut could leave the new name with no content
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Replace a CSV file by rows with the same keys under a header, in one step; returns whether that changed it."""
+    """Replace a CSV file by rows with the same keys under a header; return whether that changed it."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-DECIDING = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")  # the first of them that a run has
+DECIDING = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")  # the first of them that a run has decides
 
 
 def deciding_metric(row: Mapping[str, Any]) -> str:
-    """The metric of a line of metrics.jsonl that decides which epoch is the best."""
+    """Return the metric of a line of metrics.jsonl that decides which epoch is best."""
     return next(metric for metric in DECIDING if metric in row)
 
 
 def score(metric: str, value: float) -> float:
-    """A value of a metric such that the higher is the better: an accuracy as it is, a loss with its sign turned."""
+    """Return a number that is higher for better values: an accuracy unchanged, a loss with its sign reversed."""
     return value if metric.endswith("accuracy") else -value
