@@ -69,7 +69,7 @@ class Contender:
 
 
 def run_compare_impl(config: Config) -> None:
-    """Train the run in every library, print the table, and write comparison.json and the picture.
+    """Train the run in every library, print the table, and write comparison.json and the plot.
 
     Raises:
         ConfigError: fewer than two libraries have the parts.
@@ -183,7 +183,7 @@ def as_text(value: Any) -> str:
 def write_comparison(
     config: Config, contenders: Sequence[Contender], rows: Sequence[dict[str, Any]], folder: Path, screen: Screen
 ) -> None:
-    """comparison.json and the picture; those of an earlier comparison are written over."""
+    """comparison.json and the plot; those of an earlier comparison are written over."""
     folder.mkdir(parents=True, exist_ok=True)
     curves = {c.impl: c.points for c in contenders}
     content = {"config": config.to_dict(), "libraries": rows, "curves": curves}
@@ -193,4 +193,4 @@ def write_comparison(
         from trainer.plots import run as plots  # matplotlib takes 0.4 s
 
         plots.comparison(curves, {row["impl"]: row["ms_per_step"] for row in rows}, folder / "comparison.png")
-        screen.say(f"picture  {folder / 'comparison.png'}")
+        screen.say(f"plot     {folder / 'comparison.png'}")

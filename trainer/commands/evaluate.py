@@ -109,9 +109,9 @@ def run_eval(config: Config, target: Target) -> None:
         if config.plots:
             from trainer.plots import run as plots  # matplotlib takes 0.4 s
 
-            picture = trained.folder / "plots" / f"{stem}-confusion.png"
-            plots.confusion(torch.tensor(figures["confusion"]), splits.classes, picture)
-            screen.say(f"picture  {picture}")
+            plot = trained.folder / "plots" / f"{stem}-confusion.png"
+            plots.confusion(torch.tensor(figures["confusion"]), splits.classes, plot)
+            screen.say(f"plot     {plot}")
     write_json(trained.folder / f"{stem}.json", without_none(figures))
     screen.say(f"written  {trained.folder / f'{stem}.json'}")
 

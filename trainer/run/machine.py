@@ -32,7 +32,7 @@ class Machine:
     dtype: torch.dtype = torch.float32
     autocast_to: torch.dtype | None = None
     channels_last: bool = False
-    matmul: str = "torch"  # as it came out: onednn and tf32 are left out where they are not to be had
+    matmul: str = "torch"  # as it came out: torch where onednn or tf32 is not available
     compile: bool = False
     stack: int = 1  # runs whose numbers are computed together
     chosen: tuple[str, ...] = field(default=(), compare=False)  # settings of the device that were `auto`
@@ -86,7 +86,7 @@ def set_up(
     """
     device = find_device(name, index)
     if device.type == "mps" and precision == "fp64":
-        raise ConfigError("device.precision=fp64 is not to be had with device=mps. Allowed: fp32, bf16, fp16.")
+        raise ConfigError("device=mps does not support fp64. Allowed: device.precision: fp32, bf16, fp16.")
     torch.set_num_threads(num_threads or TORCH_THREADS)
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before the first matrix product on the GPU

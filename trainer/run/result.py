@@ -1,4 +1,4 @@
-"""What a finished run leaves behind for people: result.json, pictures, and the last lines on the screen."""
+"""What a finished run leaves behind for people: result.json, plots, and the last lines on the screen."""
 
 import shlex
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from trainer.run.recorder import Recorder
 from trainer.utils.files import write_csv
 from trainer.utils.screen import Screen, shown
 
-NUM_PICTURES = 32  # in a grid
+NUM_IMAGES = 32  # in a grid
 
 
 def result_of(config: Config, parts: Parts, progress: Progress, run: Run, test: Evaluation) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def draw_run(
     *,
     few: bool = False,
 ) -> None:
-    """The pictures of a run, as PNG files and in TensorBoard; the model holds the best weights.
+    """The plots of a run, as PNG files and in TensorBoard; the model holds the best weights.
 
     Args:
         few: only the curves, which take a tenth of the time of all.
@@ -114,7 +114,7 @@ def draw_run(
         confusion = metrics.classification_report(test.outputs, test.labels).confusion
         plots.confusion(confusion, splits.classes, folder / "confusion.png")
         grid(splits, splits.test, test.outputs, folder / "predictions.png")
-        wrong = (test.outputs.argmax(1) != test.labels).nonzero().squeeze(1).cpu()[:NUM_PICTURES]
+        wrong = (test.outputs.argmax(1) != test.labels).nonzero().squeeze(1).cpu()[:NUM_IMAGES]
         names += ["confusion", "predictions"]
         if len(wrong):
             grid(splits, splits.test.take(wrong), test.outputs[wrong.to(test.outputs.device)], folder / "wrong.png")
@@ -133,7 +133,7 @@ def draw_run(
 
 
 def grid(splits: Splits, split: Split, outputs: Tensor, path: Path) -> None:
-    """The first pictures of a split, each titled `true / predicted`."""
+    """The first images of a split, each titled `true / predicted`."""
     from trainer.plots import run as plots
 
     shown = first(split)
@@ -143,19 +143,19 @@ def grid(splits: Splits, split: Split, outputs: Tensor, path: Path) -> None:
 
 
 def first_batch(splits: Splits, batches: Batches, path: Path) -> None:
-    """The first pictures of the first epoch as the model sees them, with their classes."""
+    """The first images of the first epoch as the model sees them, with their classes."""
     from trainer.plots import run as plots
 
     x, y = next(iter(batches.epoch(1, whole=True)))
-    shown = x[:NUM_PICTURES].float().cpu()
+    shown = x[:NUM_IMAGES].float().cpu()
     mean, std = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.std))
     pixels = ((shown * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    plots.prediction_grid(pixels, [splits.classes[k] for k in y[:NUM_PICTURES].tolist()], None, path)
+    plots.prediction_grid(pixels, [splits.classes[k] for k in y[:NUM_IMAGES].tolist()], None, path)
 
 
 def first(split: Split) -> Tensor:
-    """The first pictures of a split as (M, C, H, W) uint8."""
-    n = min(NUM_PICTURES, len(split))
+    """The first images of a split as (M, C, H, W) uint8."""
+    n = min(NUM_IMAGES, len(split))
     return split.x[:n].cpu() if isinstance(split.x, Tensor) else torch.stack([split.x[i] for i in range(n)])
 
 
