@@ -56,7 +56,7 @@ def each_value(override: Any) -> list[str]:
     if getattr(override.value(), "shuffle", False):
         raise ConfigError(f"{override.input_line}: the same command has to find the same jobs. Leave shuffle out.")
     if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: an interval is no list of values. It is for hydra/sweeper=optuna.")
+        raise ConfigError(f"{override.input_line}: an interval is not a list. It is for hydra/sweeper=optuna.")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 

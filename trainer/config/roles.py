@@ -139,9 +139,6 @@ def fingerprint(config: Config) -> str:
 
 FOR_OTHERS = "is for eval and predict. To continue a run: resume=. To start from its weights: init_from=."
 WHY_REFUSED = {
-    "train": FOR_OTHERS,
-    "resume": FOR_OTHERS,
-    "sweep": FOR_OTHERS,
     "sweep resume": "continues one run. A sweep is continued by giving the same command again.",
     "eval": "is not for eval. Allowed: checkpoint=, split=, data=, device=, plots=, paths.*, impl=.",
     "predict": "is not for predict. Allowed: checkpoint=, input=, data=, device=, plots=, paths.*, impl=.",
@@ -182,7 +179,7 @@ def verdict_on(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str]:
     if verdict == REFUSED and key in GROUPS:
         return verdict, f"is not for {use}: the {key} comes from the checkpoint. What may change: data=, device=."
     if verdict == REFUSED:
-        return verdict, WHY_REFUSED.get(f"{use} {key}", WHY_REFUSED[use])
+        return verdict, WHY_REFUSED.get(f"{use} {key}") or WHY_REFUSED.get(use, FOR_OTHERS)
     return verdict, "it is for sweeps (-m)" if key == "sweep.stack" else ""
 
 

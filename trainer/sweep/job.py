@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.options import flatten
-from trainer.config.roles import OF_THE_COMMAND
+from trainer.config.roles import FREE_ON_RESUME, HOW_FAR
 from trainer.config.schema import Config
 from trainer.run import directory
 from trainer.utils import ranks
@@ -41,7 +41,7 @@ def as_words(overrides: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in overrides.items())
 
 
-TO_GO_ON = "interrupted; the same command continues the sweep."
+INTERRUPTED = "interrupted; the same command continues the sweep."
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Job:
 
 
 def config_of_job(job: Job, folder: Path) -> Config:
-    """The settings of a job under its name, begun or gone on with."""
+    """The settings of a job under its name, to start it or to resume it."""
     assert job.config is not None
     return replace(job.config, name=f"{folder.name}/{job.number}", resume="auto")
 
@@ -103,11 +103,10 @@ def objective_of(job: Job, own: Path) -> float | None:
     except ConfigError:
         return None
     was, now = (
-        {key: value for key, value in flatten(plain).items() if key not in (*OF_THE_COMMAND, "name")}
+        {k: v for k, v in flatten(plain).items() if k.startswith(HOW_FAR) or not k.startswith(FREE_ON_RESUME)}
         for plain in (saved, job.config.to_dict())
     )
-    settled = {key for key, value in now.items() if key.startswith("device.") and value == "auto"}
-    settled |= {"choices.device", "device.index"}  # where it ran
+    settled = {key for key, value in now.items() if key.startswith("device.") and value == "auto"}  # the run chose it
     if any(was.get(key) != now[key] for key in now if key not in settled):
         return None
     return float(result["objective"]["value"])

@@ -19,7 +19,7 @@ from trainer.config.options import CONFIGS, chosen_engines
 from trainer.config.roles import check_typed, identifies, without_effect
 from trainer.run import directory
 from trainer.sweep.board import Board
-from trainer.sweep.job import TO_GO_ON, Job
+from trainer.sweep.job import INTERRUPTED, Job
 from trainer.sweep.runner import on_a_gpu, run_all, run_job, wait_for_jobs
 from trainer.sweep.table import finish_sweep
 from trainer.utils import ranks
@@ -116,10 +116,10 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
     except HydraException as error:
         raise ConfigError(explain_refusal(str(error), command)) from None
     except Interrupted as error:
-        raise Interrupted(error.signum, TO_GO_ON) from None
+        raise Interrupted(error.signum, INTERRUPTED) from None
     except Exception as error:
         if stop.signum:  # the launcher has wrapped the Interrupted
-            raise Interrupted(stop.signum, TO_GO_ON) from None
+            raise Interrupted(stop.signum, INTERRUPTED) from None
         told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         raise SweepError(
             f"the launcher gave up ({told}). Give the same command again to continue the sweep."

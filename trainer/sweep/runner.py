@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.run import directory
-from trainer.sweep.job import TO_GO_ON, Job, config_of_job, fail, note, objective_of, say, told_in
+from trainer.sweep.job import INTERRUPTED, Job, config_of_job, fail, note, objective_of, say, told_in
 from trainer.utils import ranks
 from trainer.utils.errors import BusyError, ConfigError, Interrupted, ProcessLost
 from trainer.utils.screen import Screen
@@ -72,7 +72,7 @@ def run_together(jobs: Sequence[Job], folder: Path, stop: StopSignal, sources: M
             run_job(job, folder, stop, sources=sources)
         return
     except Interrupted as error:
-        raise Interrupted(error.signum, TO_GO_ON) from None
+        raise Interrupted(error.signum, INTERRUPTED) from None
     for job, outcome in zip(jobs, outcomes, strict=True):
         if isinstance(outcome, Exception):
             fail(job, folder, outcome)
@@ -112,7 +112,7 @@ def run_job(
         except ProcessLost:
             raise
         except Interrupted as error:
-            raise Interrupted(error.signum, TO_GO_ON) from None
+            raise Interrupted(error.signum, INTERRUPTED) from None
         except BusyError as error:  # somebody goes on with it alone, or another process of the search
             return fail(job, folder, error)
         except Exception as error:
