@@ -1,11 +1,11 @@
-"""Runs of a sweep one after another against the same runs stacked, in turn in one process.
+"""Runs of a sweep one after another compared with the same runs stacked, in turn in one process.
 
 python -m benchmarks.stacks                           all sizes, K = 4 and 16, 1 and 2 threads: a quarter of an hour
 python -m benchmarks.stacks linreg softmax --rounds 5 --runs 16 --threads 2
 python -m benchmarks.stacks --steps                   CPU time of steps alone, without files: a minute
 
-The pictures are noise: only their shape matters. Training is the time of the steps alone, as metrics.jsonl counts it,
-without the first epoch; the whole is everything from the settings to result.json, with plots=false.
+The images are noise, since only their shape matters. "Training" is the time of the steps alone, as in metrics.jsonl,
+without the first epoch; "whole" is everything from the settings to result.json, with plots=false.
 """
 
 import argparse
@@ -42,7 +42,7 @@ EPOCHS = 3
 
 @dataclass(frozen=True)
 class Size:
-    """A model, and on how much it is trained."""
+    """A model and the amount of data that it trains on."""
 
     data: str
     steps: int  # of an epoch
@@ -50,7 +50,7 @@ class Size:
     model: dict[str, Any] = field(default_factory=dict)
 
     def config(self, folder: Path, name: str, lr: float, threads: int) -> Config:
-        """A run's settings."""
+        """Return the settings of a run."""
         choices = group_choices({"data": self.data, "model": "mlp"} if self.model else {"data": self.data})
         plain: dict[str, Any] = {"choices": choices, "epochs": EPOCHS, "batch_size": self.batch_size, "plots": False}
         plain |= {"paths": {key: str(folder / key) for key in ("outputs", "checkpoints")}, "sweep": {"stack": True}}
@@ -71,25 +71,24 @@ SIZES = {
 
 
 def noise(steps: int) -> Source:
-    """Pictures in the shape of Fashion-MNIST's."""
+    """Return noise in the shape of Fashion-MNIST's images."""
     draw = torch.Generator().manual_seed(0)
 
     def part(n: int) -> Split:
-        pictures = torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8, generator=draw)
-        return Split(pictures, torch.arange(n) % 10)
+        return Split(torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8, generator=draw), torch.arange(n) % 10)
 
     classes = tuple("abcdefghij")
     return Source(part(steps * 256 + 100), part(1000), (1, 28, 28), "0" * 64, classes, (0.5,), (0.3,))
 
 
 def seconds_of_epochs(outputs: Path, names: Sequence[str]) -> list[float]:
-    """What the steps of each epoch but the first took, all runs together."""
+    """Return the seconds of the steps of each epoch except the first, summed over the runs."""
     runs = [directory.read_metrics(outputs / name) for name in names]
     return [sum(rows[epoch]["seconds"] for rows in runs) for epoch in range(1, EPOCHS)]
 
 
 def measure(size: Size, num_runs: int, threads: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds an epoch's steps take, and those of the whole, both ways."""
+    """Return the seconds of an epoch's steps, and of the whole, both ways."""
     taken: dict[str, list[float]] = {key: [] for key in ("alone", "stacked", "whole alone", "whole stacked")}
     sources: dict[str, Source] = {}
     data.DATASETS["fashion_mnist"] = lambda *_, **__: noise(size.steps)
@@ -112,7 +111,7 @@ def measure(size: Size, num_runs: int, threads: int, rounds: int) -> dict[str, l
 
 
 def steps(hidden: Sequence[int], num_runs: int) -> list[float]:
-    """How many times longer K lone steps compute than a stacked one, in five turns; 784 inputs, 10 classes, SGD."""
+    """Return the time of K single steps divided by that of a stacked one, in five turns; 784-...-10, SGD."""
     x, y = torch.randn(256, 784), torch.arange(256) % 10
     choice = Choice("mlp", {"num_hiddens": hidden}) if hidden else Choice("softmax", {})
     options = {"lr": 0.01, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "decay_all": True}
@@ -127,7 +126,7 @@ def steps(hidden: Sequence[int], num_runs: int) -> list[float]:
     own = [build.build_optimizer(Choice("sgd", options), "concise", model) for model in lone]
 
     def seconds(model: Any, loss_fn: Any, optimizer: Any, lr: Any, totals: Any) -> float:
-        began = time.process_time()  # of this process alone, so that others matter less
+        began = time.process_time()  # CPU time of this process, so that others matter less
         for _ in engine.train_epoch(
             *(model, loss_fn, optimizer, engine.whole([(x, y)] * 10)),
             **{"lr_at": lambda step: lr, "step": 0, "totals": totals, "autocast": contextlib.nullcontext},
@@ -146,17 +145,17 @@ def steps(hidden: Sequence[int], num_runs: int) -> list[float]:
 
 
 class Uncounted(Totals):
-    """Totals that nothing is added to: in the program this waits until there is enough for one round."""
+    """Totals that add nothing: the program adds rarely, for many batches at once."""
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
 
     def add(self, *_: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def print_steps() -> None:
-    """A line for each size and number of runs, on one thread."""
+    """Print a line for each size and number of runs, on one thread."""
     torch.set_num_threads(1)
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]  # oneDNN, as the program on AMD
     print("| model | runs | CPU time alone / stacked (of each turn) |\n|---|---|---|")
@@ -175,7 +174,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--runs", type=int, nargs="*", default=[4, 16])
     options.add_argument("--threads", type=int, nargs="*", default=[1, 2])
-    options.add_argument("--steps", action="store_true", help="CPU time of bare steps, for a machine that is not quiet")
+    options.add_argument("--steps", action="store_true", help="CPU time of bare steps, for a busy machine")
     args = options.parse_args()
     if args.steps:
         return print_steps()
