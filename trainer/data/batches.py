@@ -67,15 +67,15 @@ class Batches:
         if isinstance(split.x, Tensor) and (fits(split.x, placement.device) if resident == "auto" else resident):
             self.x = split.x.to(placement.device)
         self.y = split.y.to(placement.device)  # always: labels are small
-        if self.y.is_floating_point():
+        if self.y.is_floating_point():  # targets of a regression; class numbers stay int64
             self.y = self.y.to(placement.dtype)
         self.normalize = normalizer(splits.mean, splits.std, placement)
-        self.augment = augment if seed is not None else "none"
+        self.augment = augment if seed is not None else "none"  # evaluation sees the images unchanged
         if self.augment != "none":
             self.moves = moves(self.augment, *splits.in_shape[1:]).to(placement.device)
 
     def __len__(self) -> int:
-        return -(-len(self.y) // self.batch_size)
+        return -(-len(self.y) // self.batch_size)  # rounded up
 
     def sizes(self, start: int = 0) -> list[int]:
         """Return the number of examples in each batch of all ranks, from the `start`-th example on."""
@@ -115,7 +115,7 @@ class Batches:
         with closing(self._inputs(batches, on_device)) as inputs:
             for indices, x in zip(on_device, inputs, strict=True):
                 if self.augment != "none":
-                    x = move(x, self.moves.index_select(0, draws[indices]))
+                    x = move(x, self.moves.index_select(0, draws[indices]))  # places: (B, H * W)
                 yield self.normalize(x), self.y.index_select(0, indices)
 
     def _inputs(self, batches: Sequence[Tensor], on_device: Sequence[Tensor]) -> Generator[Tensor, None, None]:
@@ -123,7 +123,7 @@ class Batches:
         is_cuda = self.placement.device.type == "cuda"
         if isinstance(self.x, Tensor):
             if self.x.device == self.placement.device:
-                for i in on_device:
+                for i in on_device:  # indices on the CPU would be copied for each batch
                     yield self.x.index_select(0, i)
                 return
             for i in batches:
@@ -133,7 +133,7 @@ class Batches:
             return
         loader = DataLoader(
             self.x,
-            batch_sampler=[indices.tolist() for indices in batches if len(indices)],
+            batch_sampler=[indices.tolist() for indices in batches if len(indices)],  # torch cannot stack no images
             num_workers=self.workers,
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # DataLoader would draw from the global one, which belongs to the model
@@ -185,11 +185,11 @@ def normalizer(mean: Sequence[float], std: Sequence[float], placement: Placement
     """
     # As x * scale + shift, with both rounded from float64: one pass over the batch less. The result is NCHW even with
     # channels_last: the first convolution converts it in a tenth of the time that it would take here.
-    m, s = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
+    m, s = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))  # (C, 1, 1)
     scale, shift = (v.to(placement.device, placement.dtype) for v in (1 / (255 * s), -m / s))
 
     def normalize(x: Tensor) -> Tensor:
-        if x.dtype != torch.uint8:
+        if x.dtype != torch.uint8:  # rows of numbers
             return x.to(placement.dtype)
         return x.to(placement.dtype).mul_(scale).add_(shift)
 
@@ -213,10 +213,10 @@ def moves(augment: str, height: int, width: int) -> Tensor:
         offsets = [(0, 0, False), (-1, 0, False), (1, 0, False), (0, -1, False), (0, 1, False)]
     table = []
     for oy, ox, flip in offsets:
-        rows, columns = torch.arange(height)[:, None] + oy, torch.arange(width) + ox
+        rows, columns = torch.arange(height)[:, None] + oy, torch.arange(width) + ox  # (H, 1) and (W,)
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         places = torch.where(inside, rows * width + columns, height * width)
-        table.append((places.flip(1) if flip else places).flatten())
+        table.append((places.flip(1) if flip else places).flatten())  # mirrored after the shift
     return torch.stack(table)
 
 

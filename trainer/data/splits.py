@@ -33,7 +33,7 @@ class Split:
         """Return the examples at `indices` (M,) int64, in that order; images on disk stay on disk."""
         if isinstance(self.x, Tensor):
             return Split(self.x.index_select(0, indices), self.y[indices])
-        return Split(Subset(self.x, indices.tolist()), self.y[indices])
+        return Split(Subset(self.x, indices.tolist()), self.y[indices])  # a Subset keeps numbers, not images
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ def cut(
         kept, _ = stratified(train.y if source.classes else None, len(train), limit, split_seed + 1)
         train = train.take(kept)
     mean, std = source.mean, source.std
-    if normalize == "none":
+    if normalize == "none":  # (x - 0) / 1 with pixels in [0, 1]
         mean, std = (0.0,) * len(mean), (1.0,) * len(std)
     elif isinstance(normalize, list):
         mean, std = (normalize[0],) * len(mean), (normalize[1],) * len(std)
-    num_outputs = len(source.classes) or source.train.y.shape[1]
+    num_outputs = len(source.classes) or source.train.y.shape[1]  # K classes, or the targets of an example
     return Splits(
         train, val, source.test, source.in_shape, num_outputs, source.task, source.classes, mean, std, source.sha256
     )
@@ -143,9 +143,9 @@ def stratified(labels: Tensor | None, n: int, size: int, seed: int) -> tuple[Ten
     else:
         # float64, in which counts * size is exact; a stable sort, so that ties always go to the same classes. Each
         # class then gives its first examples in the shuffled order.
-        exact = torch.bincount(labels).double() * size / n
+        exact = torch.bincount(labels).double() * size / n  # (K,)
         quota = exact.floor().long()
-        quota[torch.argsort(quota - exact, stable=True)[: size - int(quota.sum())]] += 1
+        quota[torch.argsort(quota - exact, stable=True)[: size - int(quota.sum())]] += 1  # the largest remainders
         chosen = torch.cat([order[labels[order] == k][: int(q)] for k, q in enumerate(quota)])
     # Ascending order: rows that were neighbours stay neighbours, and data on disk is read in the order of the files.
     mask = torch.zeros(n, dtype=torch.bool)

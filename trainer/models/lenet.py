@@ -65,6 +65,6 @@ class LeNet(Module):
         """(N, C, H, W) -> logits (N, K)."""
         x = self.pool(self.activation(self.conv1(x)))  # (N, 6, H/2, W/2)
         x = self.pool(self.activation(self.conv2(x)))  # (N, 16, rows, columns)
-        x = self.activation(self.fc1(self.flatten(x)))
-        x = self.activation(self.fc2(x))
+        x = self.activation(self.fc1(self.flatten(x)))  # (N, 120)
+        x = self.activation(self.fc2(x))  # (N, 84)
         return self.fc3(x)

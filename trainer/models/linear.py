@@ -24,7 +24,7 @@ def init_linear(linear: Module, init_std: float | str, bias_std: float = 0.0) ->
     with torch.no_grad():
         for name, parameter in linear.named_parameters():
             if name == "bias":
-                parameter.normal_(0.0, bias_std) if bias_std else parameter.zero_()
+                parameter.normal_(0.0, bias_std) if bias_std else parameter.zero_()  # 0 draws no random numbers
             else:
                 parameter.normal_(0.0, 1 / math.sqrt(parameter.shape[1]) if init_std == "fan_in" else float(init_std))
 
@@ -72,7 +72,7 @@ class SoftmaxRegression(Module):
     ) -> None:
         super().__init__()
         self.flatten = nn.Flatten()
-        self.linear = nn.Linear(math.prod(in_shape), num_outputs)
+        self.linear = nn.Linear(math.prod(in_shape), num_outputs)  # draws its own values first, in every library
         init_linear(self.linear, init_std)
 
     def forward(self, x: Tensor) -> Tensor:

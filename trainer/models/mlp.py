@@ -54,7 +54,7 @@ class MLP(Module):
             layers += [nn.Linear(num_inputs, num_units, bias=bias), *norm, activate(), nn.Dropout(dropout)]
             num_inputs = num_units
         self.layers = nn.Sequential(*layers, nn.Linear(num_inputs, num_outputs, bias=bias))
-        for layer in self.layers:
+        for layer in self.layers:  # after all layers have drawn: the order of the draws decides the weights
             if isinstance(layer, nn.Linear):
                 init_linear(layer, init_std, bias_std)
 

@@ -35,8 +35,8 @@ class BasicBlock(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, num_in, H, W) -> (N, num_out, ceil(H / stride), ceil(W / stride))."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        y = self.relu(self.bn1(self.conv1(x)))  # the stride is here, not in conv2
+        y = self.bn2(self.conv2(y))  # no ReLU before the sum: the block adds a change of either sign
         return self.relu(y + self.downsample(x))
 
 
@@ -88,7 +88,7 @@ class ResNet(Module):
         self.layer2 = _stage(nn, 64, 128, self.num_blocks[1], stride=2)
         self.layer3 = _stage(nn, 128, 256, self.num_blocks[2], stride=2)
         self.layer4 = _stage(nn, 256, 512, self.num_blocks[3], stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)  # any size of image becomes 512 numbers
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(512, num_outputs)
         # Batch normalisation already starts at scale 1 and shift 0, and `fc` keeps what the layer drew.

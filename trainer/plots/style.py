@@ -22,7 +22,7 @@ STYLE: dict[Any, Any] = {  # Any, because matplotlib's stubs list every key as a
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "axes.axisbelow": True,
+    "axes.axisbelow": True,  # the grid lies under bars and curves
     "grid.color": "#E4E4E4",
     "lines.linewidth": 2,
     "legend.frameon": False,
