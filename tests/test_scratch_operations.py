@@ -42,7 +42,7 @@ def each(argument: str | tuple[str, ...], values: Any) -> pytest.MarkDecorator:
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of a call: the tensors that it has a derivative by, and the others."""
+    """The arguments of a call: the tensors that have a derivative, and the others."""
 
     tensors: tuple[Tensor | None, ...]
     others: tuple[Any, ...] = ()
@@ -231,7 +231,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 
 def results(operation: Callable[..., Any], case: Case, layout: str = "contiguous") -> list[Tensor]:
-    """The outputs, then the derivative by each tensor of a weighted sum of the first output."""
+    """The outputs, then the derivatives of a weighted sum of the first output with respect to each tensor."""
     leaves = tuple(t if t is None else laid_out(t, layout).requires_grad_() for t in case.tensors)
     there = [t for t in leaves if t is not None]
     before = [t.detach().clone() for t in there]

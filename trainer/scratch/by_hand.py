@@ -1,8 +1,8 @@
 """The backward of every operation, derived by hand: one autograd.Function each, whose forward is in formulas.py.
 
 A Function is a node of the graph that loss.backward() walks from the loss to the weights. Its `backward` gets
-g = dL/dy, the derivative of the loss by the output, in the shape of the output. By the chain rule it returns dL/dx for
-each input, or None for an input whose derivative is not needed. ctx keeps what it needs from the forward.
+g = dL/dy, the derivative of the loss with respect to the output, in the shape of the output. By the chain rule it
+returns dL/dx for each input, or None where it is not needed. ctx keeps what it needs from the forward.
 
 A backward treats what the forward kept as constant, so it cannot be differentiated again: once_differentiable makes
 an attempt an error.
@@ -124,9 +124,9 @@ class BatchNorm(Function):
     def backward(ctx: Any, g: Tensor, *_: Any) -> Any:
         x_hat, weight, inverse = ctx.saved_tensors
         axes, m = formulas.channels_apart(g), g.numel() // len(weight)
-        by_bias, by_weight = g.sum(axes), (g * x_hat).sum(axes)
-        along = torch.addcmul(per_channel(by_bias / m, g), x_hat, per_channel(by_weight / m, g))
-        return (g - along).mul_(per_channel(weight * inverse, g)), by_weight, by_bias, None
+        d_bias, d_weight = g.sum(axes), (g * x_hat).sum(axes)
+        along = torch.addcmul(per_channel(d_bias / m, g), x_hat, per_channel(d_weight / m, g))
+        return (g - along).mul_(per_channel(weight * inverse, g)), d_weight, d_bias, None
 
 
 class Normalize(Function):
@@ -143,8 +143,8 @@ class Normalize(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight, mean, var = ctx.saved_tensors
         axes, inverse = formulas.channels_apart(g), 1 / (var + ctx.eps).sqrt()
-        by_weight = (g * (x - per_channel(mean, x))).sum(axes) * inverse
-        return g * per_channel(weight * inverse, g), by_weight, g.sum(axes), None, None, None
+        d_weight = (g * (x - per_channel(mean, x))).sum(axes) * inverse
+        return g * per_channel(weight * inverse, g), d_weight, g.sum(axes), None, None, None
 
 
 class Conv2d(Function):
@@ -165,18 +165,18 @@ class Conv2d(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         needs_x, _, needs_bias = ctx.needs_input_grad[:3]
-        by_weight = torch.zeros_like(weight).flatten(1)
+        d_weight = torch.zeros_like(weight).flatten(1)
         frame = formulas.framed(x, ctx.padding, 0.0)
-        by_frame = torch.zeros_like(frame) if needs_x else None
+        d_frame = torch.zeros_like(frame) if needs_x else None
         done = 0
         for windows in formulas.in_parts(frame, weight, ctx.stride):
             n = slice(done, done := done + windows.shape[3])
             g_part = g[n].transpose(0, 1).flatten(1)  # (O, n I J)
-            by_weight.addmm_(g_part, formulas.columns(windows).T)
-            if by_frame is not None:
-                add_windows(by_frame[n], (weight.flatten(1).T @ g_part).view(windows.shape), ctx.stride)
-        by_x = None if by_frame is None else cropped(by_frame, ctx.padding)
-        return by_x, by_weight.view(weight.shape), g.sum((0, 2, 3)) if needs_bias else None, None, None
+            d_weight.addmm_(g_part, formulas.columns(windows).T)
+            if d_frame is not None:
+                add_windows(d_frame[n], (weight.flatten(1).T @ g_part).view(windows.shape), ctx.stride)
+        d_x = None if d_frame is None else cropped(d_frame, ctx.padding)
+        return d_x, d_weight.view(weight.shape), g.sum((0, 2, 3)) if needs_bias else None, None, None
 
 
 def add_windows(x: Tensor, windows: Tensor, stride: int) -> None:
@@ -261,8 +261,8 @@ class MSE(Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (error,) = ctx.saved_tensors
-        by_y_hat = 2 * ctx.scale * error * g
-        return by_y_hat, -by_y_hat if ctx.needs_input_grad[1] else None, None
+        d_y_hat = 2 * ctx.scale * error * g
+        return d_y_hat, -d_y_hat if ctx.needs_input_grad[1] else None, None
 
 
 class L1(Function):
@@ -277,8 +277,8 @@ class L1(Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (error,) = ctx.saved_tensors
-        by_y_hat = error.sign() * (g / error.numel())
-        return by_y_hat, -by_y_hat if ctx.needs_input_grad[1] else None
+        d_y_hat = error.sign() * (g / error.numel())
+        return d_y_hat, -d_y_hat if ctx.needs_input_grad[1] else None
 
 
 class Huber(Function):
@@ -294,8 +294,8 @@ class Huber(Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (error,) = ctx.saved_tensors
-        by_y_hat = error.clamp(-ctx.delta, ctx.delta) * (g / error.numel())
-        return by_y_hat, -by_y_hat if ctx.needs_input_grad[1] else None, None
+        d_y_hat = error.clamp(-ctx.delta, ctx.delta) * (g / error.numel())
+        return d_y_hat, -d_y_hat if ctx.needs_input_grad[1] else None, None
 
 
 class CrossEntropy(Function):

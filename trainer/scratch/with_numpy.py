@@ -133,8 +133,8 @@ class MSE(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        by_y_hat = array(ctx.saved_tensors[0]) * array(grad)
-        return tensor(by_y_hat), tensor(-by_y_hat) if ctx.needs_input_grad[1] else None, None
+        d_y_hat = array(ctx.saved_tensors[0]) * array(grad)
+        return tensor(d_y_hat), tensor(-d_y_hat) if ctx.needs_input_grad[1] else None, None
 
 
 class CrossEntropy(Function):
@@ -153,8 +153,8 @@ class CrossEntropy(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (by_logits,) = map(array, ctx.saved_tensors)
-        return tensor(by_logits * array(grad)), None, None
+        (d_logits,) = map(array, ctx.saved_tensors)
+        return tensor(d_logits * array(grad)), None, None
 
 
 class SigmoidCrossEntropy(Function):
@@ -170,8 +170,8 @@ class SigmoidCrossEntropy(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (by_logits,) = map(array, ctx.saved_tensors)
-        return tensor(by_logits * array(grad)), None
+        (d_logits,) = map(array, ctx.saved_tensors)
+        return tensor(d_logits * array(grad)), None
 
 
 class Quadratic(Function):
@@ -188,8 +188,8 @@ class Quadratic(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (by_logits,) = map(array, ctx.saved_tensors)
-        return tensor(by_logits * array(grad)), None
+        (d_logits,) = map(array, ctx.saved_tensors)
+        return tensor(d_logits * array(grad)), None
 
 
 def one_hot(labels: Tensor, like: Array) -> Array:
