@@ -55,17 +55,12 @@ examples
 
 
 def target_of(command: Command) -> str | None:
-    """The run or file that eval, predict or resume starts from; None for a new run.
-
-    Raises:
-        ConfigError: eval or predict without checkpoint=, or resume=auto without name=.
-    """
-    if command.verb in ("eval", "predict"):
-        if (target := command.value("checkpoint")) is None:
-            raise ConfigError(f"{command.verb} needs checkpoint=<a run's name, last, or a checkpoint file>.")
-        return target
-    target = command.value("resume") if command.verb == "train" else None
-    if target != "auto":
+    """The run or file that eval, predict or resume starts from; None: a new run."""
+    key = {"train": "resume", "eval": "checkpoint", "predict": "checkpoint"}.get(command.verb, "")
+    target = command.value(key)
+    if key == "checkpoint" and target is None:
+        raise ConfigError(f"{command.verb} needs checkpoint=<a run's name, last, or a checkpoint file>.")
+    if (key, target) != ("resume", "auto"):
         return target
     if (name := command.value("name")) is None:
         raise ConfigError("resume=auto needs name=<the run's name>.")
@@ -79,6 +74,7 @@ def run_one(command: Command, stop: StopSignal) -> None:
     if command.verb != "train" and ranks.of_environment().world > 1:
         raise ConfigError(f"{command.verb} is for one process. Start it without torchrun.")
     target = target_of(command)
+    # before any file is read, which would import torch
     use = "resume" if command.verb == "train" and target is not None else command.verb
     warnings = check_typed(use, command.values)
     command = command.without(warnings)
@@ -87,6 +83,7 @@ def run_one(command: Command, stop: StopSignal) -> None:
     words = list(command.overrides)
     if saved is not None:
         choices = from_dict(saved).to_dict()["choices"]
+        # first, so that Hydra knows the options of the saved choices, while typed choices still win
         words = [f"{group}={name}" for group, name in choices.items() if group not in command.typed] + words
 
     errors: list[Exception] = []  # kept from Hydra, which would print them in its own words
@@ -121,14 +118,10 @@ def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal,
         train(config, stop, target=target, screen=screen)
         return
     try:
-        if verb == "eval" and target is not None:
-            run_eval(config, target)
-        elif verb == "predict" and target is not None:
-            run_predict(config, target)
-        elif verb == "check-resume":
-            run_check_resume(config)
+        if target is not None:
+            {"eval": run_eval, "predict": run_predict}[verb](config, target)
         else:
-            run_compare_impl(config)
+            {"check-resume": run_check_resume, "compare-impl": run_compare_impl}[verb](config)
     except Exception as error:
         raise failures.explain(error, config) from error.__cause__
 

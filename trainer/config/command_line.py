@@ -79,7 +79,7 @@ class Command:
 
 
 def split_word(word: str) -> tuple[str, str]:
-    """`++optimizer.lr=0.1` -> ("optimizer.lr", "0.1")."""
+    """`++optimizer.lr=0.1` -> ("optimizer.lr", "0.1"); + and ++ are Hydra's signs for "add" and "add or override"."""
     key, _, value = word.partition("=")
     return key.lstrip("+"), value
 
@@ -114,7 +114,7 @@ def parse_command(args: Sequence[str]) -> Command:
     overrides: list[str] = []
     while words:
         word = words.pop(0)
-        if word in ("-m", "--multirun"):
+        if word in ("-m", "--multirun"):  # anywhere on the line, as in Hydra
             multirun = True
         elif word == "--cfg":
             flags += [word, words.pop(0) if words else "job"]
@@ -127,7 +127,7 @@ def parse_command(args: Sequence[str]) -> Command:
             )
         else:
             overrides += expand(word, multirun or "-m" in words or "--multirun" in words)
-    check_engines(overrides, multirun)
+    check_engines(overrides, multirun)  # at the end, since -m may come last
     if multirun and flags:
         raise ConfigError(f"{flags[0]} prints the settings of one run. Leave -m and the lists of values out.")
     if multirun and verb != "train":
@@ -142,7 +142,7 @@ def check_engines(words: Sequence[str], multirun: bool) -> None:
         ConfigError: names the word, and what is allowed or has to be installed.
     """
     typed = [(key, value) for key, value in map(split_word, words) if key.startswith(("hydra.", "hydra/"))]
-    engines = chosen_engines(dict(map(split_word, words)))
+    engines = chosen_engines(dict(map(split_word, words)))  # an experiment may bring one that was not typed
     if not multirun and (typed or set(engines.values()) != {"basic"}):
         what = typed[0][0] if typed else "this experiment"
         raise ConfigError(f"{what} is for sweeps: put -m in front.")
@@ -154,7 +154,7 @@ def check_engines(words: Sequence[str], multirun: bool) -> None:
             raise ConfigError(f"{group}={choice} needs {package}: pip install -r {EXTRAS[choice]}")
     for key, value in typed:
         if "/" not in key:
-            _, kind, option = key.split(".", 2)
+            _, kind, option = key.split(".", 2)  # hydra.sweeper.n_trials
             if f"hydra/{kind}" not in chosen:
                 raise ConfigError(f"{key} is an option of a {kind}: choose one with hydra/{kind}=.")
             check_hydra_option(f"hydra/{kind}", chosen[f"hydra/{kind}"], option, value)

@@ -25,6 +25,7 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any],
     import hydra
     from hydra.errors import HydraException
 
+    # hydra.main reads the command line itself; there is no other public way to run sweepers and launchers
     sys.argv = [sys.argv[0], *command.flags, *(["--multirun"] if command.multirun else []), *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error and exits with 1
     try:

@@ -61,7 +61,7 @@ def check_impl(config: Config) -> None:
     impls = config.impls()
     named = {part: f"{part}.impl" if getattr(config, part).impl else "impl" for part in BUILT}
     for part, impl in impls.items():
-        key, name = named[part], getattr(config, part).name
+        key, name = named[part], getattr(config, part).name  # the message names the key that the user may have typed
         there = ("concise", *IMPLS_OF[part].get(name, ()))
         if impl not in there:
             alone = f" {part}.impl=concise takes only the {part} from torch."
@@ -72,13 +72,14 @@ def check_impl(config: Config) -> None:
     options, device = config.device.options, config.device.name
     for part, impl in impls.items():
         said = f"{named[part]}={impl}"
-        if impl == "numpy" and device in ("cuda", "mps"):
+        if impl == "numpy" and device in ("cuda", "mps"):  # device=auto takes the CPU then
             raise ConfigError(f"device={device}: {said} computes on the CPU. Allowed: device=cpu, device=auto.")
         if impl != "concise" and options["precision"] in ("bf16", "fp16"):
             what = f"device.precision={options['precision']}: {said} computes in one type, without autocast."
             raise ConfigError(f"{what} Allowed: device.precision=fp32, fp64.")
         if impl != "concise" and options["compile"]:
             raise ConfigError(f"device.compile=true: {said} runs each operation as it is written. Allowed: false.")
+    # Only if typed: auto may have chosen these for another impl, and been saved so.
     said = f"{named['model']}={impls['model']}"
     if impls["model"] != "concise" and options["channels_last"] is True and "device.channels_last" in config.typed:
         raise ConfigError(f"device.channels_last=true has no effect with {said}. Allowed: auto, false.")

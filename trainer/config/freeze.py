@@ -48,7 +48,7 @@ def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = ()) -> Config:
     settings = [f for f in fields(Config) if f.name not in (*GROUPS, "typed", "recipes")]
     values |= {f.name: _node(cast(type, f.type), flat, f.name) for f in settings}
     config = Config(**values, typed=tuple(typed))
-    check_fit(config)
+    check_fit(config)  # last, since it may rely on each value being allowed alone
     return config
 
 

@@ -41,6 +41,7 @@ def check_choice(group: str, name: str) -> None:
 def _options_of(group: str, name: str) -> Mapping[str, Any]:
     check_choice(group, name)
     loaded = load_yaml(CONFIGS / group / f"{name}.yaml")
+    # A data set's file also brings settings of the run (epochs, batch_size), so its own options are one level deeper.
     return types.MappingProxyType(loaded["data"] if group == "data" else loaded)
 
 
@@ -128,6 +129,7 @@ def check_value(key: str, value: Any, default: Any) -> Any:
     Raises:
         ConfigError: wrong type, not finite, or out of range; names key, value and what is allowed.
     """
+    # every number and every word out of a few is in RANGES: what remains is true, false or free text
     rule = RANGES.get(key) or (OneOf((True, False)) if isinstance(default, bool) else Text())
     try:
         if value is None:

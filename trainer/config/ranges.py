@@ -45,6 +45,7 @@ class Range:
 
     def __call__(self, value: Any) -> Any:
         """Return value; raise ValueError where it is not in this range."""
+        # True is an int for Python; NaN would pass every comparison below
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError
         if self.whole and not isinstance(value, int):
@@ -67,6 +68,7 @@ class OneOf:
 
     def __call__(self, value: Any) -> Any:
         """Return value; raise ValueError where it is not among the words."""
+        # by identity, since 1 == True, and a list cannot be hashed
         if not any(value is w or (isinstance(w, str) and value == w) for w in self.words):
             raise ValueError
         return value

@@ -1,7 +1,7 @@
-"""What each setting is for: one table, from which all that depends on it is derived.
+"""What each setting is for: one table, from which everything that depends on it is derived.
 
-That is: what resume may change, what a sweep and a study are recognised by, and what each command does with a setting
-that was typed. A new setting needs a line here; tests/test_roles.py asks for it.
+It decides what resume may change, what identifies a sweep and a study, and what each command does with a setting that
+was typed. A new setting that no line covers fails a test.
 """
 
 import hashlib
@@ -19,20 +19,21 @@ from trainer.utils.errors import ConfigError
 class Role(Enum):
     """What a setting is for."""
 
-    NUMBERS = auto()  # the results depend on it: another value is another run
-    ROUNDING = auto()  # the last bits depend on it: a run keeps it; a sweep leaves that to its runs
-    FAR = auto()  # how far training goes: may grow on resume
-    MACHINE = auto()  # where and how fast it is computed; what rounds differently there is warned about on resume
+    NUMBERS = auto()  # the results depend on it: with another value it is another run
+    ROUNDING = auto()  # the last bits depend on it: fixed for a run, but the runs of a sweep may differ in it
+    FAR = auto()  # how far training goes: may change on resume
+    MACHINE = auto()  # where and how fast the run is computed; resume warns if the machine rounds differently
     RECORDS = auto()  # what is written besides the result
-    COMMAND = auto()  # of this command alone: never taken from what an earlier command saved
-    NAME = auto()  # of the run, with -m of the sweep
+    COMMAND = auto()  # belongs to one command: never taken from what an earlier command saved
+    NAME = auto()  # of the run; with -m of the sweep
     SWEEP = auto()  # which runs a sweep has and how it trains them
-    LAUNCH = auto()  # where the runs of a sweep are computed, and how many a search has
+    LAUNCH = auto()  # where the runs of a sweep are computed, and how many trials a search has
 
 
 USED, NO_EFFECT, REFUSED = "+", "-", "x"  # no effect: a warning says so, and the setting is left out
 # A name that ends in "." or "/" stands for all settings that begin with it; the longest name that fits counts.
-# train: a new run. resume: train with a run to continue. sweep: train with -m. WHEN below has what depends on more.
+# train: a new run. resume: train with a run to continue. sweep: train with -m. _depends() has what other typed settings
+# change.
 TABLE = """
 role      settings                                         train resume sweep eval predict check-resume compare-impl
 NUMBERS   experiment recipe recipe/                          +     -      +     -     -         +            +
@@ -109,12 +110,11 @@ def _names(*roles: Role) -> tuple[str, ...]:
 
 
 OF_THE_COMMAND = _names(Role.COMMAND)
-# No result depends on these, or only on how far training goes. Another device or number of threads rounds differently,
-# and a warning says so.
+# With other values of these the run is still the same run, apart from how far it gets.
 FREE_ON_RESUME = _names(*(set(Role) - {Role.NUMBERS, Role.ROUNDING}))
 HOW_FAR = _names(Role.FAR)
 OF_THE_RUN = (*_names(Role.NAME), "resume")  # may differ among the runs of a stack, which share everything else
-IDENTITY = {  # by what a sweep or a study is recognised; its runs check the rest themselves
+IDENTITY = {  # what makes a sweep or a study the same one; each of its runs checks its other settings when it resumes
     "sweep": {Role.NUMBERS},
     "study": {Role.NUMBERS, Role.FAR},  # trials of other lengths cannot be compared
     "name": set(Role) - {Role.NAME, Role.LAUNCH},  # of a sweep without name=
@@ -205,7 +205,7 @@ def check_typed(use: str, typed: Mapping[str, str]) -> dict[str, str]:
 
 
 def without_effect(use: str, config: Config) -> list[str]:
-    """Warnings about typed settings that the value of another setting, typed or not, makes void."""
+    """Warnings about typed settings that have no effect because of another setting, which may not have been typed."""
     trains = use not in ("eval", "predict")
     regression = TASK_OF_DATA[config.data.name] == REGRESSION
     void = {

@@ -10,17 +10,11 @@ BUILT = ("model", "loss", "optimizer")  # impl= chooses the library that they co
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen from a group, and its options: config.model.name, config.model["pooling"].
-
-    Attributes:
-        name: the choice.
-        options: {option: value}, without the name of the group.
-        impl: model, loss and optimizer: the library it comes from; None: Config.impl.
-    """
+    """What was chosen from a group, and its options: config.model.name, config.model["pooling"]."""
 
     name: str
     options: Mapping[str, Any]
-    impl: str | None = None
+    impl: str | None = None  # model, loss, optimizer: the library it comes from; None: Config.impl
 
     def __getitem__(self, option: str) -> Any:
         return self.options[option]

@@ -60,10 +60,11 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     typed = {split_word(word)[0]: word for word in command.overrides}  # the last one wins
     words = [word for key, word in typed.items() if key != "name"]
     engines = chosen_engines(dict(map(split_word, words)))
+    # before any folder is made, so that a refused sweep leaves nothing behind
     jobs = compose_jobs(command, words) if set(engines.values()) == {"basic"} else []
     if ranks.of_environment().world > 1 and not jobs:
         raise ConfigError("torchrun trains each run of a sweep with all its processes. Leave hydra/... out.")
-    if not ranks.of_environment().is_first:
+    if not ranks.of_environment().is_first:  # rank 0 alone writes the files of the sweep
         run_all(jobs, folder, stop)
         return
     paths = [f"{key}={unquote(value)}" for key, value in map(split_word, words) if key.startswith("paths.")]
@@ -105,6 +106,7 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
 
     try:
         typed, pairs = dict(map(split_word, words)), zip(words, parse_overrides(words), strict=True)
+        # a job's name and its line in the table are made of the other settings
         fixed = {split_word(word)[0] for word, override in pairs if not override.is_sweep_override()}
         has_children = PLUGINS.get(chosen_engines(typed)["hydra/launcher"]) == "hydra-joblib-launcher"
         with stop.forwarded() if has_children else contextlib.nullcontext():
@@ -198,11 +200,11 @@ class RunJob:
         overrides = dict(split_word(word) for word in own.overrides.task)
         overrides = {key: value for key, value in overrides.items() if key not in self.fixed}
         searches = own.runtime.choices["hydra/sweeper"] == "optuna"
-        number = int(own.job.name) if searches else own.job.num
+        number = int(own.job.name) if searches else own.job.num  # a study numbers its trials itself
         job = make_job(number, overrides, composed, own.runtime.choices, self.command)
         with contextlib.ExitStack() as held:
             stop = held.enter_context(StopSignal())
-            if multiprocessing.parent_process() is not None:
+            if multiprocessing.parent_process() is not None:  # else a killed sweep would leave its jobs running
                 end_with_parent(signal.SIGTERM)
             if own.runtime.choices["hydra/launcher"] == "gpus":
                 job = held.enter_context(on_a_gpu(job, self.folder))
