@@ -71,7 +71,7 @@ def zero_grad(optimizer: torch.optim.Optimizer) -> None:
     """Forget the gradients."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            parameter.grad = None
+            parameter.grad = None  # not zeros: the next backward then writes instead of adding
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -133,6 +133,7 @@ def build_loss(choice: Choice, impl: str) -> LossFn:
 
 def probabilities(choice: Choice, outputs: Tensor) -> Tensor:
     """What a classifier trained with this loss says of each class: (N, K) outputs -> (N, K), float64."""
+    # float64, so that probabilities near 1 still differ
     return outputs.double().sigmoid() if has_sigmoids(choice) else outputs.double().softmax(1)
 
 
@@ -154,6 +155,7 @@ def build_optimizer(choice: Choice, impl: str, model: nn.Module) -> torch.optim.
     options = dict(choice.options)
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if not options.pop("decay_all", True):
+        # He et al. 2019 (arXiv 1812.01187), section 3.1: "no bias decay"
         matrices = [p for p in model.parameters() if p.ndim > 1]
         vectors = [p for p in model.parameters() if p.ndim <= 1]
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -163,6 +165,7 @@ def build_optimizer(choice: Choice, impl: str, model: nn.Module) -> torch.optim.
 
 def build_schedule(choice: Choice, lr: float, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:
     """lr_at(step) for steps counted from 0 over the whole run."""
+    # planned, not done: the curve must not depend on where a run was interrupted
     total = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * epochs}
     factor: Callable[..., float] = partial(SCHEDULES[choice.name], **total, **choice.options)
     return lambda step: lr * factor(step)

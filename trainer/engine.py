@@ -19,17 +19,12 @@ Part = tuple[Tensor, Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Update:
-    """How the gradients of a step become new weights.
+    """How the gradients of a step become new weights."""
 
-    Attributes:
-        scaler: keeps float16 gradients from vanishing; a disabled one hands everything through.
-        clip_norm: the gradient is scaled down to this L2 norm where it is longer; 0 leaves it.
-        ema: is moved towards the weights after each step.
-    """
-
+    # keeps float16 gradients from vanishing; a disabled one hands everything through
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
-    clip_norm: float = 0.0
-    ema: AveragedModel | None = None
+    clip_norm: float = 0.0  # the gradient is scaled down to this L2 norm where it is longer; 0 leaves it
+    ema: AveragedModel | None = None  # is moved towards the weights after each step
 
     def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Change the weights by their gradients."""
@@ -72,11 +67,11 @@ def train_epoch(
     Yields:
         The number of parameter updates done.
     """
-    model.train()
+    model.train()  # dropout draws, batch normalisation uses the statistics of the batch
     for parts in batches:
         for group in optimizer.param_groups:  # set, not scheduled: a resumed run then needs no scheduler's state
             group["lr"] = lr_at(step)
-        optimizer.zero_grad()
+        optimizer.zero_grad()  # gradients of the step before would add up with those of this one
         for x, y, weight in parts:  # their gradients add up
             with autocast():  # kept open, it would reuse rounded weights from before the update
                 y_hat = model(x)
@@ -85,7 +80,7 @@ def train_epoch(
             totals.add(loss, y_hat, y)  # on the device: reading a number here would wait for it in every step
         update(model, optimizer)
         step += 1
-        yield step
+        yield step  # the caller may save, stop or draw here: between two steps everything is whole
 
 
 def whole(batches: Iterable[Batch]) -> Iterator[list[Part]]:
@@ -131,19 +126,12 @@ def in_parts(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on a split.
+    """What was measured on a split."""
 
-    Attributes:
-        loss: mean per example.
-        accuracy: a fraction; None for regression.
-        outputs: (N, K), what the two came from.
-        labels: (N,) int64, or (N, K) targets.
-    """
-
-    loss: float
-    accuracy: float | None
-    outputs: Tensor
-    labels: Tensor
+    loss: float  # mean per example
+    accuracy: float | None  # a fraction; None for regression
+    outputs: Tensor  # (N, K), what the two came from
+    labels: Tensor  # (N,) int64, or (N, K) targets
 
 
 @torch.inference_mode()
@@ -151,7 +139,7 @@ def evaluate(
     model: nn.Module, loss_fn: LossFn, batches: Iterable[Batch], totals: Totals, autocast: Autocast
 ) -> Evaluation:
     """Measure the model on every batch; nothing is changed but `totals`, which must be fresh."""
-    model.eval()
+    model.eval()  # no dropout, and the running statistics of batch normalisation
     outputs, labels = [], []
     for x, y in batches:
         with autocast():
@@ -160,6 +148,7 @@ def evaluate(
         totals.add(loss, y_hat, y)
         outputs.append(y_hat)
         labels.append(y)
+    # joined once at the end: growing a tensor would copy it for every batch
     classes = bool(labels) and labels[0].dtype == torch.int64
     return Evaluation(totals.loss, totals.accuracy if classes else None, torch.cat(outputs), torch.cat(labels))
 

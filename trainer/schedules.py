@@ -66,7 +66,7 @@ SCHEDULES: dict[str, Callable[..., float]] = {
 
 
 def _warmup(step: int, warmup_steps: float) -> float:
-    return min(1.0, (step + 1) / (round(warmup_steps) + 1))
+    return min(1.0, (step + 1) / (round(warmup_steps) + 1))  # + 1: a first step at a rate of 0 would be lost
 
 
 def _progress(step: int, start: float, end: float) -> float:

@@ -53,6 +53,7 @@ class Totals:
     def add(self, loss: Tensor, y_hat: Tensor, y: Tensor) -> None:
         """Add a batch: its loss (0-d), outputs (N, K) and labels (N,), or targets (N, M) for regression."""
         self.num_examples += len(y)
+        # a mean becomes the sum over its examples again, so that the short last batch counts by its size
         self.loss_sum.add_(loss.detach(), alpha=1 if self.is_sum else len(y))
         if y.dtype == torch.int64:
             self._uncounted.append((y_hat.detach(), y))
@@ -75,6 +76,7 @@ class Totals:
         """What the loss is now, to be looked at later."""
         if self.device.type != "cuda":
             return Reading(step, self.num_examples, seconds, self.loss_sum.to("cpu", copy=True), None)
+        # pinned memory and an event: the copy runs behind the steps, and nobody waits for it
         copied = torch.empty((), dtype=self.loss_sum.dtype, pin_memory=True)
         copied.copy_(self.loss_sum, non_blocking=True)
         arrived = torch.cuda.Event()

@@ -23,19 +23,12 @@ from trainer.utils.screen import Screen
 
 @dataclass(frozen=True)
 class Labelled:
-    """Image files after they went through the model.
+    """Image files after they went through the model."""
 
-    Attributes:
-        names: of the files that could be read, printable.
-        images: the first NUM_IMAGES of them, each (C, H, W) uint8.
-        outputs: (N, K), of all of them.
-        unreadable: the other files, each with the reason.
-    """
-
-    names: list[str]
-    images: list[Tensor]
-    outputs: Tensor
-    unreadable: list[str]
+    names: list[str]  # of the files that could be read, printable
+    images: list[Tensor]  # the first NUM_IMAGES of them, each (C, H, W) uint8
+    outputs: Tensor  # (N, K), of all of them
+    unreadable: list[str]  # the other files, each with the reason
 
 
 def run_predict(config: Config, target: Target) -> None:

@@ -44,17 +44,17 @@ def train(
         ConfigError, DivergedError, ResourceError, BusyError, Interrupted: see trainer.utils.errors.
     """
     screen, ranks, session = screen or Screen(), join(), None
-    with ExitStack() as held:
+    with ExitStack() as held:  # the lock and the recorder, closed in the opposite order however this ends
         agreed = held.enter_context(ranks.watching(stop))
         try:
             config, machine = choose_machine(config, ranks, screen)
             config, begun = begin(config, target, ranks, screen, held)
             if begun.finished is not None:
-                return begun.finished
+                return begun.finished  # nothing was opened or changed
             parts, progress = make_parts(config, begun, machine, ranks, screen, batches=batches, sources=sources)
             session = open_session(config, begun, parts, progress, agreed, screen, held, report)
             start_recording(session, begun, held)
-            with screen:
+            with screen:  # the progress bar, which must not outlive an error message
                 train_epochs(session)
                 finish_run(session)
         except BaseException as error:

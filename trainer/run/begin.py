@@ -34,23 +34,14 @@ from trainer.utils.signals import StopSignal
 
 @dataclass(frozen=True)
 class Begun:
-    """The run to train, and what is there of it. Plain types only: rank 0 finds it and tells the others.
+    """The run to train, and what is there of it. Plain types only: rank 0 finds it and tells the others."""
 
-    Attributes:
-        name: of the run.
-        is_new: whether it has never been started.
-        changed: settings that are others than before.
-        path: the checkpoint to continue from; "" for none.
-        content: what is in it.
-        finished: the objective, where there is nothing left to do.
-    """
-
-    name: str = ""
-    is_new: bool = True
-    changed: Sequence[str] = ()
-    path: str = ""
-    content: dict[str, Any] = field(default_factory=dict)
-    finished: float | None = None
+    name: str = ""  # of the run
+    is_new: bool = True  # whether it has never been started
+    changed: Sequence[str] = ()  # settings that are others than before
+    path: str = ""  # the checkpoint to continue from; "" for none
+    content: dict[str, Any] = field(default_factory=dict)  # what is in it
+    finished: float | None = None  # the objective, where there is nothing left to do
 
     @property
     def start(self) -> Start | None:
@@ -65,7 +56,7 @@ class Begun:
 
 def choose_machine(config: Config, ranks: Ranks, screen: Screen) -> tuple[Config, Machine]:
     """The machine, set up; and the config with what each `auto` of the device came to."""
-    with ranks.together():
+    with ranks.together():  # a rank that fails alone would leave the others waiting for it
         config, machine = resolve_auto(config, ranks.local if ranks.world > 1 else None)
         check_processes(config, machine, ranks, screen)
     return config, machine
@@ -85,7 +76,7 @@ def begin(config: Config, target: Target | None, ranks: Ranks, screen: Screen, h
         BusyError: another process has the run.
     """
     with ranks.together():
-        begun = open_run(config, target, screen, held) if ranks.is_first else Begun()
+        begun = open_run(config, target, screen, held) if ranks.is_first else Begun()  # one lock, one renaming of files
     begun = Begun(**ranks.share(vars(begun)))
     return replace(config, name=begun.name, epochs=1 if config.fast_dev_run else config.epochs), begun
 
@@ -93,21 +84,21 @@ def begin(config: Config, target: Target | None, ranks: Ranks, screen: Screen, h
 def open_run(config: Config, target: Target | None, screen: Screen, held: ExitStack) -> Begun:
     """As begin, for one process."""
     folders = {"outputs": config.paths.outputs, "checkpoints": config.paths.checkpoints}
-    directory.check_writable(*map(Path, folders.values()))
+    directory.check_writable(*map(Path, folders.values()))  # now: a read-only disk should not cost a download first
     target = target or to_resume(config.resume, config.name, **folders)
     if target is None:
         return Begun(new_run(config))
     run = target.run
     if "name" in config.typed and config.name != run.name:
         raise ConfigError(f"name={config.name}: a resumed run keeps its own name, which is {run.name}.")
-    config = replace(config, name=run.name, epochs=1 if config.fast_dev_run else config.epochs)
+    config = replace(config, name=run.name, epochs=1 if config.fast_dev_run else config.epochs)  # what will be trained
     changed = resume.check_changes(config, target, screen)
     if (finished := resume.already_done(config, target, changed, screen)) is not None:
         return Begun(run.name, finished=finished)
     if run.outputs.is_dir():
-        held.enter_context(directory.hold(run.outputs))
+        held.enter_context(directory.hold(run.outputs))  # before looking: another process may be saving
         for folder in (run.outputs, run.checkpoints):
-            remove_temporary(folder)
+            remove_temporary(folder)  # of a killed process, since the lock is ours
     start = resume.find_start(target, screen)
     if start is None:
         return Begun(run.name, False, changed)
@@ -180,6 +171,7 @@ def make_parts(
         if start is not None:
             progress = put_in(start, config, parts, screen)
         elif path is not None:
+            # names and shapes that fit: another number of classes leaves only the last layer at its initial values
             left_out = load_backbone(parts.model, weights, path)
             screen.say(f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}")
     if begun.goes_further:
@@ -237,8 +229,9 @@ def make_directory(run: Run) -> IO[str]:
 def write_first_files(config: Config, run: Run, machine: Machine, screen: Screen) -> str:
     """Write config.json and status.json and open train.log; returns when the run was started first."""
     screen.log_to(run.outputs / "train.log")
+    # a resumed run keeps its first start, by which `last` means the newest run
     started = directory.read_status(run.outputs).get("started", datetime.now(UTC).isoformat())
-    saved = replace(config, resume=None, resume_allow=[])
+    saved = replace(config, resume=None, resume_allow=[])  # of this command: the next resume has its own
     write_json(run.outputs / "config.json", {"config": saved.to_dict()} | provenance(machine))
     directory.write_status(run, "running", started)
     return str(started)
@@ -249,6 +242,7 @@ def start_recording(s: Session, begun: Begun, held: ExitStack) -> None:
     describe_parts(s.parts, s.progress, s.screen, begun.path)
     with s.parts.ranks.together():
         if s.parts.ranks.is_first:
+            # an epoch that was recorded but not saved is trained and recorded again
             done = {"epochs_done": s.progress.epoch - 1, "steps_done": s.progress.step}
             s.recorder = Recorder(s.run.outputs, **done, waiting=s.progress.waiting, warn=s.screen.say)
             held.callback(s.recorder.close)

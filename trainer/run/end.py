@@ -24,6 +24,7 @@ def finish_run(s: Session) -> None:
     with ranks.together():
         if ranks.is_first:
             load_best(s)
+    # rank 0 read the file, which the others may not have; all measure the same weights
     ranks.overwrite(parts.measured.state_dict().values())
     batches = eval_batches(s.config, parts.splits, parts.splits.test, parts.machine, ranks)
     test = gathered(parts, batches, parts.measure(batches, s.stop))
@@ -37,11 +38,11 @@ def load_best(s: Session) -> None:
 
     It is not where the disk was full just then, or the file was damaged later.
     """
-    s.recorder.flush()
+    s.recorder.flush()  # what a full disk kept waiting: result.json is made from these lines
     best = s.run.checkpoints / "best.pt"
     if not best.is_file():
         keep_as_best(steps_in(s.run.checkpoints)[-1], s.run.checkpoints)
-    content = read_checkpoint(best)
+    content = read_checkpoint(best)  # from the file, not from memory: what is measured is what is kept
     load_model(s.parts.measured, weights_to_use(content), best)
     step, wanted = content["progress"]["step"], s.progress.best
     if step != wanted["step"]:
@@ -62,7 +63,7 @@ def conclude(s: Session, test: Evaluation) -> None:
         few = s.config.plots == "auto" and s.run.is_job
         draw_run(s.config, s.parts, s.progress, s.run, test, s.recorder, few=few)
     say_result(s.screen, s.config, s.run, result)
-    directory.write_status(s.run, "done", s.started)
+    directory.write_status(s.run, "done", s.started)  # last: who reads "done" finds the rest
 
 
 def draw_all(run: Run) -> None:

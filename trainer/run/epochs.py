@@ -11,7 +11,7 @@ from trainer.engine import Evaluation
 from trainer.run import directory
 from trainer.run.checkpoint import pack
 from trainer.run.checkpoint_files import keep_as_best, path_of_step, tidy, write_checkpoint
-from trainer.run.parts import Parts, floating
+from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.session import Session, check_finite, diverged
 from trainer.run.watch import Watch
@@ -33,11 +33,12 @@ def train_epochs(s: Session) -> None:
         while s.progress.epoch <= s.config.epochs and not s.progress.stopped:
             with s.stop.held():  # a signal waits for the end of the step, which looks for it
                 totals = train_one(s)
-                if was_long:
+                if was_long:  # a crash in it would cost the epoch
                     save_or_warn(s)
             val, began = None, time.monotonic()
             if s.parts.val is not None:  # outside held(): it changes nothing, so that a signal may drop it
                 val = s.parts.measure(s.parts.val, s.stop)
+                # the slowest rank decides for all: they have to save at the same places
                 [was_long] = s.parts.ranks.highest(time.monotonic() - began > LONG_VALIDATION)
             with s.stop.held():
                 end_epoch(s, totals, val)
@@ -45,7 +46,7 @@ def train_epochs(s: Session) -> None:
         with s.stop.held():  # a later signal must not end the save
             save_checkpoint(s)
         raise
-    if s.failed_saves:
+    if s.failed_saves:  # the last one has to work, or the run did not end
         save_checkpoint(s)
     if s.progress.stopped:
         s.screen.say(f"stopped: {s.progress.stopped}")
@@ -79,10 +80,10 @@ def end_epoch(s: Session, totals: Totals, val: Evaluation | None) -> None:
         if every and s.progress.epoch % every == 0:
             s.recorder.histograms(s.parts.model, s.progress.step)
         s.progress.waiting = s.recorder.waiting
-    s.progress.end_epoch(s.config, row)
+    s.progress.end_epoch(s.config, row)  # before the save: the checkpoint has the decision in it
     if s.report is not None and not s.progress.stopped:
         with s.parts.ranks.together():
-            if s.parts.ranks.is_first:
+            if s.parts.ranks.is_first:  # one of them tells the study, and all stop where it says
                 s.progress.stopped = s.report(row["epoch"], row[s.progress.best["metric"]])
         s.progress.stopped = s.parts.ranks.share(s.progress.stopped)
     save_or_warn(s)
@@ -100,6 +101,7 @@ def row_of_epoch(parts: Parts, progress: Progress, totals: Totals, val: Evaluati
         if val.accuracy is not None:
             row["val_accuracy"] = val.accuracy
     row["seconds"] = progress.seconds
+    # of the whole epoch, also where it was interrupted: both are counted on
     row["samples_per_second"] = totals.num_examples / progress.seconds
     return row
 
@@ -125,11 +127,12 @@ def save_checkpoint(s: Session) -> None:
         ResourceError: the disk is full; the files before are untouched.
     """
     progress, folder = s.progress, s.run.checkpoints
-    content = pack(s.parts, progress)
+    content = pack(s.parts, progress)  # on all ranks: each has generators of its own
     with s.parts.ranks.together():
         if not s.parts.ranks.is_first:
             return
-        norms = torch.stack(torch._foreach_norm(floating(s.parts.model)))
+        floating = [tensor for tensor in s.parts.model.state_dict().values() if tensor.is_floating_point()]
+        norms = torch.stack(torch._foreach_norm(floating))
         if not torch.isfinite(norms).all():  # the loss may still be: it was measured before the last update
             raise diverged(s, f"step {progress.step}: a weight")
         path = path_of_step(folder, progress.step)

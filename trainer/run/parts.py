@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -30,39 +30,22 @@ ALONE = Ranks()
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything a run computes with, built from its config.
+    """Everything a run computes with, built from its config."""
 
-    Attributes:
-        machine: where and how the numbers are computed.
-        splits: the data, read.
-        model: on its device, in its type and memory layout.
-        loss_fn: loss_fn(y_hat, y) -> 0-d tensor.
-        optimizer: of the model's parameters.
-        lr_at: the learning rate of a step, counted from 0 over the whole run.
-        train: batches of the training split.
-        val: batches of the validation split; None: it has no examples.
-        is_sum: loss_fn adds over the batch instead of averaging.
-        num_parts: that each batch is computed in, to save memory.
-        update: what is done with the gradients.
-        identity: what is the same in every checkpoint.
-        ranks: which of several processes this is.
-        distributed: the same model, averaging the gradients of several processes.
-    """
-
-    machine: Machine
-    splits: Splits
-    model: nn.Module
-    loss_fn: LossFn
-    optimizer: torch.optim.Optimizer
-    lr_at: Callable[[int], float]
-    train: Batches
-    val: Batches | None
-    is_sum: bool
-    num_parts: int
-    update: Update
-    identity: dict[str, Any]
-    ranks: Ranks = ALONE
-    distributed: DistributedDataParallel | None = None
+    machine: Machine  # where and how the numbers are computed
+    splits: Splits  # the data, read
+    model: nn.Module  # on its device, in its type and memory layout
+    loss_fn: LossFn  # loss_fn(y_hat, y) -> 0-d tensor
+    optimizer: torch.optim.Optimizer  # of the model's parameters
+    lr_at: Callable[[int], float]  # the learning rate of a step, counted from 0 over the whole run
+    train: Batches  # batches of the training split
+    val: Batches | None  # batches of the validation split; None: it has no examples
+    is_sum: bool  # loss_fn adds over the batch instead of averaging
+    num_parts: int  # that each batch is computed in, to save memory
+    update: Update  # what is done with the gradients
+    identity: dict[str, Any]  # what is the same in every checkpoint
+    ranks: Ranks = ALONE  # which of several processes this is
+    distributed: DistributedDataParallel | None = None  # the same model, averaging the gradients of several processes
 
     @property
     def measured(self) -> nn.Module:
@@ -114,6 +97,7 @@ class Parts:
         """The sums of all ranks, from those of this one. Waits for nothing."""
         if self.ranks.world == 1:
             return totals
+        # one exchange for both; the sums of each rank are kept, since a resumed rank continues its own
         sums = self.ranks.stacked(torch.stack([totals.loss_sum, totals.num_correct.to(totals.loss_sum)]))
         whole = self.totals()
         whole.num_examples = totals.num_examples
@@ -132,7 +116,7 @@ def place(model: nn.Module, machine: Machine) -> nn.Module:
     """The model on its device, in its type and memory layout, compiled where that is asked for."""
     model = model.to(machine.device, machine.dtype)
     if machine.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # the layout that the kernels of convolutions are made for
     if machine.compile:
         model.compile()
     return model
@@ -167,9 +151,10 @@ def narrow(config: Config, splits: Splits, batches: int) -> Splits:
     batches = 1 if config.fast_dev_run else batches
     if config.overfit_batches:
         n = min(config.overfit_batches * config.batch_size, len(splits.train))
+        # stratified: a set that lies sorted by class would give batches of one class
         chosen, _ = stratified(splits.train.y if splits.classes else None, len(splits.train), n, config.seed)
         few = splits.train.take(chosen)
-        return replace(splits, train=few, val=few)
+        return replace(splits, train=few, val=few)  # validated on the same: can the model memorise them at all?
     if batches:
         n = batches * config.batch_size
         parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
@@ -205,16 +190,19 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         placement(machine),
         batch_size=config.batch_size,
         seed=order_seed(config),
+        # memorising means the same pixels each time
         augment="none" if config.overfit_batches else config.data.options.get("augment", "none"),
         rank=ranks.rank,
         world=ranks.world,
         **reading(config),
     )
-    if not ranks.is_first:
+    if not ranks.is_first:  # after the weights, which all ranks share; else all would drop the same units
         seed_everything(seed_of_rank(config.seed, ranks.rank))
     ema = None
     if config.ema_decay:
+        # with buffers: mean weights need the mean of the statistics that they were normalised by
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    # for float16 alone: bfloat16 has the exponents of float32, and nothing vanishes
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.autocast_to == torch.float16)
     return Parts(
         machine=machine,
@@ -222,13 +210,14 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         model=model,
         loss_fn=build.build_loss(config.loss, config.impl),
         optimizer=build.build_optimizer(config.optimizer, config.impl, model),
+        # epochs: the whole run's, not what is left, so that a resumed run is on the same curve
         lr_at=build.build_schedule(config.schedule, config.optimizer["lr"], len(train), config.epochs),
         train=train,
         val=eval_batches(config, splits, splits.val, machine, ranks) if len(splits.val) else None,
         is_sum=build.is_sum(config.loss),
         num_parts=config.accumulate_steps,
         update=Update(scaler, config.clip_norm, ema),
-        identity=identity(config, splits),
+        identity=identity(config, splits),  # once, since a small model is saved every few milliseconds
         ranks=ranks,
     )
 
@@ -256,8 +245,3 @@ def identity(config: Config, splits: Splits) -> dict[str, Any]:
             "split_seed": config.data.options.get("split_seed"),
         },
     }
-
-
-def floating(model: nn.Module) -> list[Tensor]:
-    """The parameters and buffers that hold real numbers."""
-    return [t.detach() for t in model.state_dict().values() if t.is_floating_point()]

@@ -15,32 +15,20 @@ EARLY_STOP = ("bad_epochs", "stopped")  # in a checkpoint they stand apart from 
 
 @dataclass
 class Progress:
-    """How far a run is. `epoch` counts from 1; (epoch + 1, 0 samples) is how the end of an epoch is written.
+    """How far a run is. `epoch` counts from 1; (epoch + 1, 0 samples) is how the end of an epoch is written."""
 
-    Attributes:
-        epoch: the running one.
-        samples: examples of this epoch that are done.
-        step: parameter updates of the whole run.
-        loss_sum: of this epoch's samples.
-        loss_sums: those of each rank, which add up to it; empty with one process.
-        num_correct: of this epoch's samples.
-        seconds: of training in this epoch.
-        bad_epochs: since the deciding metric last improved by more than early_stopping.min_delta.
-        stopped: why training ended before its last epoch.
-        waiting: lines of metrics.jsonl that a full disk did not take.
-        best: metric, value, epoch, step, val_loss, val_accuracy of the best epoch.
-    """
-
-    epoch: int = 1
-    samples: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
+    epoch: int = 1  # the running one
+    samples: int = 0  # examples of this epoch that are done
+    step: int = 0  # parameter updates of the whole run
+    loss_sum: float = 0.0  # of this epoch's samples
+    # those of each rank, which add up to loss_sum; empty with one process
     loss_sums: list[float] = field(default_factory=list)
-    num_correct: int = 0
-    seconds: float = 0.0
-    bad_epochs: int = 0
-    stopped: str = ""
-    waiting: str = ""
+    num_correct: int = 0  # of this epoch's samples
+    seconds: float = 0.0  # of training in this epoch
+    bad_epochs: int = 0  # since the deciding metric last improved by more than early_stopping.min_delta
+    stopped: str = ""  # why training ended before its last epoch
+    waiting: str = ""  # lines of metrics.jsonl that a full disk did not take
+    # metric, value, epoch, step, val_loss, val_accuracy of the best epoch
     best: dict[str, Any] = field(default_factory=dict)
 
     def store(self, totals: Totals, step: int, seconds: float) -> None:
@@ -58,7 +46,7 @@ class Progress:
         totals.num_examples = self.samples
         sums = self.loss_sums if len(self.loss_sums) == ranks.world else [self.loss_sum] + [0.0] * ranks.world
         totals.loss_sum.fill_(sums[ranks.rank])
-        totals.num_correct.fill_(self.num_correct if ranks.is_first else 0)
+        totals.num_correct.fill_(self.num_correct if ranks.is_first else 0)  # whole numbers: any rank may have them
         return totals
 
     def end_epoch(self, config: Config, row: Mapping[str, Any]) -> None:
@@ -71,11 +59,12 @@ class Progress:
         metric = deciding_metric(row)
         value = score(metric, row[metric])
         gain = value - score(metric, self.best["value"]) if self.best else math.inf
+        # min_delta only decides about patience: any gain makes an epoch the best
         self.bad_epochs = 0 if gain > config.early_stopping.min_delta else self.bad_epochs + 1
         if gain > 0 or metric.startswith("train"):  # without validation the last epoch counts: training loss only falls
             self.best = {"metric": metric, "value": row[metric], "epoch": row["epoch"], "step": row["step"]}
             self.best |= {key: row.get(key) for key in ("val_loss", "val_accuracy")}
-        self.epoch, self.samples, self.seconds = self.epoch + 1, 0, 0.0
+        self.epoch, self.samples, self.seconds = self.epoch + 1, 0, 0.0  # a checkpoint now says: this epoch is done
         self.loss_sum, self.loss_sums, self.num_correct = 0.0, [], 0
         if config.early_stopping.patience and self.bad_epochs >= config.early_stopping.patience:
             self.stopped = f"no better {metric} for {self.bad_epochs} epochs (early_stopping.patience)"

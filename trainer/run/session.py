@@ -20,33 +20,19 @@ Reporter = Callable[[int, float], str]  # (epoch, value of the metric that decid
 
 @dataclass
 class Session:
-    """A run while it trains.
+    """A run while it trains."""
 
-    Attributes:
-        config: all its settings.
-        parts: what it computes with.
-        progress: how far it is.
-        run: its name and folders.
-        recorder: takes the metrics; a silent one on ranks that do not write.
-        screen: where it is seen.
-        stop: the signals.
-        started: when the run was started first, for status.json.
-        report: of the search that this run is a trial of; None: of none.
-        failed_saves: since the last one that worked.
-        has_saved: whether this process wrote a checkpoint.
-    """
-
-    config: Config
-    parts: Parts
-    progress: Progress
-    run: Run
-    recorder: Recorder
-    screen: Screen
-    stop: StopSignal | AgreedStop
-    started: str
-    report: Reporter | None = None
-    failed_saves: int = 0
-    has_saved: bool = False
+    config: Config  # all its settings
+    parts: Parts  # what it computes with
+    progress: Progress  # how far it is
+    run: Run  # its name and folders
+    recorder: Recorder  # takes the metrics; a silent one on ranks that do not write
+    screen: Screen  # where it is seen
+    stop: StopSignal | AgreedStop  # the signals
+    started: str  # when the run was started first, for status.json
+    report: Reporter | None = None  # of the search that this run is a trial of; None: of none
+    failed_saves: int = 0  # since the last one that worked
+    has_saved: bool = False  # whether this process wrote a checkpoint
 
 
 def check_finite(s: Session, loss: float, checked: int, step: int) -> float:

@@ -13,19 +13,12 @@ from trainer.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class Target:
-    """A run and which of its files, or a checkpoint file that was named.
+    """A run and which of its files, or a checkpoint file that was named."""
 
-    Attributes:
-        run: the run; of a file that was named, the one whose name stands in it.
-        which: best, last, or "" where nothing was said.
-        file: the file that was named; None: a run was.
-        content: what is in that file.
-    """
-
-    run: Run
-    which: str = ""
-    file: Path | None = None
-    content: Mapping[str, Any] = field(default_factory=dict)
+    run: Run  # the run; of a file that was named, the one whose name stands in it
+    which: str = ""  # best, last, or "" where nothing was said
+    file: Path | None = None  # the file that was named; None: a run was
+    content: Mapping[str, Any] = field(default_factory=dict)  # what is in that file
 
     def saved_config(self) -> dict[str, Any]:
         """The plain config that the run was started with, or that stands in the file."""
