@@ -67,7 +67,7 @@ def suggest(trial: "optuna.trial.Trial", key: str, one: "optuna.distributions.Ba
 class Search:
     """This process's part in a study: asks for trials, new ones and those that a killed process left.
 
-    A context manager: holds files and the data base. One at a time for each folder and process, since closing a file
+    A context manager: holds files and the database. One at a time for each folder and process, since closing a file
     gives up all locks that the process has on it.
     """
 

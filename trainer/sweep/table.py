@@ -88,7 +88,7 @@ def swept(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Write sweep.csv, summary.csv and the pictures, print the table, the best job first, and return its rows.
+    """Write sweep.csv, summary.csv and the plots, print the table, the best job first, and return its rows.
 
     Args:
         folder: outputs/<sweep>.  waiting: all jobs, where they are known beforehand.
@@ -122,7 +122,7 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
 
 
 def draw_best(folder: Path, number: int, saved: Mapping[str, Any]) -> None:
-    """All pictures of the best job, of which only the curves were drawn."""
+    """All plots of the best job, of which only the curves were drawn."""
     from trainer.run.end import draw_all  # imports torch
 
     name = f"{folder.name}/{number}"
@@ -130,7 +130,7 @@ def draw_best(folder: Path, number: int, saved: Mapping[str, Any]) -> None:
     try:
         draw_all(run)
     except (TrainerError, OSError) as error:  # its files or its data may be elsewhere
-        print(f"warning: without pictures of {name}: {error}")
+        print(f"warning: without plots of {name}: {error}")
 
 
 def without_empty(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -157,5 +157,5 @@ def say_best(best: Mapping[str, Any], saved: Mapping[str, Any], folder: Path, pa
     print(f"eval         python main.py eval checkpoint={run}{paths}")
     print(f"tensorboard  tensorboard --logdir {shlex.quote(str(folder))}")
     if saved["plots"]:
-        print(f"pictures     {folder / 'plots'}")
+        print(f"plots        {folder / 'plots'}")
     print(f"table        {folder / 'sweep.csv'}, {folder / 'summary.csv'}")

@@ -80,7 +80,7 @@ def load_optuna() -> Any:
 
 @contextlib.contextmanager
 def storage_of(settings: SearchSettings, folder: Path, *, checked: bool = False) -> Iterator[Any]:
-    """The data base of the study, outputs/<sweep>/study.db unless another is named; closed at the end.
+    """The database of the study, outputs/<sweep>/study.db unless another is named; closed at the end.
 
     Args:
         checked: its version was looked at before; takes 5 ms instead of 30.
@@ -97,7 +97,7 @@ def storage_of(settings: SearchSettings, folder: Path, *, checked: bool = False)
         why = f"{type(error).__name__}: {error}".splitlines()[0].replace(url, as_yaml(url))
         raise ConfigError(
             f"hydra.sweeper.storage={as_yaml(url)} cannot be opened ({why}). Allowed: null, or an address that "
-            "SQLAlchemy knows, such as sqlite:///study.db, of an existing folder or a running data base."
+            "SQLAlchemy knows, such as sqlite:///study.db, of an existing folder or a running database."
         ) from None
     try:
         yield storage
@@ -107,7 +107,7 @@ def storage_of(settings: SearchSettings, folder: Path, *, checked: bool = False)
 
 
 def pruner_of(settings: SearchSettings) -> "optuna.pruners.BasePruner":
-    """What decides whether a trial goes on."""
+    """What decides whether a trial continues."""
     from optuna import pruners
 
     if settings.pruner == "none":
@@ -137,7 +137,7 @@ def to_write(study: "optuna.Study", number: int) -> "optuna.trial.Trial":
 class Trial:
     """One trial, in the process that trains it: needs the study's storage, its name and a number, nothing else.
 
-    A context manager: holds the data base.
+    A context manager: holds the database.
     """
 
     def __init__(self, settings: SearchSettings, folder: Path, number: int, epochs: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Which runs of a sweep are trained together as one stacked model (stack.py), and why the others are not.
+"""Which runs of a sweep are trained together as one stacked model, and why the others are not.
 
 Runs are stacked where they differ in nothing but figures that a step can hold one of for each run: then they share
 their batches, and one product takes the place of many small ones.
@@ -23,7 +23,7 @@ STACKABLE_MODELS = ("linreg", "softmax", "mlp")
 STACKABLE_OPTIMIZERS = ("sgd", "adam", "adamw")
 INPUTS = {"mnist": (784, 10), "fashion_mnist": (784, 10), "cifar10": (3072, 10)}  # numbers of an example, classes
 # A step of a lone run is mostly overhead up to about here, counted in examples of the batch times weights: 784-16-10 in
-# batches of 256 is below. Larger ones gain less and less (benchmarks/README.md); only on CPUs it was measured at all.
+# batches of 256 is below. Larger ones gain less and less (benchmarks/README.md); it was measured on CPUs only.
 MAX_RUNS = 64  # in a stack
 PAYS_UP_TO = 256 * 784 * 20
 
@@ -39,8 +39,8 @@ class Grouping:
 def group_runs(configs: Sequence[Config]) -> Grouping:
     """Which of the runs of a sweep are trained together.
 
-    It depends on the settings and the machine alone, not on what is done already: a stack that was interrupted has to
-    be gone on with as the same stack, or it would round differently.
+    It depends on the settings and the machine alone, not on what is done already: an interrupted stack
+    has to be resumed as the same stack, or it would round differently.
     """
     reasons = {i: reason for i, config in enumerate(configs) if (reason := obstacle(config))}
     together: dict[str, list[int]] = {}
@@ -54,7 +54,7 @@ def group_runs(configs: Sequence[Config]) -> Grouping:
 
 
 def parts_of(members: Sequence[int]) -> list[Sequence[int]]:
-    """Members in parts of MAX_RUNS or less, as even as they come: their outputs are in memory together."""
+    """Members in parts of MAX_RUNS or less, as even as possible: their outputs are in memory together."""
     num_parts = -(-len(members) // MAX_RUNS)
     size = -(-len(members) // num_parts)
     return [members[start : start + size] for start in range(0, len(members), size)]
