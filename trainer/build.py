@@ -117,8 +117,10 @@ def build_model(choice: Choice, impl: str, in_shape: tuple[int, ...], num_output
     """The model of a choice, on the CPU in float32, with initial weights from torch's global generator.
 
     Args:
+        choice: the model and its options.
         impl: the library, unless the choice names one of its own.
-        in_shape: of one example: (C, H, W) or (D,).  num_outputs: classes, or targets of a regression.
+        in_shape: of one example: (C, H, W) or (D,).
+        num_outputs: classes, or targets of a regression.
     Raises:
         ConfigError: the model cannot take examples of this shape.
     """

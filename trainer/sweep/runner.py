@@ -87,15 +87,18 @@ def run_job(
     trial: "Trial | None" = None,
     sources: MutableMapping[str, Any] | None = None,
 ) -> float:
-    """Train a job, go on with it, or leave it where it is done; a failure is noted, said and does not stop the others.
+    """Train a job, resume it, or leave it alone if it is done; a failure is noted, and the other jobs still run.
 
     Args:
-        folder: outputs/<sweep>.  sources: see commands.train.
-        trial: what a search is told of it.
+        job: the job.
+        folder: outputs/<sweep>.
+        stop: the signals.
+        trial: of a search; gets the metric of each epoch and the objective.
+        sources: see data.load.
     Returns:
         The objective; nan where the job failed.
     Raises:
-        Interrupted: the job can be gone on with.
+        Interrupted: the job can be resumed.
     """
     name, own = f"{folder.name}/{job.number}", folder / str(job.number)
     note(job, folder)
@@ -113,7 +116,7 @@ def run_job(
             raise
         except Interrupted as error:
             raise Interrupted(error.signum, INTERRUPTED) from None
-        except BusyError as error:  # somebody goes on with it alone, or another process of the search
+        except BusyError as error:  # somebody resumed it alone, or another process of the search has it
             return fail(job, folder, error)
         except Exception as error:
             if trial is not None:

@@ -1,4 +1,4 @@
-"""A search: Optuna's study, shared by several processes, and what one trial of it is told and tells.
+"""A search: Optuna's study, which several processes share.
 
 Every process asks for the next trial under a lock on outputs/<sweep>/study.lock, so that all together never start more
 than n_trials. Byte 0 of that file is the study's lock, byte 1 + n is held by the process that has trial n in hand: such
@@ -77,7 +77,10 @@ class Search:
         """Open the study, or make it.
 
         Args:
-            space: what is searched.  folder: outputs/<sweep>; its name is the study's.
+            settings: of the search.
+            space: what is searched.
+            folder: outputs/<sweep>; its name is the study's.
+            maximize: the objective, else minimize it.
             fixed: the settings that are the same for all trials, as typed.
         Raises:
             ConfigError: nothing to search, the sampler cannot do it, or the study was made for something else.

@@ -91,7 +91,8 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
     """Write sweep.csv, summary.csv and the plots, print the table, the best job first, and return its rows.
 
     Args:
-        folder: outputs/<sweep>.  waiting: all jobs, where they are known beforehand.
+        folder: outputs/<sweep>.
+        waiting: all jobs, where they are known beforehand.
         paths: the paths.* settings as typed, for the commands that are printed.
     """
     rows = rows_of(folder, waiting)

@@ -205,7 +205,9 @@ def trial_of(sweeper: Mapping[str, Any], folder: Path, number: int, epochs: int 
     """The trial that a job is, in whatever process it runs.
 
     Args:
-        sweeper: the node hydra.sweeper as plain data.  folder: outputs/<sweep>.
+        sweeper: the node hydra.sweeper as plain data.
+        folder: outputs/<sweep>.
+        number: of the trial.
         epochs: of the whole run: after its last one nothing is pruned.
     """
     return Trial(search_settings(sweeper), folder, number, epochs)
