@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
+import torch
+from conftest import Cli
 
 from trainer.run import directory
 from trainer.run.directory import Run
@@ -243,3 +245,24 @@ def test_a_folder_that_refuses_a_file_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Path, "write_bytes", read_only)
     with pytest.raises(ConfigError, match="cannot be written: Read-only file system"):
         directory.check_writable(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words", ["eval checkpoint={file}", "eval checkpoint=a:last", "resume={file} epochs=3", "resume=a epochs=3"]
+)
+def test_a_checkpoint_file_that_is_asked_for_is_read_once(
+    words: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("name=a", "epochs=2", "plots=false").code == 0
+    file = sorted(Path("checkpoints/a").glob("step_*.pt"))[-1]
+    (file.parent / "best.pt").unlink()  # else a second name of the same file
+    read, load = list[str](), torch.load
+
+    def noted(opened: IO[bytes], **options: Any) -> Any:
+        read.append(Path(opened.name).name)
+        return load(opened, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
+    outcome = cli(*words.format(file=file).split(), "plots=false")
+    assert outcome.code == 0, outcome.err
+    assert read.count(file.name) == 1
