@@ -84,7 +84,7 @@ def run_one(command: Command, stop: StopSignal) -> None:
     if saved is not None:
         choices = from_dict(saved).to_dict()["choices"]
         # first, so that Hydra knows the options of the saved choices, while typed choices still win
-        words = [f"{group}={name}" for group, name in choices.items() if group not in command.typed] + words
+        words = [f"{group}={name}" for group, name in choices.items() if group not in command.values] + words
 
     errors: list[Exception] = []  # kept from Hydra, which would print them in its own words
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from trainer.commands import compare_impl, evaluate, predict
 from trainer.commands.check_resume import shortened
+from trainer.config.command_line import VERBS
 from trainer.config.freeze import freeze, from_dict
 from trainer.config.options import all_keys, choices_of, defaults_of, flatten, group_choices, run_settings
 from trainer.config.roles import (
@@ -23,6 +24,7 @@ from trainer.config.roles import (
     REFUSED,
     ROWS,
     USED,
+    USES,
     Role,
     check_typed,
     identifies,
@@ -32,7 +34,6 @@ from trainer.config.roles import (
 from trainer.config.schema import BUILT, GROUPS, Config
 from trainer.utils.errors import ConfigError
 
-USES = ("train", "resume", "sweep", "eval", "predict", "check-resume", "compare-impl")
 KEYS = sorted(all_keys() | {f"recipe/{group}" for group in ("optimizer", "schedule")})
 QUICK = ("plots=false", "epochs=1")
 
@@ -42,7 +43,8 @@ def test_each_setting_has_a_role() -> None:
     assert not without, f"{without}: a new setting needs a line in TABLE of trainer/config/roles.py, with its role"
 
 
-def test_each_line_of_the_table_is_about_a_setting() -> None:
+def test_each_line_of_the_table_is_about_a_setting_and_each_column_about_a_command() -> None:
+    assert set(USES) == {*VERBS, "resume", "sweep"}
     engines = {"hydra/sweeper", "hydra.sweeper.seed", "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials"}
     engines |= {"hydra/launcher", "hydra.launcher.n_jobs"}
     used = {id(row_for(key)) for key in {*KEYS, *engines}}

@@ -24,7 +24,7 @@ VERBS = ("train", "eval", "predict", "check-resume", "compare-impl")
 TYPED_GROUPS = (*GROUPS, "experiment")
 RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 # Text whatever it looks like: name=1e3 is no number. It is quoted, so that Hydra's grammar does not parse it.
-TEXT = re.compile(r"(checkpoint|resume|input|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$")
+PLAIN_TEXT = re.compile(r"(checkpoint|resume|input|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$")
 ENGINES = ("hydra/sweeper", "hydra/launcher")
 PLUGINS = {  # the package of each launcher
     "processes": "hydra-joblib-launcher",
@@ -38,29 +38,17 @@ EXTRAS = dict.fromkeys(PLUGINS, "requirements-launchers.txt") | {"ray_cluster": 
 
 @dataclass(frozen=True)
 class Command:
-    """A prepared command line.
-
-    Attributes:
-        verb: what to do.
-        overrides: the words for Hydra, with short forms written out and text quoted.
-        multirun: whether -m was given.
-        flags: Hydra's own flags: --cfg and what it prints.
-    """
+    """A prepared command line."""
 
     verb: str
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...]  # the words for Hydra, with short forms written out and text quoted
     multirun: bool = False
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()  # Hydra's own: --cfg and what it prints
 
     @property
     def values(self) -> dict[str, str]:
         """{key: value} as typed, without quotes; where a key was typed twice, the last one wins."""
         return {key: unquote(text) for key, text in map(split_word, self.overrides)}
-
-    @property
-    def typed(self) -> list[str]:
-        """The keys that were typed."""
-        return [split_word(word)[0] for word in self.overrides]
 
     @property
     def folders(self) -> dict[str, str]:
@@ -198,4 +186,4 @@ def expand(word: str, multirun: bool) -> list[str]:
         return [f"{key}={value}"]
     if key not in all_keys():
         raise unknown_key(key)
-    return [f"{key}={quote(value) if TEXT.match(key) else value}"]
+    return [f"{key}={quote(value) if PLAIN_TEXT.match(key) else value}"]

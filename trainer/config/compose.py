@@ -40,7 +40,7 @@ def frozen(
     composed: Any, choices: Mapping[str, str], command: Command, saved: Mapping[str, Any] | None = None
 ) -> Config:
     """The Config of what Hydra composed from these group choices, with the files of the recipes it found."""
-    config = freeze(composed, choices, command.typed, saved)
+    config = freeze(composed, choices, list(command.values), saved)
     found = [CONFIGS / group / f"{choices[group]}.yaml" for group in RECIPES] if saved is None else []
     return replace(config, recipes=[str(path.relative_to(CONFIGS.parent)) for path in found if path.is_file()])
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from trainer.config.ranges import OF_LAUNCHERS, RANGES, OneOf, Range, Rule, Text, as_yaml
+from trainer.config.ranges import OF_LAUNCHERS, RANGES, TEXT, OneOf, Range, Rule, as_yaml
 from trainer.config.schema import GROUPS
 from trainer.utils.errors import ConfigError, listed, nearest
 
@@ -130,7 +130,7 @@ def check_value(key: str, value: Any, default: Any) -> Any:
         ConfigError: wrong type, not finite, or out of range; names key, value and what is allowed.
     """
     # every number and every word out of a few is in RANGES: what remains is true, false or free text
-    rule = RANGES.get(key) or (OneOf((True, False)) if isinstance(default, bool) else Text())
+    rule = RANGES.get(key) or (OneOf((True, False)) if isinstance(default, bool) else TEXT)
     try:
         if value is None:
             if default is not None:

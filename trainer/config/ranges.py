@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.config.schema import BUILT
 from trainer.utils.errors import listed
 
 
@@ -44,7 +45,7 @@ class Range:
         return f"{kind} {'above' if self.open_low else 'from'} {low} {'to below' if self.open_high else 'to'} {high}"
 
     def __call__(self, value: Any) -> Any:
-        """Return value; raise ValueError where it is not in this range."""
+        """Return the value in its final type, or raise ValueError."""
         # True is an int for Python; NaN would pass every comparison below
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError
@@ -67,7 +68,7 @@ class OneOf:
         return listed([as_yaml(word) for word in self.words])
 
     def __call__(self, value: Any) -> Any:
-        """Return value; raise ValueError where it is not among the words."""
+        """Return the value in its final type, or raise ValueError."""
         # by identity, since 1 == True, and a list cannot be hashed
         if not any(value is w or (isinstance(w, str) and value == w) for w in self.words):
             raise ValueError
@@ -82,7 +83,7 @@ class Normalize:
         return "own, none, or [mean, std] with std above 0"
 
     def __call__(self, value: Any) -> Any:
-        """Return the word or the pair of floats."""
+        """Return the value in its final type, or raise ValueError."""
         if value in ("own", "none"):
             return value
         if not isinstance(value, list) or len(value) != 2:
@@ -91,29 +92,18 @@ class Normalize:
 
 
 @dataclass(frozen=True)
-class Address:
-    """A web address without a password, which would be printed and saved with the other settings."""
+class Such:
+    """Values that fulfil a condition, and its wording for messages."""
+
+    wording: str
+    accepts: Callable[[Any], bool]
 
     def __str__(self) -> str:
-        return "http://... or https://..., without a user name or password"
+        return self.wording
 
     def __call__(self, value: Any) -> Any:
-        """Return the address."""
-        if not isinstance(value, str) or not value.startswith(("http://", "https://")) or "@" in value:
-            raise ValueError
-        return value
-
-
-@dataclass(frozen=True)
-class Text:
-    """Any text but the empty one."""
-
-    def __str__(self) -> str:
-        return "text"
-
-    def __call__(self, value: Any) -> Any:
-        """Return the text."""
-        if not isinstance(value, str) or not value:
+        """Return the value in its final type, or raise ValueError."""
+        if not self.accepts(value):
             raise ValueError
         return value
 
@@ -129,7 +119,7 @@ class Either:
         return f"{self.first}, or {self.second}"
 
     def __call__(self, value: Any) -> Any:
-        """Return what the first rule that allows the value returns."""
+        """Return the value in its final type, or raise ValueError."""
         try:
             return self.first(value)
         except ValueError:
@@ -137,6 +127,12 @@ class Either:
 
 
 Rule = Callable[[Any], Any]
+TEXT = Such("text", lambda value: isinstance(value, str) and value != "")
+# a user name or password would be printed and saved with the other settings
+ADDRESS = Such(
+    "http://... or https://..., without a user name or password",
+    lambda value: isinstance(value, str) and value.startswith(("http://", "https://")) and "@" not in value,
+)
 SEED = Range(0, 2**63 - 1, whole=True)
 SHARE = Range(0, 1, open_high=True)
 POSITIVE = Range(0, 1e6, open_low=True)
@@ -150,19 +146,15 @@ RANGES: dict[str, Rule] = {
     "ema_decay": SHARE,
     "overfit_batches": Range(0, 1_000_000, whole=True),
     "impl": OneOf(IMPLS),
-    "model.impl": OneOf((None, *IMPLS)),
-    "loss.impl": OneOf((None, *IMPLS)),
-    "optimizer.impl": OneOf((None, *IMPLS)),
+    **{f"{part}.impl": OneOf((None, *IMPLS)) for part in BUILT},
     "plots": OneOf(("auto", True, False)),
     "split": OneOf(("train", "val", "test")),
     "save.every_steps": Range(0, 10**12, whole=True),
     "save.every_seconds": Range(0, 1e9),
     "early_stopping.patience": Range(0, 100_000, whole=True),
     "early_stopping.min_delta": Range(0, 1e9),
-    "stop_at.train_loss": Range(0, 1e9),
-    "stop_at.train_accuracy": Range(0, 1),
-    "stop_at.val_loss": Range(0, 1e9),
-    "stop_at.val_accuracy": Range(0, 1),
+    **{f"stop_at.{split}_loss": Range(0, 1e9) for split in ("train", "val")},
+    **{f"stop_at.{split}_accuracy": Range(0, 1) for split in ("train", "val")},
     "sweep.stack": OneOf(("auto", True, False)),
     "record.every_steps": Range(1, 10**9, whole=True),
     "record.histograms_every": Range(0, 100_000, whole=True),
@@ -175,7 +167,7 @@ RANGES: dict[str, Rule] = {
     "data.num_targets": Range(1, 10**6, whole=True),
     "data.num_examples": Range(2, 10**8, whole=True),
     "data.data_seed": SEED,
-    "data.mirror": Address(),
+    "data.mirror": ADDRESS,
     "data.val_fraction": Range(0, 1e9),
     "data.split_seed": Range(0, 2**62, whole=True),
     "data.order_seed": SEED,

@@ -78,23 +78,19 @@ LAUNCH    hydra/launcher hydra.launcher.                     x     x      +     
 
 
 class Line(NamedTuple):
-    """A line of TABLE: the role of a setting, and {use: + - x}."""
+    """A line of TABLE: the role of some settings, and {use: + - x}."""
 
     role: Role
     verdicts: Mapping[str, str]
 
 
-def _rows() -> dict[str, Line]:
-    header, *lines = (line.split() for line in TABLE.strip().splitlines())
-    uses = header[2:]
-    return {
-        name: Line(Role[role], dict(zip(uses, cells[-len(uses) :], strict=True)))
-        for role, *cells in lines
-        for name in cells[: -len(uses)]
-    }
-
-
-ROWS: Mapping[str, Line] = _rows()
+_HEADER, *_LINES = (line.split() for line in TABLE.strip().splitlines())
+USES = _HEADER[2:]
+ROWS = {
+    name: Line(Role[role], dict(zip(USES, cells[-len(USES) :], strict=True)))
+    for role, *cells in _LINES
+    for name in cells[: -len(USES)]
+}
 
 
 def row_for(key: str) -> Line | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from trainer.config.ranges import OneOf, Range, Rule, Text, as_yaml
+from trainer.config.ranges import TEXT, OneOf, Range, Rule, as_yaml
 from trainer.utils.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ SEARCH_RULES: dict[str, Rule] = {
     "pruner_warmup_epochs": COUNT,
     "pruner_min_epochs": Range(1, 100_000, whole=True),
     "pruner_reduction_factor": Range(2, 100, whole=True),
-    "storage": Text(),
+    "storage": TEXT,
 }
 
 
