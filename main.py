@@ -94,7 +94,7 @@ def run_one(command: Command, stop: StopSignal) -> None:
         try:
             config = frozen(composed, HydraConfig.get().runtime.choices, command, saved)
             screen = Screen()
-            for line in (*warnings.values(), *without_effect(use, config)):
+            for line in dict.fromkeys((*warnings.values(), *without_effect(use, config))):
                 screen.say(line)
             run_verb(command.verb, config, found, stop, screen)
         except Exception as error:
