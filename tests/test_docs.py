@@ -66,6 +66,24 @@ def test_every_link_in_the_documentation_leads_somewhere() -> None:
     assert [(page.name, target) for page, target in links if not (page.parent / target).exists()] == []
 
 
+def test_the_evening_is_as_long_as_it_says() -> None:
+    text = (ROOT / "docs" / "reading-order.md").read_text()
+    rows = [line for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    files = [ROOT / "docs" / link for row in rows for link in re.findall(r"\]\((\.\./[^)]+\.py)\)", row)]
+    lines = sum(len(file.read_text().splitlines()) for file in files)
+    assert len(files) > 15
+    [said] = re.findall(r"^About ([\d,]+) lines", text, re.MULTILINE)
+    assert abs(int(said.replace(",", "")) - lines) <= 20
+    assert lines <= 2500
+
+
+def test_what_happens_names_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "reading-order.md").read_text()
+    told = re.findall(r"`((?:\w+/)*\w+\.py)`", text.split("## What happens")[1])
+    assert len(set(told)) > 25
+    assert [name for name in told if not (ROOT / "trainer" / name).exists() and name != "main.py"] == []
+
+
 BY_HAND = (ROOT / "docs" / "scratch-vs-concise.md").read_text()
 FAMILIES = (
     "Linear layer",

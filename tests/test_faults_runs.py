@@ -668,7 +668,7 @@ def test_row_33_a_sweep_that_runs_is_busy(cli: Cli, tmp_path: Path) -> None:
         process.kill()
         process.communicate()
     assert process.returncode == 143
-    assert "the same command goes on" in err
+    assert "the same command continues the sweep" in err
 
 
 def test_row_41_other_workers_other_savings_and_more_interruptions_change_no_bit(
