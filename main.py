@@ -9,49 +9,23 @@ import signal
 import sys
 from typing import Any
 
-from trainer.config.command_line import TYPED_GROUPS, Command, parse_command
+from trainer.config.command_line import Command, parse_command
 from trainer.config.compose import frozen, run_hydra
 from trainer.config.freeze import from_dict
-from trainer.config.options import choices_of
+from trainer.config.help import help_text
 from trainer.config.roles import check_typed, without_effect
 from trainer.config.schema import Config
 from trainer.run import directory
-from trainer.run.target import Target, find
+from trainer.run.target import Target, find, resolve_resume
 from trainer.sweep.launch import run_sweep
 from trainer.utils import ranks
-from trainer.utils.errors import ConfigError, Interrupted, TrainerError, listed
+from trainer.utils.errors import ConfigError, Interrupted, TrainerError
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 
 # NumPy's threads would spin for a tenth of a second after each product, on the cores that torch's threads need: with
 # impl=numpy a step would take four times as long. OpenBLAS reads this when NumPy is imported, so it has to stand here.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
-HELP = """\
-python main.py [train] [group=choice ...] [key=value ...]        train a model (train is the default)
-python main.py eval    checkpoint=RUN|PATH [split=test] [...]    measure a trained model
-python main.py predict checkpoint=RUN|PATH [input=FILE|FOLDER]   label images, or the test split
-python main.py check-resume [group=choice ...] [key=value ...]   does a run like this resume bit for bit?
-python main.py compare-impl [group=choice ...] [key=value ...]   one run in each library: curves, times, differences
-python main.py -m key=value1,value2 ...                          one run for each combination of values
-torchrun --nproc_per_node=N main.py ...                          train with N processes (docs/several-processes.md)
-
-groups
-{groups}
-settings: configs/*.yaml lists each one with its unit and range; --cfg job prints those of a command.
-A pair of data and model brings its own tuned values (configs/recipe); recipe=none leaves them out.
-
-examples
-  python main.py                                                 linear regression on synthetic data, in seconds
-  python main.py model=mlp data=fashion_mnist optimizer.lr=0.05
-  python main.py model=resnet34 data=cifar10 device=cuda name=first
-  python main.py resume=first                                    continue after an interruption
-  python main.py eval checkpoint=first
-  python main.py predict checkpoint=last input=photos/
-  python main.py -m data=mnist model=softmax,mlp optimizer.lr=0.1,0.5
-  python main.py -m hydra/launcher=processes hydra.launcher.n_jobs=2 model=mlp data=mnist seed=0,1,2,3
-  python main.py -m hydra/sweeper=optuna model=mlp data=mnist optimizer.lr='tag(log, interval(1e-3,1))'
-  tensorboard --logdir outputs
-"""
 
 
 def target_of(command: Command) -> str | None:
@@ -60,11 +34,7 @@ def target_of(command: Command) -> str | None:
     target = command.value(key)
     if key == "checkpoint" and target is None:
         raise ConfigError(f"{command.verb} needs checkpoint=<a run's name, last, or a checkpoint file>.")
-    if (key, target) != ("resume", "auto"):
-        return target
-    if (name := command.value("name")) is None:
-        raise ConfigError("resume=auto needs name=<the run's name>.")
-    return name if directory.exists(name, command.folders["outputs"]) else None
+    return resolve_resume(target, command.value("name"), command.folders["outputs"]) if key == "resume" else target
 
 
 def run_one(command: Command, stop: StopSignal) -> None:
@@ -129,8 +99,7 @@ def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal,
 def main() -> int:
     """Run the command line; returns the exit code."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        groups = "".join(f"  {group + '=':12} {listed(choices_of(group))}\n" for group in TYPED_GROUPS)
-        print(HELP.format(groups=groups), end="")
+        print(help_text(), end="")
         return 0
     try:
         if not ranks.of_environment().is_first:

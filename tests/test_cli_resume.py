@@ -342,6 +342,9 @@ def test_row_40_a_changed_setting_is_refused_unless_allowed(cli: Cli, signal_at:
         assert outcome.code == 2, word
         assert shown in outcome.err
         assert "resume_allow=[" in outcome.err
+    outcome = cli("resume=a", "optimizer.lr=0.5", "resume_allow=[optimizer.rl]")
+    assert outcome.code == 2
+    assert "optimizer.rl is not a setting of this run. Did you mean optimizer.lr?" in outcome.err
     outcome = cli("resume=a", "optimizer.lr=0.5", "resume_allow=[optimizer.lr]")
     assert outcome.code == 0, outcome.err
     assert [row["lr"] for row in metrics_of("a")] == [*before, 0.5, 0.5]

@@ -54,7 +54,7 @@ NUMBERS   seed batch_size accumulate_steps clip_norm         +     +      +     
 NUMBERS   ema_decay overfit_batches                          +     +      +     -     -         +            +
 NUMBERS   fast_dev_run                                       +     +      +     -     -         x            +
 NUMBERS   sync_batch_norm                                    +     +      +     -     -         -            -
-NUMBERS   init_from                                          +     +      +     x     x         +            x
+NUMBERS   init_from                                          +     x      +     x     x         +            x
 FAR       epochs                                             +     +      +     -     -         +            +
 FAR       early_stopping. stop_at.                           +     +      +     -     -         +            -
 RECORDS   save. reference.                                   +     +      +     -     -         -            -
@@ -135,6 +135,7 @@ def fingerprint(config: Config) -> str:
 
 FOR_OTHERS = "is for eval and predict. To continue a run: resume=. To start from its weights: init_from=."
 WHY_REFUSED = {
+    "resume init_from": "is for new runs: a resumed run has its weights. Leave it out.",
     "sweep resume": "continues one run. A sweep is continued by giving the same command again.",
     "eval": "is not for eval. Allowed: checkpoint=, split=, data=, device=, plots=, paths.*, impl=.",
     "predict": "is not for predict. Allowed: checkpoint=, input=, data=, device=, plots=, paths.*, impl=.",

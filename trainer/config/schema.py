@@ -90,23 +90,23 @@ class Config:
     optimizer: Choice
     schedule: Choice
     device: Choice
-    name: str | None
-    seed: int
-    epochs: int
-    batch_size: int
-    accumulate_steps: int
-    clip_norm: float
-    ema_decay: float
-    overfit_batches: int
-    fast_dev_run: bool
-    sync_batch_norm: bool
-    impl: str
-    resume: str | None
-    resume_allow: Sequence[str]
-    checkpoint: str | None
-    input: str | None
-    split: str
-    init_from: str | None
+    name: str | None  # of the run; None: one is made up
+    seed: int  # initial weights, dropout, and the order of the examples unless data.order_seed says another
+    epochs: int  # passes over the training split, counted from the start of the run, also when it is resumed
+    batch_size: int  # examples in a step
+    accumulate_steps: int  # parts that a batch is computed in, to save memory; the numbers stay those of the batch
+    clip_norm: float  # the longest gradient, as an L2 norm; 0: any
+    ema_decay: float  # of the running mean of the weights; 0: none is kept
+    overfit_batches: int  # train and validate on so many batches; 0: on all
+    fast_dev_run: bool  # one epoch of one batch: does everything run?
+    sync_batch_norm: bool  # statistics over all processes instead of each one's own
+    impl: str  # concise, autograd, scratch or numpy
+    resume: str | None  # a run, last, a file, or auto
+    resume_allow: Sequence[str]  # settings that may be others than before, although the numbers depend on them
+    checkpoint: str | None  # what eval and predict measure
+    input: str | None  # what predict labels; None: the test split
+    split: str  # that eval measures
+    init_from: str | None  # a run or file whose weights a new run starts from
     plots: str | bool  # auto, True or False
     save: Save
     early_stopping: EarlyStopping

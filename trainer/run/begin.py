@@ -24,7 +24,7 @@ from trainer.run.recorder import Recorder, SilentRecorder
 from trainer.run.resume import Start
 from trainer.run.safe_load import read_weights
 from trainer.run.session import Reporter, Session
-from trainer.run.target import Target, path_of, to_resume
+from trainer.run.target import Target, find, path_of, resolve_resume
 from trainer.utils.errors import BusyError, ConfigError
 from trainer.utils.files import remove_temporary, write_json
 from trainer.utils.ranks import AgreedStop, Ranks
@@ -85,7 +85,8 @@ def open_run(config: Config, target: Target | None, screen: Screen, held: ExitSt
     """As begin, for one process."""
     folders = {"outputs": config.paths.outputs, "checkpoints": config.paths.checkpoints}
     directory.check_writable(*map(Path, folders.values()))  # now: a read-only disk should not cost a download first
-    target = target or to_resume(config.resume, config.name, **folders)
+    if target is None and (resumed := resolve_resume(config.resume, config.name, config.paths.outputs)) is not None:
+        target = find(resumed, **folders)
     if target is None:
         return Begun(new_run(config))
     run = target.run

@@ -17,7 +17,7 @@ from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.safe_load import read_checkpoint
 from trainer.run.target import Target
-from trainer.utils.errors import ConfigError, DamagedError
+from trainer.utils.errors import ConfigError, DamagedError, nearest
 from trainer.utils.files import read_json
 from trainer.utils.screen import Screen
 
@@ -104,6 +104,9 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
         ConfigError: names the setting, what it was and what it is now.
     """
     before, now = flatten(target.saved_config()), flatten(config.to_dict())
+    for name in config.resume_allow:
+        if name not in now and f"choices.{name}" not in now:
+            raise ConfigError(f"resume_allow=[{name}]: {name} is not a setting of this run.{nearest(name, now)}")
     changed = [key for key in now if key in before and now[key] != before[key]]
     if "epochs" in changed and config.schedule.name in ("cosine", "onecycle"):
         covers = f"schedule={config.schedule.name} now covers {config.epochs} epochs instead of {before['epochs']}"

@@ -98,14 +98,14 @@ def path_of(target: str, *, outputs: str, checkpoints: str) -> Path:
     return Path(target)
 
 
-def to_resume(resume: str | None, name: str | None, *, outputs: str, checkpoints: str) -> Target | None:
-    """What resume= means; None: a new run, which resume=auto starts where there is none of this name.
+def resolve_resume(resume: str | None, name: str | None, outputs: str) -> str | None:
+    """What resume= names; None: a new run, which resume=auto starts where there is none of this name.
 
     Raises:
-        ConfigError: as find; or resume=auto without a name.
+        ConfigError: resume=auto without a name.
     """
-    if resume == "auto":
-        if name is None:
-            raise ConfigError("resume=auto needs name=<the run's name>.")
-        resume = name if directory.exists(name, outputs) else None
-    return None if resume is None else find(resume, outputs=outputs, checkpoints=checkpoints)
+    if resume != "auto":
+        return resume
+    if name is None:
+        raise ConfigError("resume=auto needs name=<the run's name>.")
+    return name if directory.exists(name, outputs) else None
