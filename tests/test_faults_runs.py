@@ -190,6 +190,26 @@ def test_row_08_lines_of_metrics_wait_for_room(tmp_path: Path, monkeypatch: pyte
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("left_over", [0, 1])
+def test_row_06_lines_of_metrics_that_a_power_cut_took_end_no_run(cli: Cli, signal_at: SignalAt, left_over: int) -> None:
+    signal_at(22)  # in epoch 3: two lines are written
+    assert cli(*LINE, "epochs=3", "name=a").code == 143
+    path = Path("outputs/a/metrics.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:left_over]))
+    outcome = cli("resume=a", "plots=true")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(Path("outputs/a/result.json").read_text())["epochs"] == 3
+
+
+def test_a_run_whose_metrics_are_all_gone_is_finished(cli: Cli, signal_at: SignalAt) -> None:
+    assert cli(*LINE, "epochs=1", "name=a").code == 0
+    for name in ("metrics.jsonl", "result.json"):
+        Path("outputs/a", name).unlink()
+    outcome = cli("resume=a", "plots=true")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(Path("outputs/a/result.json").read_text())["epochs"] == 1
+
+
 def test_row_01_a_crash_in_a_long_validation_costs_no_step(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli(*LINE, "name=straight").code == 0
     original, calls = Parts.measure, [0]

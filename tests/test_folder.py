@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Cli
 from PIL import Image
 
 from trainer.data import decoded, folder
@@ -238,3 +239,14 @@ def test_image_files_can_be_sent_to_a_worker(tmp_path: Path) -> None:
 
 def test_memory_available_is_plausible() -> None:
     assert 0 < memory_available() < 2**50
+
+
+def test_options_that_a_set_has_no_use_for_are_named(cli: Cli, tmp_path: Path) -> None:
+    plant(tmp_path / "p", parts=("train", "test", "val"), count=30)
+    words = ("data=folder", "data.root=p", "data.size=8", "model=softmax", "epochs=1", "batch_size=10", "plots=false")
+    typed = ("data.val_fraction=0.2", "data.split_seed=3", "data.test_fraction=0.5", "data.workers=2")
+    outcome = cli(*words, *typed)
+    assert outcome.code == 0, outcome.err
+    for word in typed:
+        assert f"warning: {word.partition('=')[0]} has no effect: the " in outcome.out
+    assert "no effect" not in cli(*words, "data.limit=20", "data.split_seed=3").out

@@ -15,7 +15,7 @@ from trainer import engine
 from trainer.config.options import run_settings
 from trainer.data.batches import Batches, Placement, part_of
 from trainer.data.splits import Split, Splits
-from trainer.run.distributed import also_of_nothing
+from trainer.run.distributed import loss_or_zero
 from trainer.run.progress import Progress
 from trainer.run.seeds import seed_of_rank
 from trainer.totals import Totals
@@ -83,7 +83,7 @@ def test_the_mean_of_the_gradients_of_all_ranks_is_that_of_the_whole_batch(is_su
         gradients = []
         parts = engine.in_parts(examples.epoch(1), examples.sizes(), accumulate_steps, totals, world=world)
         for _ in engine.train_epoch(
-            model, also_of_nothing(loss_fn), optimizer, parts, lr_at=lambda _: 0.0, step=0, totals=totals,
+            model, loss_or_zero(loss_fn), optimizer, parts, lr_at=lambda _: 0.0, step=0, totals=totals,
             autocast=contextlib.nullcontext,
         ):  # fmt: skip
             gradients.append(model[1].weight.grad.clone())

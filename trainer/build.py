@@ -52,7 +52,7 @@ def quadratic(logits: Tensor, labels: Tensor) -> Tensor:
     return F.mse_loss(logits.sigmoid(), y, reduction="sum") / (2 * len(logits))
 
 
-def quick(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+def without_wrappers(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """The same optimizer without what torch wraps around its methods, for its compiler and its profiler.
 
     The wrappers for the compiler import it when an optimizer is made, which takes a second; those for the profiler take
@@ -83,10 +83,10 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "quadratic": quadratic,
 }
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {  # fused: one kernel for all tensors, never slower
-    "sgd": partial(quick(torch.optim.SGD), fused=True),
-    "adam": partial(quick(torch.optim.Adam), fused=True),
-    "adamw": partial(quick(torch.optim.AdamW), fused=True),
-    "rmsprop": quick(torch.optim.RMSprop),  # has no fused kernel
+    "sgd": partial(without_wrappers(torch.optim.SGD), fused=True),
+    "adam": partial(without_wrappers(torch.optim.Adam), fused=True),
+    "adamw": partial(without_wrappers(torch.optim.AdamW), fused=True),
+    "rmsprop": without_wrappers(torch.optim.RMSprop),  # has no fused kernel
 }
 BY_HAND = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW}
 

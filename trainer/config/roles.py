@@ -196,7 +196,7 @@ def check_typed(use: str, typed: Mapping[str, str]) -> dict[str, str]:
         verdict, why = verdict_on(use, key, typed)
         if verdict == REFUSED:
             raise ConfigError(f"{key}= {why}")
-        if verdict == NO_EFFECT:  # recipe=none is three words for Hydra, and one for the user
+        if verdict == NO_EFFECT:  # recipe=none expands to three keys; the user is warned once
             warnings[key] = f"warning: {key.partition('/')[0]} has no effect on {use}{f': {why}' if why else ''}"
     return warnings
 

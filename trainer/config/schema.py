@@ -30,7 +30,7 @@ class Save:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop after `patience` epochs in which no validation metric improved by more than min_delta; 0 is never."""
+    """Stop after `patience` epochs in which the deciding metric improved by no more than min_delta; 0 is never."""
 
     patience: int
     min_delta: float

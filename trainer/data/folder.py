@@ -128,7 +128,8 @@ def class_folders(
 
     own_val = split(val) if "val" in listing.parts else None
     shape, digest = (channels, size, size), _digest_of_tree(listing, good)
-    return Source(split(train), split(test), shape, digest, listing.classes, mean, std, own_val)
+    ignores = ("test_fraction",) if "test" in listing.parts else ()
+    return Source(split(train), split(test), shape, digest, listing.classes, mean, std, own_val, ignores)
 
 
 def scan(root: Path) -> Listing:

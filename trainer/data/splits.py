@@ -47,6 +47,7 @@ class Source:
         mean: per channel, of the training images scaled to [0, 1]; empty for rows of numbers.
         std: likewise.
         val: a validation part, where the set comes with one.
+        ignores: options of the data set that it has no use for.
     """
 
     train: Split
@@ -57,6 +58,7 @@ class Source:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     val: Split | None = None
+    ignores: tuple[str, ...] = ()
 
     @property
     def task(self) -> str:
@@ -78,6 +80,7 @@ class Splits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
+    ignores: tuple[str, ...] = ()  # options that had no effect
 
 
 def cut(
@@ -120,9 +123,22 @@ def cut(
         mean, std = (0.0,) * len(mean), (1.0,) * len(std)
     elif isinstance(normalize, list):
         mean, std = (normalize[0],) * len(mean), (normalize[1],) * len(std)
+    ignores = source.ignores
+    if source.val is not None:  # nothing is cut; the seed still decides what data.limit keeps
+        ignores = (*ignores, "val_fraction", *(["split_seed"] if limit is None else []))
     num_outputs = len(source.classes) or source.train.y.shape[1]  # K classes, or the targets of an example
     return Splits(
-        train, val, source.test, source.in_shape, num_outputs, source.task, source.classes, mean, std, source.sha256
+        train,
+        val,
+        source.test,
+        source.in_shape,
+        num_outputs,
+        source.task,
+        source.classes,
+        mean,
+        std,
+        source.sha256,
+        ignores,
     )
 
 

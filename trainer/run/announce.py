@@ -29,8 +29,14 @@ def library(config: Config) -> str:
     return "" if parts == [" impl=concise"] else "".join(parts)
 
 
-def describe_parts(parts: Parts, progress: Progress, screen: Screen, path: str) -> None:
+def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Screen, path: str) -> None:
     """Say what is about to be trained on what, and from which checkpoint it continues."""
+    void = dict.fromkeys(parts.splits.ignores, "the set brings its own parts")
+    if isinstance(parts.splits.train.x, Tensor):
+        void["workers"] = "the images are in memory"
+    for option, why in void.items():
+        if f"data.{option}" in config.typed:
+            screen.say(f"warning: data.{option} has no effect: {why}")
     splits = (("train", parts.splits.train), ("val", parts.splits.val), ("test", parts.splits.test))
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits)
     x = parts.train.x

@@ -38,7 +38,7 @@ class Begun:
 
     name: str = ""  # of the run
     is_new: bool = True  # whether it has never been started
-    changed: Sequence[str] = ()  # settings that are others than before
+    changed: Sequence[str] = ()  # settings that changed since
     path: str = ""  # the checkpoint to continue from; "" for none
     content: dict[str, Any] = field(default_factory=dict)  # what is in it
     finished: float | None = None  # the objective, where there is nothing left to do
@@ -76,7 +76,7 @@ def begin(config: Config, target: Target | None, ranks: Ranks, screen: Screen, h
         BusyError: another process has the run.
     """
     with ranks.together():
-        begun = open_run(config, target, screen, held) if ranks.is_first else Begun()  # one lock, one renaming of files
+        begun = open_run(config, target, screen, held) if ranks.is_first else Begun()  # only rank 0 locks and renames
     begun = Begun(**ranks.share(vars(begun)))
     return replace(config, name=begun.name, epochs=1 if config.fast_dev_run else config.epochs), begun
 
@@ -176,7 +176,7 @@ def make_parts(
             left_out = load_backbone(parts.model, weights, path)
             screen.say(f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}")
     if begun.goes_further:
-        progress.stopped = ""  # it was stopped by settings that are others now
+        progress.stopped = ""  # it was stopped by settings that have changed
     return parts, progress
 
 
@@ -240,7 +240,7 @@ def write_first_files(config: Config, run: Run, machine: Machine, screen: Screen
 
 def start_recording(s: Session, begun: Begun, held: ExitStack) -> None:
     """Say what is about to be trained, and open the files of numbers without what was written past `progress`."""
-    describe_parts(s.parts, s.progress, s.screen, begun.path)
+    describe_parts(s.config, s.parts, s.progress, s.screen, begun.path)
     with s.parts.ranks.together():
         if s.parts.ranks.is_first:
             # an epoch that was recorded but not saved is trained and recorded again

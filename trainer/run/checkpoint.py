@@ -100,7 +100,7 @@ def check_fits(content: dict[str, Any], splits: Splits, path: Path) -> None:
 
 
 class WithoutDraws(TorchFunctionMode):
-    """Leaves Tensor.normal_ out: for a tensor without numbers torch would import its compiler, for a second."""
+    """Skips Tensor.normal_: for a tensor without memory torch would import its compiler, which takes a second."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch in the place of each of its functions."""

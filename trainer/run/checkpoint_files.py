@@ -100,7 +100,7 @@ def give_name(file: Path, path: Path) -> None:
 
 
 def keep_as_best(step_file: Path, folder: Path) -> None:
-    """Make best.pt in `folder` a second name of a step file; resume.rewind mends it after a power cut."""
+    """Make best.pt in `folder` a hard link to a step file; resume.rewind repairs it after a power cut."""
     give_name(step_file, folder / "best.pt")
 
 

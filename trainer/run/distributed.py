@@ -51,13 +51,13 @@ def distribute(config: Config, parts: Parts) -> Parts:
     if config.sync_batch_norm:  # in place: a ResNet is no BatchNorm itself
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     distributed = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    parts = replace(parts, distributed=distributed, loss_fn=also_of_nothing(parts.loss_fn))
+    parts = replace(parts, distributed=distributed, loss_fn=loss_or_zero(parts.loss_fn))
     if parts.ranks.world > 2:
         fix_ddp_buckets(parts, distributed)
     return parts
 
 
-def also_of_nothing(loss_fn: LossFn) -> LossFn:
+def loss_or_zero(loss_fn: LossFn) -> LossFn:
     """The loss, and for a rank that has no example of a short batch a 0 with gradients of 0: all ranks go backward."""
 
     def of_some_or_none(y_hat: Tensor, y: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from trainer.config.freeze import from_dict
 from trainer.engine import Evaluation
 from trainer.run import directory
 from trainer.run.checkpoint import load_model
-from trainer.run.checkpoint_files import keep_as_best, steps_in
+from trainer.run.checkpoint_files import keep_as_best, step_of, steps_in
 from trainer.run.directory import Run
 from trainer.run.distributed import gathered
 from trainer.run.machine import resolve_auto
@@ -36,7 +36,7 @@ def finish_run(s: Session) -> None:
 def load_best(s: Session) -> None:
     """Put the weights of best.pt into the model, and where that is not of the best epoch, say so and count it as best.
 
-    It is not where the disk was full just then, or the file was damaged later.
+    It may be of another epoch, if the disk was full when the best one was saved, or the file was damaged later.
     """
     s.recorder.flush()  # what a full disk kept waiting: result.json is made from these lines
     best = s.run.checkpoints / "best.pt"
@@ -46,10 +46,10 @@ def load_best(s: Session) -> None:
     load_model(s.parts.measured, weights_to_use(content), best)
     step, wanted = content["progress"]["step"], s.progress.best
     if step != wanted["step"]:
-        row = next(row for row in directory.read_metrics(s.run.outputs) if row["step"] == step)
+        rows = [row for row in directory.read_metrics(s.run.outputs) if row["step"] == step]
+        row = rows[0] | {"value": rows[0][wanted["metric"]]} if rows else content["best"]  # its own best so far
         s.screen.say(f"warning: the file of epoch {wanted['epoch']} is gone; {best} is of epoch {row['epoch']}.")
-        s.progress.best = wanted | {key: row.get(key) for key in ("epoch", "step", "val_loss", "val_accuracy")}
-        s.progress.best["value"] = row[wanted["metric"]]
+        s.progress.best = wanted | {key: row.get(key) for key in ("value", "epoch", "step", "val_loss", "val_accuracy")}
 
 
 def conclude(s: Session, test: Evaluation) -> None:
@@ -73,6 +73,6 @@ def draw_all(run: Run) -> None:
     best = run.checkpoints / "best.pt"
     load_model(parts.measured, weights_to_use(read_checkpoint(best)), best)
     test = parts.measure(eval_batches(config, parts.splits, parts.splits.test, machine))
-    step = directory.read_metrics(run.outputs)[-1]["step"]
+    step = step_of(steps_in(run.checkpoints)[-1])
     progress = Progress(step=step, best=read_json(run.outputs / "result.json")["best"])
     draw_run(config, parts, progress, run, test, SilentRecorder())

@@ -31,7 +31,7 @@ def train_epochs(s: Session) -> None:
     was_long = 0  # the last validation
     try:
         while s.progress.epoch <= s.config.epochs and not s.progress.stopped:
-            with s.stop.held():  # a signal waits for the end of the step, which looks for it
+            with s.stop.held():  # a signal is held back here; Watch.look checks for it after each step
                 totals = train_one(s)
                 if was_long:  # a crash in it would cost the epoch
                     save_or_warn(s)

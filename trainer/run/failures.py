@@ -1,4 +1,4 @@
-"""How a run ends that does not come to its end: what is said, what to type next, and what is noted in its files."""
+"""When a run fails or is interrupted: what is said, what to type next, and what is noted in its files."""
 
 import contextlib
 import errno
@@ -39,7 +39,7 @@ def explain(error: BaseException, config: Config) -> BaseException:
         peak = peak_memory() / 2**20
         return ResourceError(
             f"out of memory with batch_size={config.batch_size}, {peak:,.0f} MiB at the peak: {text.splitlines()[0]} "
-            "Try a smaller batch_size, accumulate_steps, or data.workers=0."
+            "Try a smaller batch_size, accumulate_steps=2 or more, or data.workers=0."
         )
     if isinstance(error, ConnectionResetError) or "DataLoader worker" in text:
         return WorkerError(

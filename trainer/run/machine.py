@@ -80,7 +80,7 @@ def set_up(
 ) -> Machine:
     """Choose the device and how it computes; what concerns the whole process is set here and nowhere else.
 
-    Args: those of configs/device, without `auto` (trainer/device.py says what that stands for).
+    Args: those of configs/device, without `auto` (resolve_auto replaces it).
     Raises:
         ConfigError: a GPU was asked for that is not there, or fp64 of an Apple GPU.
     """

@@ -94,7 +94,7 @@ class Parts:
         return replace(found, loss=whole.loss, accuracy=None if found.accuracy is None else whole.accuracy)
 
     def whole(self, totals: Totals) -> Totals:
-        """The sums of all ranks, from those of this one. Waits for nothing."""
+        """The sums of all ranks, from those of this one. Does not wait for a GPU."""
         if self.ranks.world == 1:
             return totals
         # one exchange for both; the sums of each rank are kept, since a resumed rank continues its own

@@ -15,7 +15,7 @@ EARLY_STOP = ("bad_epochs", "stopped")  # in a checkpoint they stand apart from 
 
 @dataclass
 class Progress:
-    """How far a run is. `epoch` counts from 1; (epoch + 1, 0 samples) is how the end of an epoch is written."""
+    """How far a run is. `epoch` counts from 1; when epoch e is done, that is stored as epoch e + 1 with 0 samples."""
 
     epoch: int = 1  # the running one
     samples: int = 0  # examples of this epoch that are done
@@ -61,7 +61,7 @@ class Progress:
         gain = value - score(metric, self.best["value"]) if self.best else math.inf
         # min_delta only decides about patience: any gain makes an epoch the best
         self.bad_epochs = 0 if gain > config.early_stopping.min_delta else self.bad_epochs + 1
-        if gain > 0 or metric.startswith("train"):  # without validation the last epoch counts: training loss only falls
+        if gain > 0 or metric.startswith("train"):  # a training metric cannot show overfitting: the last epoch counts
             self.best = {"metric": metric, "value": row[metric], "epoch": row["epoch"], "step": row["step"]}
             self.best |= {key: row.get(key) for key in ("val_loss", "val_accuracy")}
         self.epoch, self.samples, self.seconds = self.epoch + 1, 0, 0.0  # a checkpoint now says: this epoch is done

@@ -31,7 +31,7 @@ def result_of(config: Config, parts: Parts, progress: Progress, run: Run, test: 
     result: dict[str, Any] = {
         "run": run.name,
         "status": "done",
-        "epochs": rows[-1]["epoch"],
+        "epochs": progress.epoch - 1,  # not from metrics.jsonl, whose last lines a power cut may have taken
         "seconds": sum(row["seconds"] for row in rows),
         "num_parameters": build.parameter_count(parts.model),
         "best": without_none({key: progress.best[key] for key in ("epoch", "val_loss", "val_accuracy")}),
@@ -104,12 +104,14 @@ def draw_run(
 
     folder, splits = run.outputs / "plots", parts.splits
     rows = directory.read_metrics(run.outputs)
-    plots.curves(rows, folder / "curves.png", best_epoch=progress.best["epoch"])
+    names = ["lr"]
+    if rows:  # a power cut may have taken them
+        plots.curves(rows, folder / "curves.png", best_epoch=progress.best["epoch"])
+        names.insert(0, "curves")
     steps = range(0, progress.step, max(1, progress.step // 1000))
     rates = [(step, parts.lr_at(step)) for step in steps]
     plots.learning_rate(rates, folder / "lr.png")
     write_csv(folder / "lr.csv", [{"step": step, "lr": lr} for step, lr in rates])
-    names = ["curves", "lr"]
     if splits.task == "classification" and not few:
         confusion = metrics.classification_report(test.outputs, test.labels).confusion
         plots.confusion(confusion, splits.classes, folder / "confusion.png")

@@ -21,6 +21,8 @@ from trainer.utils.errors import ConfigError, DamagedError, nearest
 from trainer.utils.files import read_json
 from trainer.utils.screen import Screen
 
+NEVER_ON_RESUME = ("choices.data", "choices.model", "choices.optimizer")  # nothing of the checkpoint would fit
+
 
 @dataclass(frozen=True)
 class Start:
@@ -98,7 +100,7 @@ def check_owner(run: Run, start: Start, allowed: Sequence[str], screen: Screen) 
 
 
 def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
-    """Refuse a resume that would not be the same run; returns the settings that are others than before.
+    """Refuse a resume that would not be the same run; returns the settings that changed.
 
     Raises:
         ConfigError: names the setting, what it was and what it is now.
@@ -111,13 +113,15 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
     if "epochs" in changed and config.schedule.name in ("cosine", "onecycle"):
         covers = f"schedule={config.schedule.name} now covers {config.epochs} epochs instead of {before['epochs']}"
         screen.say(f"warning: {covers}: this is not the run it would have been from the start.")
-    for key in changed:
+    for key in sorted(changed, key=lambda key: not key.startswith("choices.")):  # a choice before its options
         shown = key.removeprefix("choices.")
-        if shown not in config.resume_allow and not key.startswith(FREE_ON_RESUME):
-            was = f"the run has {as_yaml(before[key])}, now it says {as_yaml(now[key])}"
-            raise ConfigError(
-                f"{shown}: {was}. That would be another run; resume_allow=[{shown}] does it all the same."
-            )
+        if key.startswith(FREE_ON_RESUME) or (shown in config.resume_allow and key not in NEVER_ON_RESUME):
+            continue
+        was = f"the run has {as_yaml(before[key])}, now it says {as_yaml(now[key])}"
+        to_do = f"resume_allow=[{shown}] allows it."
+        if key in NEVER_ON_RESUME:
+            to_do = f"Start a new one: init_from={target.run.name} takes its weights."
+        raise ConfigError(f"{shown}: {was}. That would be another run. {to_do}")
     return changed
 
 

@@ -15,7 +15,7 @@ from trainer.utils.errors import ConfigError
 class Target:
     """A run and which of its files, or a checkpoint file that was named."""
 
-    run: Run  # the run; of a file that was named, the one whose name stands in it
+    run: Run  # the run; of a file, the run that is named in it
     which: str = ""  # best, last, or "" where nothing was said
     file: Path | None = None  # the file that was named; None: a run was
     content: Mapping[str, Any] = field(default_factory=dict)  # what is in that file

@@ -38,7 +38,7 @@ class Watch:
             signum, late, draw = agree(s, step, signum, late, draw)
         if draw:
             now = self.reading(step)
-            draw_bar(s, now if now.has_arrived else self.drawn or now)  # the one before: a GPU is done with it
+            draw_bar(s, now if now.has_arrived else self.drawn or now)  # else the one before, which has arrived
             self.drawn = now
         return signum, late or bool(every and step - self.saved_step >= every)
 

@@ -22,18 +22,18 @@ OWN = ("optimizer.lr", "optimizer.weight_decay", "optimizer.momentum", "model.in
 STACKABLE_MODELS = ("linreg", "softmax", "mlp")
 STACKABLE_OPTIMIZERS = ("sgd", "adam", "adamw")
 INPUTS = {"mnist": (784, 10), "fashion_mnist": (784, 10), "cifar10": (3072, 10)}  # numbers of an example, classes
+MAX_RUNS = 64  # in a stack
 # A step of a lone run is mostly overhead up to about here, counted in examples of the batch times weights: 784-16-10 in
 # batches of 256 is below. Larger ones gain less and less (benchmarks/README.md); it was measured on CPUs only.
-MAX_RUNS = 64  # in a stack
 PAYS_UP_TO = 256 * 784 * 20
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """stacks: positions of the runs that are trained together, two or more each.  reasons: why each other run is not"""
+    """Which runs are trained together, by their positions."""
 
-    stacks: Sequence[Sequence[int]]
-    reasons: Mapping[int, str]
+    stacks: Sequence[Sequence[int]]  # two or more runs each
+    reasons: Mapping[int, str]  # why each other run is trained alone
 
 
 def group_runs(configs: Sequence[Config]) -> Grouping:

@@ -38,7 +38,7 @@ def begin_members(
         for k, config in enumerate(configs):
             config = replace(config, resume="auto", device=device)
             status = directory.read_status(Path(config.paths.outputs, str(config.name)))
-            if status.get("state") == "diverged":  # it would again
+            if status.get("state") == "diverged":  # it would diverge again
                 outcomes[k] = DivergedError(str(status["reason"]).removeprefix("DivergedError: "))
                 continue
             config, begun = begin(config, None, ALONE, screens[k], held)
@@ -63,7 +63,7 @@ def on_one_step(found: Found, num_runs: int, some_are_done: bool) -> Found:
     starts = {k: begun.content for k, (_, begun) in found.items() if begun.path}
     if any(content["env"].get("stack", 1) != num_runs for content in starts.values()):
         raise ApartError("one run was resumed alone, or in another stack")
-    if len(starts) < len(found):  # killed before or during the first save: all begin anew
+    if len(starts) < len(found):  # killed before or during the first save, after epoch 1: all begin anew
         if some_are_done or any(content["progress"]["epoch"] > 2 for content in starts.values()):
             raise ApartError("a run has no checkpoint, while others are further")
         return {k: (config, replace(begun, path="", content={})) for k, (config, begun) in found.items()}

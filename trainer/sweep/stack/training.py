@@ -5,8 +5,8 @@ the stacked tensors is copied into them, and what measures, records, saves and f
 Which runs can be stacked is in eligible.py.
 
 An interrupted stack is resumed as the same stack, with the runs in the same places, so that it ends in the same bits.
-The test split is measured after the last epoch of all runs is saved, so whoever finds a finished run among the others
-has no epoch left to train.
+The test split is measured after the last epoch of all runs is saved: if one run is finished, all have trained their
+last epoch.
 """
 
 import time
@@ -285,7 +285,7 @@ class Stack:
 
 
 class Sums(Totals):
-    """The totals of each run, fed with the outputs of all: they wait until there are enough to be worth a round."""
+    """The totals of each run, from the outputs of all: these are collected, and counted many batches at a time."""
 
     def __init__(self, of: dict[int, Totals], loss_fn: LossFn, fresh: Totals) -> None:
         super().__init__(fresh.device, is_sum=fresh.is_sum)
