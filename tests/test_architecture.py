@@ -63,7 +63,7 @@ TORCH_FREE = (
     *("main", "trainer.schedules", "trainer.run.directory", "trainer.config", "trainer.sweep"),
     *(f"trainer.utils.{name}" for name in ("errors", "files", "ranks", "screen", "signals")),
 )
-MAX_FILE = 375  # lines of a file of the program, scratch/ apart
+MAX_FILE = 330  # lines of a file of the program, scratch/ apart
 
 
 def source_of(path: str) -> str:

@@ -191,7 +191,7 @@ def test_row_08_lines_of_metrics_wait_for_room(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("left_over", [0, 1])
-def test_row_06_lines_of_metrics_that_a_power_cut_took_end_no_run(cli: Cli, signal_at: SignalAt, left_over: int) -> None:
+def test_row_06_metrics_that_a_power_cut_took_end_no_run(cli: Cli, signal_at: SignalAt, left_over: int) -> None:
     signal_at(22)  # in epoch 3: two lines are written
     assert cli(*LINE, "epochs=3", "name=a").code == 143
     path = Path("outputs/a/metrics.jsonl")

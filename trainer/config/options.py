@@ -75,7 +75,7 @@ def group_choices(typed: Mapping[str, str]) -> dict[str, str]:
     """
     experiment = _defaults_in(f"experiment/{typed.get('experiment')}.yaml")
     choices = _defaults_in("config.yaml") | experiment | dict(typed)
-    # The data set depends on the experiment, and the experiment overrides what the data set brings: hence twice.
+    # The experiment and what was typed choose the data set, and then override what it brings: applied twice.
     choices |= _defaults_in(f"data/{choices['data']}.yaml") | experiment | dict(typed)
     return {group: choices[group] for group in GROUPS}
 

@@ -15,7 +15,7 @@ from trainer.utils.errors import ConfigError
 from trainer.utils.ranks import Ranks
 from trainer.utils.screen import Screen
 
-STEPS_BETWEEN_TALKS = {"cpu": 1, "cuda": 10}  # several processes stop and save on time at such a step
+STEPS_BETWEEN_TALKS = {"cpu": 1, "cuda": 10}  # after so many steps they agree whether to stop or save
 
 
 def check_processes(config: Config, machine: Machine, ranks: Ranks, screen: Screen) -> None:

@@ -46,7 +46,7 @@ SCHEMA: dict[str, type] = {  # what a checkpoint holds; keys with a dot are look
 MAX_MEMBERS = 100_000
 MAX_INPUTS = 10**8  # numbers of one example
 DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)  # of weights and buffers
-MAX_ENTRIES, MAX_DEPTH = 1_000_000, 20  # of the dicts and lists in a file; one that is referred to twice counts twice
+MAX_ENTRIES, MAX_DEPTH = 1_000_000, 20  # of the dicts and lists in a file; a shared one counts each time
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

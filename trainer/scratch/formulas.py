@@ -1,4 +1,4 @@
-"""The forward formula of every operation, in plain tensor operations; each is written here and nowhere else.
+"""The forward formula of every operation, in plain tensor operations. with_numpy.py has some of them in NumPy.
 
 impl=autograd trains with these as they are and leaves their derivatives to torch. impl=scratch calls them from
 by_hand.py, which has the derivatives; a function in `__all__` has a twin of the same name and arguments there. The
