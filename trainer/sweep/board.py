@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.run import directory
 from trainer.sweep.job import as_words, told_in
+from trainer.utils.objective import deciding_metric, score
 from trainer.utils.screen import is_terminal, shown
 
 LOOKS_PER_SECOND = 2
@@ -92,8 +93,8 @@ def line_of(own: Path, error: str) -> dict[str, str]:
     rows = directory.read_metrics(own)
     if rows:
         line["epoch"] = str(rows[-1]["epoch"])
-        metric = next((m for m in ("val_accuracy", "val_loss", "train_accuracy", "train_loss") if m in rows[-1]), "")
-        best = (max if metric.endswith("accuracy") else min)(row[metric] for row in rows)
+        metric = deciding_metric(rows[-1])
+        best = max((row[metric] for row in rows), key=lambda value: score(metric, value))
         line["best metric"] = f"{metric} {shown(best)}"
     if line["state"] == "done":
         line["time"] = f"{sum(row['seconds'] for row in rows):.1f} s"

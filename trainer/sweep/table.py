@@ -11,6 +11,7 @@ from trainer.run.directory import Run
 from trainer.sweep.job import Job, as_words, told_in
 from trainer.utils.errors import TrainerError, listed
 from trainer.utils.files import write_csv
+from trainer.utils.objective import score
 from trainer.utils.screen import shown, table
 
 FIGURES = ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds")  # what is averaged over seeds
@@ -55,7 +56,7 @@ def row_of_job(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[s
 def best_first(rows: Sequence[Mapping[str, Any]], key: str = "objective") -> list[Mapping[str, Any]]:
     """The rows with the best objective first, metric by metric; those without one last, in their order."""
     done = [row for row in rows if row[key] is not None]
-    done.sort(key=lambda row: (row["metric"], -row[key] if row["metric"].endswith("accuracy") else row[key]))
+    done.sort(key=lambda row: (row["metric"], -score(row["metric"], row[key])))
     return done + [row for row in rows if row[key] is None]
 
 
