@@ -448,7 +448,7 @@ def test_kill_9_at_random_times_changes_nothing(tmp_path: Path) -> None:
     program = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
         "import test_stack as t\n"
-        f"t.train(t.configs_of('cut', t.MIXED, **{shared!r}))"
+        f"t.train_all(t.configs_of('cut', t.MIXED, **{shared!r}))"
     )
     straight = train_all(configs_of("straight", MIXED, **shared))
     draw = random.Random(0)
