@@ -44,7 +44,7 @@ ONLY = {
 }
 # Other people's packages that are for few: the files that may import each one.
 PACKAGES = {
-    "hydra": ("main", "hydra_plugins", "trainer.config.compose", "trainer.sweep.launch", "trainer.sweep.job"),
+    "hydra": ("main", "hydra_plugins", "trainer.config.compose", "trainer.sweep.launch"),
     "omegaconf": ("hydra_plugins", "trainer.config"),
     "optuna": ("hydra_plugins", "trainer.sweep.trial", "trainer.sweep.study", "trainer.sweep.search_space"),
     "cmaes": ("trainer.sweep.study",),

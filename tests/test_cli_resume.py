@@ -403,3 +403,40 @@ def test_a_run_stopped_early_stays_stopped(cli: Cli) -> None:
     outcome = cli("resume=a")
     assert outcome.code == 0
     assert metrics_of("a") == rows
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("init_from=first", "epochs=2"),
+        ("recipe=none", "optimizer=sgd", "epochs=2"),
+        (
+            "experiment=nielsen",
+            "data=folder",
+            "data.root=p",
+            "data.size=8",
+            "data.val_fraction=9",
+            "model=mlp",
+            "epochs=1",
+            "batch_size=10",
+        ),
+        ("data=synthetic", "model=linreg", "data.num_examples=60", "optimizer=adam", "epochs=2"),
+    ],
+)
+def test_the_same_command_with_resume_auto_is_the_same_run(cli: Cli, tmp_path: Path, words: tuple[str, ...]) -> None:
+    write_class_folders(tmp_path / "p", {"train": 90, "test": 9}, size=8)
+    assert cli("name=first", "epochs=1", "plots=false").code == 0
+    for said in ("", "is already complete"):
+        outcome = cli("resume=auto", "name=a", "plots=false", *words)
+        assert outcome.code == 0, outcome.err
+        assert said in outcome.out
+    assert cli("resume=a", "plots=false", "init_from=another").code == 2
+
+
+def test_the_group_of_a_run_typed_again_changes_nothing(cli: Cli) -> None:
+    typed = ("data=synthetic", "data.num_examples=60", "data.noise=0.5", "data.val_fraction=0.3")
+    assert cli("name=a", "epochs=1", "plots=false", *typed).code == 0
+    alone, again = cli("eval", "checkpoint=a", "split=val"), cli("eval", "checkpoint=a", "data=synthetic", "split=val")
+    assert (alone.code, again.code) == (0, 0)
+    assert alone.out == again.out
+    assert cli("resume=a", "data=synthetic", "epochs=2").code == 0

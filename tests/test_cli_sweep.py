@@ -1,6 +1,5 @@
 """Multirun: jobs of their own, one line each in sweep.csv, and nothing that one job leaves to the next."""
 
-import contextlib
 import csv
 import importlib.util
 import json
@@ -442,24 +441,27 @@ def test_a_sweep_killed_again_and_again_ends_as_if_it_had_not_been(stack: str, t
         "-m",
         "optimizer.lr=0.003,0.01,0.02,0.03",
         "seed=0,1,2",
-        "epochs=30",
+        "epochs=100",
         "plots=false",
         f"sweep.stack={stack}",
     )
     straight = start(*words, "name=straight", cwd=tmp_path)
     _, errors = straight.communicate(timeout=200)
     assert straight.returncode == 0, errors
-    rng, kills = random.Random(0), 0
-    while True:
-        process = start(*words, "name=cut", cwd=tmp_path)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=rng.uniform(1.0, 5.0))
-            assert process.returncode == 0
-            break
+    rng = random.Random(0)
+    for _ in range(4):
+
+        def saved() -> int:
+            return sum(1 for path in Path("checkpoints/cut").rglob("step_*.pt") if path.stat().st_size)
+
+        process, before = start(*words, "name=cut", cwd=tmp_path), saved()
+        wait_for(lambda before=before: saved() > before, process)
+        time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.communicate()
-        kills += 1
-    assert kills >= 2
+    last = start(*words, "name=cut", cwd=tmp_path)
+    _, errors = last.communicate(timeout=200)
+    assert last.returncode == 0, errors
     assert [line["status"] for line in lines_of("cut")] == ["done"] * 12
     for job in range(12):
         assert metrics_of(f"cut/{job}") == metrics_of(f"straight/{job}")

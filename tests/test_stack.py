@@ -23,7 +23,7 @@ from trainer.config.options import group_choices
 from trainer.config.schema import Choice, Config
 from trainer.data.batches import Batches
 from trainer.models import MODELS
-from trainer.run import directory, end, epochs
+from trainer.run import directory, epochs
 from trainer.run.end import conclude
 from trainer.run.epochs import save_checkpoint
 from trainer.run.machine import Machine
@@ -304,7 +304,7 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
     with_kill = pytest.MonkeyPatch()
     for module in (epochs, training):
         with_kill.setattr(module, "save_checkpoint", counted(save_checkpoint))
-    with_kill.setattr(end, "conclude", counted(conclude))
+    with_kill.setattr(training, "conclude", counted(conclude))
     with_kill.setattr(training, "note_failure", lambda *_: None)
     return with_kill.undo
 
@@ -320,7 +320,6 @@ def test_a_kill_anywhere_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         assert train_all(configs_of(sweep, MIXED)) == straight
         for k in range(3):
             assert_same_to_the_bit(f"straight/{k}", f"{sweep}/{k}")
-        assert "one after another" not in Path("outputs", sweep, "0", "train.log").read_text()
 
 
 def test_killed_twice_in_the_first_save(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,6 +367,26 @@ def test_a_run_that_was_resumed_alone_parts_the_stack(signal_at: Callable[..., N
         assert cli("epochs=3", "plots=false", f"optimizer.lr={lr}", f"name=alone{k}").code == 0
         assert result(f"s/{k}")["test"] == pytest.approx(result(f"alone{k}")["test"], abs=1e-8)
     assert cli("eval", "checkpoint=s/2").code == 0
+
+
+def test_a_run_that_another_process_has_costs_that_job_alone(signal_at: Callable[..., None], cli: Cli) -> None:
+    sweep = ("-m", "name=s", "epochs=3", "record.every_steps=1", "plots=false", "optimizer.lr=0.01,0.03,0.1")
+    signal_at(8)
+    assert cli(*sweep).code == 143
+    code = "import sys, time; from pathlib import Path; from trainer.run import directory;"
+    code += "held = directory.hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    folder = Path("outputs/s/1").resolve()
+    holder = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        outcome = cli(*sweep)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert outcome.code == 1
+    assert "s/1] failed: BusyError" in outcome.err
+    assert [directory.read_status(Path("outputs/s", k))["state"] for k in "012"] == ["done", "interrupted", "done"]
 
 
 def test_runs_of_other_settings_are_not_resumed_together() -> None:
@@ -444,7 +463,7 @@ def test_auto_stacks_where_it_was_measured_to_pay(choices: dict[str, str], share
 
 @pytest.mark.slow
 def test_kill_9_at_random_times_changes_nothing(tmp_path: Path) -> None:
-    shared = {"epochs": 40, "save.every_steps": 5, "record.every_steps": 3}
+    shared = {"epochs": 300, "save.every_steps": 5, "record.every_steps": 3}
     program = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
         "import test_stack as t\n"
@@ -462,4 +481,3 @@ def test_kill_9_at_random_times_changes_nothing(tmp_path: Path) -> None:
     assert train_all(configs_of("cut", MIXED, **shared)) == straight
     for k in range(3):
         assert_same_to_the_bit(f"straight/{k}", f"cut/{k}")
-    assert "one after another" not in Path("outputs/cut/0/train.log").read_text()

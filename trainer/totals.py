@@ -22,7 +22,7 @@ class Reading:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether `loss` can be had without waiting."""
+        """Whether `loss` is available without waiting."""
         return self.arrived is None or self.arrived.query()
 
     @property

@@ -81,7 +81,10 @@ def freeze(
         return from_dict(plain, typed)
     now, merged = flatten(plain), flatten({k: v for k, v in saved.items() if k != "choices"})
     merged_choices = {**saved["choices"], **{group: choices[group] for group in GROUPS if group in typed}}
-    for rule in (_take_groups, _take_settings, _spread_impl, _drop_optimizer, _take_the_command_s_own):
+    # a run's own choice typed again is no other choice: it keeps its options, whatever recipe or experiment would bring
+    others = [group for group in GROUPS if group in typed and choices[group] != saved["choices"].get(group)]
+    _take_groups(merged, now, others)
+    for rule in (_take_settings, _spread_impl, _drop_optimizer, _take_the_command_s_own):
         rule(merged, now, typed)
     return from_dict(_nested(merged) | {"choices": merged_choices}, typed)
 
@@ -90,12 +93,12 @@ def freeze(
 # that Hydra composed from the same command line.
 
 
-def _take_groups(merged: dict[str, Any], now: Mapping[str, Any], typed: Sequence[str]) -> None:
+def _take_groups(merged: dict[str, Any], now: Mapping[str, Any], others: Sequence[str]) -> None:
     """Rule 1: another choice of a group replaces all options of the group, since each choice has its own.
 
     The device keeps what both choices have: cpu and cuda take the same precision and layout, on which results depend.
     """
-    for group in set(GROUPS) & set(typed):
+    for group in others:
         before = {key: merged.pop(key) for key in list(merged) if key.split(".")[0] == group}
         kept = before if group == "device" else {}
         merged |= {key: kept.get(key, value) for key, value in now.items() if key.startswith(f"{group}.")}

@@ -54,7 +54,7 @@ NUMBERS   seed batch_size accumulate_steps clip_norm         +     +      +     
 NUMBERS   ema_decay overfit_batches                          +     +      +     -     -         +            +
 NUMBERS   fast_dev_run                                       +     +      +     -     -         x            +
 NUMBERS   sync_batch_norm                                    +     +      +     -     -         -            -
-NUMBERS   init_from                                          +     x      +     x     x         +            x
+NUMBERS   init_from                                          +     +      +     x     x         +            x
 FAR       epochs                                             +     +      +     -     -         +            +
 FAR       early_stopping. stop_at.                           +     +      +     -     -         +            -
 RECORDS   save. reference.                                   +     +      +     -     -         -            -
@@ -133,9 +133,8 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(decisive(config.to_dict()), sort_keys=True).encode()).hexdigest()
 
 
-FOR_OTHERS = "is for eval and predict. To continue a run: resume=. To start from its weights: init_from=."
+FOR_OTHERS = "To continue a run: resume=. To start from its weights: init_from=."
 WHY_REFUSED = {
-    "resume init_from": "is for new runs: a resumed run has its weights. Leave it out.",
     "sweep resume": "continues one run. A sweep is continued by giving the same command again.",
     "eval": "is not for eval. Allowed: checkpoint=, split=, data=, device=, plots=, paths.*, impl=.",
     "predict": "is not for predict. Allowed: checkpoint=, input=, data=, device=, plots=, paths.*, impl=.",
@@ -176,7 +175,10 @@ def verdict_on(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str]:
     if verdict == REFUSED and key in GROUPS:
         return verdict, f"is not for {use}: the {key} comes from the checkpoint. What may change: data=, device=."
     if verdict == REFUSED:
-        return verdict, WHY_REFUSED.get(f"{use} {key}") or WHY_REFUSED.get(use, FOR_OTHERS)
+        whose = {"split": "eval", "input": "predict"}.get(key, "eval and predict")
+        return verdict, WHY_REFUSED.get(f"{use} {key}") or WHY_REFUSED.get(use, f"is for {whose}. {FOR_OTHERS}")
+    if key.startswith(("experiment", "recipe")):
+        return verdict, "the settings are those of the run"
     return verdict, "it is for sweeps (-m)" if key == "sweep.stack" else ""
 
 
@@ -192,8 +194,10 @@ def check_typed(use: str, typed: Mapping[str, str]) -> dict[str, str]:
         ConfigError: names the setting, the reason and what to type instead.
     """
     warnings: dict[str, str] = {}
-    for key in typed:
+    for key, value in typed.items():
         verdict, why = verdict_on(use, key, typed)
+        if verdict == REFUSED and value == "null":  # which is what these settings are when nobody types them
+            continue
         if verdict == REFUSED:
             raise ConfigError(f"{key}= {why}")
         if verdict == NO_EFFECT:  # recipe=none expands to three keys; the user is warned once

@@ -129,7 +129,7 @@ def write_status(run: Run, state: str, started: str, reason: str = "", *, checkp
         state: one of the five words.
         started: when the run was started first, in ISO 8601.
         reason: why it is in this state.
-        checkpoint: the first one that was written; once said, it stays there.
+        checkpoint: one that was written: a sign that there were some, should all be gone. Kept where it is not given.
     """
     content = {"state": state, "started": started, "reason": reason, "run": run.name}
     content["checkpoint"] = checkpoint or read_status(run.outputs).get("checkpoint", "")

@@ -111,7 +111,7 @@ def set_up_numpy() -> None:
 
 
 def matmul_is_there(matmul: str, device: torch.device) -> bool:
-    """Whether a way to multiply float32 matrices can be had on a device."""
+    """Whether a device has a way to multiply float32 matrices."""
     if matmul == "onednn":
         return device.type == "cpu" and mkldnn.is_available() and onednn_is_exact()
     if matmul == "tf32":

@@ -21,7 +21,8 @@ from trainer.utils.errors import ConfigError, DamagedError, nearest
 from trainer.utils.files import read_json
 from trainer.utils.screen import Screen
 
-NEVER_ON_RESUME = ("choices.data", "choices.model", "choices.optimizer")  # nothing of the checkpoint would fit
+# the checkpoint would not fit, or the new weights would not be used
+NEVER_ON_RESUME = ("choices.data", "choices.model", "choices.optimizer", "init_from")
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,9 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
     """
     before, now = flatten(target.saved_config()), flatten(config.to_dict())
     for name in config.resume_allow:
-        if name not in now and f"choices.{name}" not in now:
-            raise ConfigError(f"resume_allow=[{name}]: {name} is not a setting of this run.{nearest(name, now)}")
+        known = {key.removeprefix("choices.") for key in now}
+        if name not in known:
+            raise ConfigError(f"resume_allow=[{name}]: {name} is not a setting of this run.{nearest(name, known)}")
     changed = [key for key in now if key in before and now[key] != before[key]]
     if "epochs" in changed and config.schedule.name in ("cosine", "onecycle"):
         covers = f"schedule={config.schedule.name} now covers {config.epochs} epochs instead of {before['epochs']}"

@@ -215,7 +215,8 @@ class RunJob:
                 epochs = job.config.epochs if job.config is not None else 0
                 trial = held.enter_context(trial_of(own.sweeper, self.folder, number, epochs))
             try:
-                return run_job(job, self.folder, stop, trial=trial)
+                void = without_effect("sweep", job.config) if job.config is not None else []
+                return run_job(job, self.folder, stop, trial=trial, warnings=void)
             except Interrupted as error:
                 if multiprocessing.parent_process() is not None:
                     wait_for_jobs(self.folder)  # when one process ends, the launcher kills the others

@@ -54,7 +54,7 @@ def stacks_of(jobs: Sequence[Job], folder: Path) -> dict[int, list[Job]]:
 
 
 def run_together(jobs: Sequence[Job], folder: Path, stop: StopSignal, sources: MutableMapping[str, Any]) -> None:
-    """As run, for jobs that are trained as one stacked model."""
+    """As run_job, for jobs that are trained as one stacked model."""
     from trainer.sweep.stack.members import ApartError
     from trainer.sweep.stack.training import train_stack
 
@@ -67,10 +67,12 @@ def run_together(jobs: Sequence[Job], folder: Path, stop: StopSignal, sources: M
     try:
         outcomes = train_stack(configs, stop, sources=sources, screens=screens)
     except ApartError as error:
-        print(f"warning: {names[0]} to {names[-1]} are trained one after another: {error}", flush=True)
+        warning = f"warning: {names[0]} to {names[-1]} are trained one after another: {error}"
         for job in jobs:
-            run_job(job, folder, stop, sources=sources)
+            run_job(job, folder, stop, sources=sources, warnings=[warning])
         return
+    except Exception as error:  # before the first step: those that were done stay so
+        outcomes = [error if objective_of(job, folder / str(job.number)) is None else 0.0 for job in jobs]
     except Interrupted as error:
         raise Interrupted(error.signum, INTERRUPTED) from None
     for job, outcome in zip(jobs, outcomes, strict=True):
@@ -86,6 +88,7 @@ def run_job(
     *,
     trial: "Trial | None" = None,
     sources: MutableMapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
 ) -> float:
     """Train a job, resume it, or leave it alone if it is done; a failure is noted, and the other jobs still run.
 
@@ -95,6 +98,7 @@ def run_job(
         stop: the signals.
         trial: of a search; gets the metric of each epoch and the objective.
         sources: see data.load.
+        warnings: for its screen and log.
     Returns:
         The objective; nan where the job failed.
     Raises:
@@ -111,7 +115,7 @@ def run_job(
         say(f"[{name}] {job.text}")
         began = time.monotonic()
         try:
-            objective = train_job(job, folder, stop, trial, sources)
+            objective = train_job(job, folder, stop, trial, sources, warnings)
         except ProcessLost:
             raise
         except Interrupted as error:
@@ -129,7 +133,12 @@ def run_job(
 
 
 def train_job(
-    job: Job, folder: Path, stop: StopSignal, trial: "Trial | None", sources: MutableMapping[str, Any] | None
+    job: Job,
+    folder: Path,
+    stop: StopSignal,
+    trial: "Trial | None",
+    sources: MutableMapping[str, Any] | None,
+    warnings: Sequence[str],
 ) -> float:
     """Train a job under its name, or raise what is in its way."""
     if job.config is None:
@@ -139,7 +148,10 @@ def train_job(
 
     config = config_of_job(job, folder)
     report = trial.report if trial is not None else None
-    return train(config, stop, report=report, screen=Screen(job=config.name or ""), sources=sources)
+    screen = Screen(job=config.name or "")
+    for warning in warnings:
+        screen.say(warning)
+    return train(config, stop, report=report, screen=screen, sources=sources)
 
 
 def wait_for_jobs(folder: Path, seconds: float = 30.0) -> None:

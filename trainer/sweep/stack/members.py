@@ -12,7 +12,7 @@ from trainer.run.checkpoint_files import path_of_step
 from trainer.run.machine import resolve_auto
 from trainer.run.parts import ALONE
 from trainer.run.safe_load import read_checkpoint
-from trainer.utils.errors import ConfigError, DivergedError
+from trainer.utils.errors import BusyError, ConfigError, DivergedError
 from trainer.utils.screen import Screen
 
 Outcome = float | Exception  # the objective of a run, or what ended it
@@ -41,7 +41,11 @@ def begin_members(
             if status.get("state") == "diverged":  # it would diverge again
                 outcomes[k] = DivergedError(str(status["reason"]).removeprefix("DivergedError: "))
                 continue
-            config, begun = begin(config, None, ALONE, screens[k], held)
+            try:
+                config, begun = begin(config, None, ALONE, screens[k], held)
+            except BusyError as error:  # somebody resumed it alone; the others do not wait
+                outcomes[k] = error
+                continue
             if begun.finished is not None:
                 outcomes[k] = begun.finished
             elif begun.goes_further:
