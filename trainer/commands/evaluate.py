@@ -46,7 +46,7 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
     Raises:
         ConfigError: the file is missing or damaged, or does not fit the model.
     """
-    path, content = target.path(), target.read()
+    path, content = target.read()
     check_architecture(config, content, path)
     config, machine = resolve_auto(config)
     arch, preprocess = content["arch"], content["preprocess"]

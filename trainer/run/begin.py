@@ -75,10 +75,11 @@ def begin(config: Config, target: Target | None, ranks: Ranks, screen: Screen, h
         ConfigError: the name is taken, the run does not exist or cannot be resumed.
         BusyError: another process has the run.
     """
+    config = replace(config, epochs=1 if config.fast_dev_run else config.epochs)  # what will be trained
     with ranks.together():
         begun = open_run(config, target, screen, held) if ranks.is_first else Begun()  # only rank 0 locks and renames
     begun = Begun(**ranks.share(vars(begun)))
-    return replace(config, name=begun.name, epochs=1 if config.fast_dev_run else config.epochs), begun
+    return replace(config, name=begun.name), begun
 
 
 def open_run(config: Config, target: Target | None, screen: Screen, held: ExitStack) -> Begun:
@@ -92,8 +93,7 @@ def open_run(config: Config, target: Target | None, screen: Screen, held: ExitSt
     run = target.run
     if "name" in config.typed and config.name != run.name:
         raise ConfigError(f"name={config.name}: a resumed run keeps its own name, which is {run.name}.")
-    config = replace(config, name=run.name, epochs=1 if config.fast_dev_run else config.epochs)  # what will be trained
-    changed = resume.check_changes(config, target, screen)
+    changed = resume.check_changes(replace(config, name=run.name), target, screen)
     if (finished := resume.already_done(config, target, changed, screen)) is not None:
         return Begun(run.name, finished=finished)
     if run.outputs.is_dir():

@@ -30,7 +30,7 @@ def train_epochs(s: Session) -> None:
     """
     was_long = 0  # the last validation
     try:
-        while s.progress.epoch <= s.config.epochs and not s.progress.stopped:
+        while s.has_epochs_left:
             with s.stop.held():  # a signal is held back here; Watch.look checks for it after each step
                 totals = train_one(s)
                 if was_long:  # a crash in it would cost the epoch

@@ -34,6 +34,11 @@ class Session:
     failed_saves: int = 0  # since the last one that worked
     has_saved: bool = False  # whether this process wrote a checkpoint
 
+    @property
+    def has_epochs_left(self) -> bool:
+        """Whether there is something left to train."""
+        return self.progress.epoch <= self.config.epochs and not self.progress.stopped
+
 
 def check_finite(s: Session, loss: float, checked: int, step: int) -> float:
     """The loss; DivergedError where it is not finite, with the steps since it last was."""

@@ -47,13 +47,14 @@ class Target:
             raise ConfigError(f"{self.run.name} has no best.pt yet: it is written at the end of its first epoch.")
         return best
 
-    def read(self) -> dict[str, Any]:
-        """The content of the file to measure."""
+    def read(self) -> tuple[Path, dict[str, Any]]:
+        """The file to measure and its content; ConfigError as path()."""
+        path = self.path()
         if self.file is not None:
-            return dict(self.content)
+            return path, dict(self.content)
         from trainer.run.safe_load import read_checkpoint  # imports torch
 
-        return read_checkpoint(self.path())
+        return path, read_checkpoint(path)
 
 
 def find_run(target: str, *, outputs: str, checkpoints: str) -> Target | None:
@@ -76,13 +77,12 @@ def find(target: str, *, outputs: str, checkpoints: str) -> Target:
     """
     if found := find_run(target, outputs=outputs, checkpoints=checkpoints):
         return found
-    if not os.path.isfile(target):  # Path.is_file raises where a name is too long
-        raise directory.unknown_run(target, Path(outputs))
+    path = existing_file(target, outputs)
     from trainer.run.safe_load import read_checkpoint  # imports torch
 
-    content = read_checkpoint(Path(target))
+    content = read_checkpoint(path)
     run = directory.locate(content["config"]["name"], outputs=outputs, checkpoints=checkpoints)
-    return Target(run, file=Path(target), content=content)
+    return Target(run, file=path, content=content)
 
 
 def path_of(target: str, *, outputs: str, checkpoints: str) -> Path:
@@ -93,7 +93,12 @@ def path_of(target: str, *, outputs: str, checkpoints: str) -> Path:
     """
     if found := find_run(target, outputs=outputs, checkpoints=checkpoints):
         return found.path()
-    if not os.path.isfile(target):
+    return existing_file(target, outputs)
+
+
+def existing_file(target: str, outputs: str) -> Path:
+    """The path of a file that was named; ConfigError where there is none."""
+    if not os.path.isfile(target):  # Path.is_file raises where a name is too long
         raise directory.unknown_run(target, Path(outputs))
     return Path(target)
 

@@ -144,11 +144,7 @@ class Stack:
 
     def training(self) -> list[int]:
         """The places of the runs that have epochs left; they are all at the same step."""
-        return [k for k in self.unfinished() if self.is_training(self.sessions[k])]
-
-    def is_training(self, s: Session) -> bool:
-        """Whether a run that has not ended has epochs left."""
-        return s.progress.epoch <= s.config.epochs and not s.progress.stopped
+        return [k for k in self.unfinished() if self.sessions[k].has_epochs_left]
 
     def train(self, stop: StopSignal) -> None:
         """The epochs that are left, and the end: as train_epochs and finish_run for a lone run."""
@@ -166,7 +162,7 @@ class Stack:
         except Interrupted:
             with stop.held():  # a later signal must not end the saves
                 for k in self.unfinished():
-                    if self.is_training(self.sessions[k]) or self.sessions[k].failed_saves:
+                    if self.sessions[k].has_epochs_left or self.sessions[k].failed_saves:
                         self.each(k, save_checkpoint)
             raise
         for k in self.unfinished():
@@ -268,7 +264,7 @@ class Stack:
         """
         try:
             if updated:
-                if self.is_training(self.sessions[k]):
+                if self.sessions[k].has_epochs_left:
                     self.write_back(k)
                 restore_rng(self.rng[k], self.own.machine.device)
             what(self.sessions[k], *args)
