@@ -58,6 +58,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
             code = main.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # after a signal, the program ignores a second one
         set_up("cpu")  # threads and matrix products as before
         np.seterr(all="warn")
         captured = capfd.readouterr()

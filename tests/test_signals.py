@@ -61,9 +61,20 @@ def test_nothing_takes_an_interruption_for_a_failure() -> None:
 
 def test_the_handlers_come_back() -> None:
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(Interrupted), StopSignal():
-        signal.raise_signal(signal.SIGINT)
+    with StopSignal():
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] != before
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_sigterm_on_the_way_out_changes_nothing() -> None:
+    """Some senders signal the process and then its group: its exit code is that of the first."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(Interrupted), StopSignal():
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # would end this process, and the tests with it
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_second_sigterm_soon_after_the_held_work_ended_raises_no_second_time() -> None:

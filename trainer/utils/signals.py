@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from trainer.utils.errors import Interrupted
 
@@ -40,10 +40,12 @@ class StopSignal:
         self._raised_at = 0.0
 
     def __enter__(self) -> "StopSignal":
-        self._before = {s: signal.signal(s, self._arrived) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before: dict[signal.Signals, Any] = {s: signal.signal(s, self._arrived) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.signum:  # the process is on its way out: a second SIGTERM must not change its exit code
+            self._before[signal.SIGTERM] = lambda *_: None
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
