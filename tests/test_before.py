@@ -29,12 +29,12 @@ def straight(tmp_path: Path) -> dict[str, Any]:
     return losses
 
 
-def check_run(name: str, straight: dict[str, Any]) -> None:
+def check_run(name: str, straight: dict[str, Any], *, rel: float = 1e-4) -> None:
     """The run has all its epochs, each with the losses of the uninterrupted one (on another CPU, to its rounding)."""
     rows = directory.read_metrics(Path("outputs", name))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     for row, expected in zip(rows, straight[name], strict=True):
-        assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-4)
+        assert {key: row[key] for key in expected} == pytest.approx(expected, rel=rel)
     assert directory.read_status(Path("outputs", name))["state"] == "done"
 
 
@@ -47,7 +47,9 @@ def test_an_interrupted_run_of_before_is_resumed(straight: dict[str, Any], cli: 
 def test_a_finished_run_of_before_is_extended(straight: dict[str, Any], cli: Cli) -> None:
     outcome = cli("resume=finished", "epochs=4")
     assert outcome.code == 0, outcome.err
-    check_run("finished", straight)
+    check_run(
+        "finished", straight, rel=1e-3
+    )  # the mean of the weights grows to its decay now: before, it began with it
 
 
 @pytest.mark.parametrize("target", ["finished", "finished:last", "checkpoints/finished/best.pt"])

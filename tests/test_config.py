@@ -30,7 +30,7 @@ from trainer.config.options import (
     load_yaml,
     run_settings,
 )
-from trainer.config.ranges import RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF
+from trainer.config.ranges import RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF, FilePath
 from trainer.config.schema import BUILT, GROUPS, Config
 from trainer.data import DATASETS
 from trainer.models import MODELS
@@ -504,7 +504,8 @@ def bad_values(key: str, default: Any) -> st.SearchStrategy[Any]:
         return bad if default is None else st.one_of(bad, st.none())
     if key == "data.channels":
         return st.sampled_from([0, 2, 4, -1, 1.0, 3.0, "3", True, None, [3]])
-    allowed = set(re.findall(rf"(?:^|\| |: ){word}", COMMENTS.get(key, ""))) if key in RANGES else set()
+    allowed = set(re.findall(rf"(?:^|\| |: ){word}", COMMENTS.get(key, "")))
+    allowed = allowed if key in RANGES and not isinstance(RANGES[key], FilePath) else set()
     bad_texts = st.sampled_from(["", 3, 0.5, True, [], ["a"], {}, (), "${oc.env:HOME}", "a${x}"])
     if allowed:
         return st.one_of(bad_texts, st.text(min_size=1).filter(lambda text: text not in COMMENTS[key]))

@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import Cli
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer import build, engine
 from trainer.config.schema import Choice
@@ -34,7 +33,7 @@ def trained(
     batches = [examples()] * steps
     parts = engine.whole(batches) if num_parts == 1 else engine.in_parts(batches, [22] * steps, num_parts, totals)
     if with_ema:
-        options["ema"] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+        options["ema"] = build.running_mean(model, 0.2)
         model.ema = [options["ema"]]  # in a list: no submodule
     for _ in engine.train_epoch(
         model,
@@ -80,10 +79,10 @@ def test_a_long_gradient_is_cut_to_the_norm_and_a_short_one_is_left() -> None:
 
 
 def test_the_running_mean_is_the_written_out_one() -> None:
-    mean = None
-    for steps in (1, 2, 3):
-        weight = trained(steps=steps)[0].weight.detach()
-        mean = weight if mean is None else 0.5 * mean + 0.5 * weight
+    """Its decay grows to 0.2: 2 / 11 after one update, 3 / 12 is more already."""
+    mean, second, third = (trained(steps=steps)[0].weight.detach() for steps in (1, 2, 3))
+    for decay, weight in ((2 / 11, second), (0.2, third)):
+        mean = decay * mean + (1 - decay) * weight
     model, _ = trained(steps=3, with_ema=True)
     torch.testing.assert_close(model.ema[0].module.weight.detach(), mean, rtol=0, atol=1e-12)
 

@@ -152,7 +152,7 @@ def test_freeze_takes_the_command_s_own_settings_from_the_command_and_the_others
         line = row_for(key)
         assert line is not None
         assert found == (default if line.role is Role.COMMAND else flatten(saved)[key]), key
-    assert untested == ["optimizer.nesterov"]  # which needs a momentum
+    assert untested == ["reference.metric", "optimizer.nesterov"]  # which need a value, and a momentum
 
 
 def test_what_check_resume_overwrites_cannot_be_typed_without_an_answer(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer.config.ranges import IMPLS_OF
 from trainer.config.schema import Choice
@@ -171,6 +172,20 @@ def build_schedule(choice: Choice, lr: float, steps_per_epoch: int, epochs: int)
     total = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * epochs}
     factor: Callable[..., float] = partial(SCHEDULES[choice.name], **total, **choice.options)
     return lambda step: lr * factor(step)
+
+
+def running_mean(model: nn.Module, decay: float) -> AveragedModel:
+    """The running mean of the weights and buffers, with decay min(decay, (1 + t) / (10 + t)) after t updates.
+
+    With 0.999 from the start, a mean of the first thousand steps would be mostly initial weights.
+    """
+
+    def average(means: Any, now: Any, num_updates: Any) -> None:
+        t = int(num_updates)
+        get_ema_multi_avg_fn(min(decay, (1 + t) / (10 + t)))(means, now, num_updates)
+
+    # with buffers: mean weights need the mean of the statistics that they were normalised by
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -17,6 +17,7 @@ from trainer.config.options import (
     run_settings,
     unknown_key,
 )
+from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import GROUPS
 from trainer.utils.errors import ConfigError, listed, nearest
 
@@ -47,7 +48,7 @@ class Command:
 
     @property
     def values(self) -> dict[str, str]:
-        """{key: value} as typed, without quotes; where a key was typed twice, the last one wins."""
+        """{key: value} as typed, without quotes."""
         return {key: unquote(text) for key, text in map(split_word, self.overrides)}
 
     @property
@@ -74,13 +75,19 @@ def split_word(word: str) -> tuple[str, str]:
 
 def unquote(text: str) -> str:
     """The text between quotes that `quote` put round it."""
-    return re.sub(r"\\(['\\])", r"\1", text[1:-1]) if len(text) > 1 and text[0] == text[-1] == "'" else text
+    if len(text) < 2 or not text[0] == text[-1] == "'":
+        return text
+    return re.sub(r"(\\+)('|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], text[1:-1])
 
 
 def quote(text: str) -> str:
     """Text as a quoted value of Hydra's grammar; null stays null, which is how a setting is unset."""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text if text == "null" or quoted else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if text == "null" or quoted:
+        return text
+    # in the grammar a backslash is one by itself, as in C:\images, but not in front of a quote or at the end
+    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{text}'"
 
 
 def parse_command(args: Sequence[str]) -> Command:
@@ -115,12 +122,23 @@ def parse_command(args: Sequence[str]) -> Command:
             )
         else:
             overrides += expand(word, multirun or "-m" in words or "--multirun" in words)
+    check_twice(overrides)
     check_engines(overrides, multirun)  # at the end, since -m may come last
     if multirun and flags:
         raise ConfigError(f"{flags[0]} prints the settings of one run. Leave -m and the lists of values out.")
     if multirun and verb != "train":
         raise ConfigError(f"-m is for training. Run {verb} without it, once for each value.")
     return Command(verb, tuple(overrides), multirun, tuple(flags))
+
+
+def check_twice(words: Sequence[str]) -> None:
+    """Refuse a setting that was typed twice: the last word would win without a word about the first."""
+    before: dict[str, str] = {}
+    for key, value in map(split_word, words):
+        if key in before:
+            both = f"{key}={unquote(before[key])} and {key}={unquote(value)}"
+            raise ConfigError(f"{key} is given twice: {both}. Leave one of them out.")
+        before[key] = value
 
 
 def check_engines(words: Sequence[str], multirun: bool) -> None:
@@ -186,4 +204,6 @@ def expand(word: str, multirun: bool) -> list[str]:
         return [f"{key}={value}"]
     if key not in all_keys():
         raise unknown_key(key)
+    if value and isinstance(rule := RANGES.get(key), FilePath):  # here, since a run is looked up before Hydra composes
+        value = rule(value)
     return [f"{key}={quote(value) if PLAIN_TEXT.match(key) else value}"]

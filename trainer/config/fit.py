@@ -35,6 +35,8 @@ def check_fit(config: Config) -> None:
         raise ConfigError(f"model.bias_std={model['bias_std']:g} is for the initial biases, but {reason}. Allowed: 0.")
     if config.data.name == "folder" and not config.data["root"]:
         raise ConfigError("data=folder needs data.root=<a folder with a folder of images for each class>.")
+    if config.reference.metric is not None and config.reference.value is None:
+        raise ConfigError("reference.metric needs reference.value: the published figure, shown beside the result.")
     val_fraction = config.data["val_fraction"]
     if val_fraction >= 1 and val_fraction != int(val_fraction):
         raise ConfigError(

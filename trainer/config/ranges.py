@@ -4,6 +4,7 @@ The YAML files of configs/ say which settings exist and of which type they are; 
 """
 
 import math
+import os
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,6 +110,18 @@ class Such:
 
 
 @dataclass(frozen=True)
+class FilePath:
+    """A path, or a name that may stand in its place; ~ is the home directory."""
+
+    def __str__(self) -> str:
+        return "text"
+
+    def __call__(self, value: Any) -> Any:
+        """Return the path without ~, or raise ValueError."""
+        return os.path.expanduser(TEXT(value))
+
+
+@dataclass(frozen=True)
 class Either:
     """A value that one of two rules allows."""
 
@@ -138,6 +151,8 @@ SHARE = Range(0, 1, open_high=True)
 POSITIVE = Range(0, 1e6, open_low=True)
 IMPLS = ("concise", "autograd", "scratch", "numpy")
 RANGES: dict[str, Rule] = {
+    **{key: FilePath() for key in ("resume", "checkpoint", "input", "init_from", "data.root")},
+    **{f"paths.{folder}": FilePath() for folder in ("data", "outputs", "checkpoints", "cache")},
     "seed": SEED,
     "epochs": Range(1, 100_000, whole=True),
     "batch_size": Range(1, 1_000_000, whole=True),

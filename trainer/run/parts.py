@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer import build, engine
 from trainer.config.fit import needs_validation
@@ -198,10 +197,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
     )
     if not ranks.is_first:  # after the weights, which all ranks share; else all would drop the same units
         seed_everything(seed_of_rank(config.seed, ranks.rank))
-    ema = None
-    if config.ema_decay:
-        # with buffers: mean weights need the mean of the statistics that they were normalised by
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    ema = build.running_mean(model, config.ema_decay) if config.ema_decay else None
     # for float16 alone: bfloat16 has the exponents of float32, and nothing vanishes
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.autocast_to == torch.float16)
     return Parts(

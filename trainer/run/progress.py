@@ -10,7 +10,7 @@ from trainer.totals import Totals
 from trainer.utils.objective import deciding_metric, score
 from trainer.utils.ranks import Ranks
 
-EARLY_STOP = ("bad_epochs", "stopped")  # in a checkpoint they stand apart from the rest
+EARLY_STOP = ("bad_epochs", "counted", "stopped")  # in a checkpoint they stand apart from the rest
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Progress:
     num_correct: int = 0  # of this epoch's samples
     seconds: float = 0.0  # of training in this epoch
     bad_epochs: int = 0  # since the deciding metric last improved by more than early_stopping.min_delta
+    counted: float = math.nan  # its value then; not a number: of the best epoch, as in a file of an earlier version
     stopped: str = ""  # why training ended before its last epoch
     waiting: str = ""  # lines of metrics.jsonl that a full disk did not take
     # metric, value, epoch, step, val_loss, val_accuracy of the best epoch
@@ -58,10 +59,17 @@ class Progress:
         """
         metric = deciding_metric(row)
         value = score(metric, row[metric])
-        gain = value - score(metric, self.best["value"]) if self.best else math.inf
-        # min_delta only decides about patience: any gain makes an epoch the best
-        self.bad_epochs = 0 if gain > config.early_stopping.min_delta else self.bad_epochs + 1
-        if gain > 0 or metric.startswith("train"):  # a training metric cannot show overfitting: the last epoch counts
+        before = score(metric, self.best["value"]) if self.best else -math.inf
+        # min_delta only decides about patience, and is measured from the last gain that counted: measured from the best
+        # epoch, a run that gains a little in every epoch would be stopped
+        counted = before if math.isnan(self.counted) else score(metric, self.counted)
+        if value - counted > config.early_stopping.min_delta:
+            self.bad_epochs, self.counted = 0, row[metric]
+        else:
+            self.bad_epochs += 1
+        if value > before or metric.startswith(
+            "train"
+        ):  # a training metric cannot show overfitting: the last epoch counts
             self.best = {"metric": metric, "value": row[metric], "epoch": row["epoch"], "step": row["step"]}
             self.best |= {key: row.get(key) for key in ("val_loss", "val_accuracy")}
         self.epoch, self.samples, self.seconds = self.epoch + 1, 0, 0.0  # a checkpoint now says: this epoch is done

@@ -40,7 +40,9 @@ class StopSignal:
         self._raised_at = 0.0
 
     def __enter__(self) -> "StopSignal":
-        self._before: dict[signal.Signals, Any] = {s: signal.signal(s, self._arrived) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before: dict[signal.Signals, Any] = {
+            s: signal.signal(s, self._arrived) for s in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
