@@ -2,15 +2,19 @@
 
 import itertools
 import math
+import signal
+import time
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.batches import Batches, Placement, eval_batch_size, generator, move, moves, normalizer
 from trainer.data.splits import Split, Splits
+from trainer.data.workers import shutting_down, start_worker
+from trainer.utils.errors import Interrupted
 
 CPU = Placement(torch.device("cpu"), torch.float64)
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -277,3 +281,24 @@ def test_an_empty_split_has_no_batches() -> None:
     empty.x, empty.y = empty.x[:0], empty.y[:0]
     assert len(empty) == 0
     assert list(empty.epoch(1)) == []
+
+
+class Stuck(Dataset[Tensor]):
+    """Images that never come, as from a network drive that is gone."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        time.sleep(60)
+        return torch.zeros(1)
+
+
+def test_workers_that_do_not_answer_end_with_an_error_at_once() -> None:
+    iterator = iter(DataLoader(Stuck(), batch_size=2, num_workers=2, worker_init_fn=start_worker))
+    time.sleep(0.5)  # until they ignore SIGTERM
+    began = time.monotonic()
+    with pytest.raises(Interrupted), shutting_down(iterator):
+        raise Interrupted(signal.SIGTERM)
+    assert time.monotonic() - began < 4  # torch would wait for ten seconds, and then for the second one
+    assert not any(worker.is_alive() for worker in iterator._workers)

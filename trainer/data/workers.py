@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
+
 from trainer.utils.signals import end_with_parent
 
 
@@ -29,8 +31,33 @@ def shutting_down(iterator: Any) -> Iterator[Any]:
     Without this they end when the iterator is collected. The traceback of an error keeps it alive, and at exit Python
     would wait for ever for processes that ignore SIGTERM.
     """
+    has_workers = hasattr(iterator, "_shutdown_workers")
     try:
         yield iterator
-    finally:
-        if hasattr(iterator, "_shutdown_workers"):  # there are workers
-            iterator._shutdown_workers()
+    except BaseException:
+        if has_workers:
+            kill_workers(iterator)
+        raise
+    if has_workers:
+        iterator._shutdown_workers()
+
+
+def kill_workers(iterator: Any) -> None:
+    """End the workers of a DataLoader without asking them, after an error or a signal.
+
+    Where a signal was raised inside one of the queues, the queue may wake nobody any more: the workers would not hear
+    that they should end, and torch would wait five to ten seconds for each of them.
+    """
+    iterator._shutdown = True  # torch has nothing left to do
+    if iterator._worker_pids_set:  # else torch would report each killed worker as an error
+        _remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+    for worker in iterator._workers:
+        worker.kill()
+    for worker in iterator._workers:
+        worker.join()
+    for queue in iterator._index_queues:
+        queue.cancel_join_thread()
+        queue.close()
+    if hasattr(iterator, "_pin_memory_thread"):
+        iterator._pin_memory_thread_done_event.set()
