@@ -283,6 +283,18 @@ def test_an_empty_split_has_no_batches() -> None:
     assert list(empty.epoch(1)) == []
 
 
+@pytest.mark.parametrize("start", [0, 4])
+def test_a_smaller_last_batch_can_be_dropped(start: int) -> None:
+    x = torch.arange(10, dtype=torch.float64)[:, None]
+    splits = Splits(Split(x, x), *[Split(x[:0], x[:0])] * 2, (1,), 1, "regression", (), (), (), "")
+    batches = Batches(splits, splits.train, CPU, batch_size=4, seed=0, drop_last=True)
+    whole = Batches(splits, splits.train, CPU, batch_size=4, seed=0)
+    assert (len(batches), len(whole)) == (2, 3)
+    dropped, kept = ([x.flatten().tolist() for x, _ in each.epoch(1, start)] for each in (batches, whole))
+    assert dropped == kept[:-1]
+    assert [len(batch) for batch in dropped] == batches.sizes(start) == [4, 4][start // 4 :]
+
+
 class Stuck(Dataset[Tensor]):
     """Images that never come, as from a network drive that is gone."""
 

@@ -84,12 +84,43 @@ def test_a_split_that_turns_out_empty_is_refused_where_it_is_needed(cli: Cli, wo
     assert "validation" in outcome.err
 
 
-def test_a_lone_last_example_under_batch_normalisation_is_explained(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "left", "advice"),
+    [
+        (("batch_size=4",), "batch_size=4 leaves a last batch of one", "data.drop_last=true"),
+        (("batch_size=1",), "batch_size=1 leaves a batch of one", "a larger batch_size"),
+        (
+            ("batch_size=3", "accumulate_steps=2"),
+            "accumulate_steps=2 computes a part",
+            "another accumulate_steps",
+        ),
+        (("batch_size=3", "accumulate_steps=2", "impl=scratch"), "accumulate_steps=2", "another accumulate_steps"),
+    ],
+)
+def test_a_lone_example_under_batch_normalisation_is_refused_before_the_first_step(
+    words: tuple[str, ...], left: str, advice: str, cli: Cli, lone: tuple[str, ...]
+) -> None:
+    outcome = cli(*lone, *words)
+    assert outcome.code == 2
+    assert left in outcome.err
+    assert advice in outcome.err
+    assert not Path("outputs").exists() or not list(Path("outputs").iterdir())
+
+
+@pytest.mark.parametrize(("word", "steps"), [("data.drop_last=true", 2), ("data.size=16", 3)])
+def test_a_lone_last_example_is_dropped_or_does_no_harm(word: str, steps: int, cli: Cli, lone: tuple[str, ...]) -> None:
+    outcome = cli(*(w for w in lone if w.split("=")[0] != word.split("=")[0]), word, "batch_size=4")
+    assert outcome.code == 0, outcome.err
+    rows = Path("outputs/a/metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[0])["step"] == steps
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> tuple[str, ...]:
+    """Words for 9 training images and batch normalisation over 1 x 1 pixels in the last layers."""
     write_class_folders(tmp_path / "p", {"train": 12, "test": 3}, size=8)
     words = ("data=folder", "data.root=p", "data.size=8", "model=resnet18", "data.val_fraction=3")
-    outcome = cli(*words, "batch_size=4", "epochs=1", "plots=false")
-    assert outcome.code == 2
-    assert "batch_size=4" in outcome.err
+    return (*words, "epochs=1", "plots=false", "name=a")
 
 
 def test_pictures_may_have_any_name(cli: Cli, tmp_path: Path) -> None:

@@ -279,6 +279,36 @@ def test_paths_with_signs_of_the_grammar_work(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "outputs" / "eval-a=b" / "eval-synthetic-test.json").is_file()
 
 
+def test_a_path_is_taken_as_it_was_typed(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    words = (r"paths.outputs=~/C:\runs\\new", "paths.checkpoints=~/it's\\")
+    outcome = cli("name=a", "plots=false", "epochs=1", *words)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "home" / r"C:\runs\\new" / "a" / "result.json").is_file()
+    assert (tmp_path / "home" / "it's\\" / "a" / "best.pt").is_file()
+    assert cli("eval", "checkpoint=~/it's\\/a/best.pt").code == 0
+    assert not Path("~").exists()
+    outcome = cli("data=folder", r"data.root=C:\Users\me")
+    assert outcome.code == 2
+    assert r"error: C:\Users\me: there is no such folder" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "words", [("eval", "checkpoint=a", "checkpoint=b"), ("-m", "seed=1", "+seed=2"), ("seed=1", "seed=1")]
+)
+def test_a_setting_that_is_given_twice_is_refused(words: tuple[str, ...], cli: Cli) -> None:
+    outcome = cli(*words)
+    assert outcome.code == 2
+    assert "is given twice: " in outcome.err
+    assert not Path("outputs").exists()
+
+
+def test_half_a_reference_is_refused_before_the_first_step(cli: Cli) -> None:
+    outcome = cli("reference.metric=test_loss", "plots=false")
+    assert outcome.code == 2
+    assert "reference.metric needs reference.value" in outcome.err
+
+
 def test_quotes_that_were_typed_are_taken_off(cli: Cli, tmp_path: Path) -> None:
     assert cli("name='a'", "plots=false", "epochs=1").code == 0
     assert (tmp_path / "outputs" / "a" / "result.json").is_file()

@@ -151,7 +151,7 @@ def test_options_of_an_optimizer_are_keywords_of_torch(name: str) -> None:
 
 @pytest.mark.parametrize("name", choices_of("data"))
 def test_options_of_a_data_set_are_its_keywords_and_the_common_ones(name: str) -> None:
-    common = {"val_fraction", "split_seed", "order_seed", "limit"}
+    common = {"val_fraction", "split_seed", "order_seed", "drop_last", "limit"}
     common |= {"normalize", "augment"} if name in PICTURE_SETS else set()
     common |= {"resident"} if name in PICTURE_SETS else set()
     common |= {"workers"} if name == "folder" else set()
@@ -486,7 +486,7 @@ def bad_values(key: str, default: Any) -> st.SearchStrategy[Any]:
                 (0.5, 0.5),
             ]
         )
-    if key in ("data.resident", "device.channels_last", "sweep.stack"):
+    if key in ("data.resident", "device.channels_last", "sweep.stack", "plots"):
         return st.sampled_from(["yes", "", 1, 0, 1.0, None, [], [True], {}])
     if isinstance(default, bool):
         return st.sampled_from([None, 0, 1, 0.0, "true", "false", "", "yes", [], [True], {}])

@@ -10,8 +10,11 @@ from conftest import Cli
 from torch import Tensor, nn
 
 from trainer import build, engine
+from trainer.config.freeze import from_dict
+from trainer.config.options import group_choices
 from trainer.config.schema import Choice
 from trainer.models import MODELS
+from trainer.run.progress import Progress
 from trainer.totals import Totals
 
 LR = 0.1
@@ -113,6 +116,20 @@ def test_models_have_the_published_number_of_parameters(
     assert build.parameter_count(MODELS[name](nn, shape, 10, **options)) == published
 
 
+def test_a_gain_counts_from_the_last_one_that_counted() -> None:
+    """As in Keras and Lightning: 1.000 -> 0.994 -> 0.988 gains 0.012 since 1.000, although 0.006 in each epoch."""
+    config = from_dict({"choices": CHOICES, "early_stopping": {"patience": 2, "min_delta": 0.01}})
+    progress, bad = Progress(), []
+    for epoch, loss in enumerate((1.000, 0.994, 0.988, 0.982, 0.979), 1):
+        assert not progress.stopped
+        progress.end_epoch(config, {"epoch": epoch, "step": epoch, "train_loss": loss, "val_loss": loss})
+        bad.append(progress.bad_epochs)
+    assert bad == [0, 1, 0, 1, 2]
+    assert progress.stopped
+    assert progress.best["epoch"] == 5  # any gain makes an epoch the best
+
+
+CHOICES = group_choices({"data": "synthetic"})
 TINY = ("data=mnist", "model=lenet", "batch_size=50", "plots=false")
 
 

@@ -39,7 +39,8 @@ role      settings                                         train resume sweep ev
 NUMBERS   experiment recipe recipe/                          +     -      +     -     -         +            +
 NUMBERS   data data.                                         +     +      +     +     +         +            +
 NUMBERS   data.val_fraction data.split_seed data.limit       +     +      +     -     -         +            +
-NUMBERS   data.normalize data.augment data.order_seed        +     +      +     -     -         +            +
+NUMBERS   data.normalize data.augment                        +     +      +     -     -         +            +
+NUMBERS   data.order_seed data.drop_last                     +     +      +     -     -         +            +
 MACHINE   data.mirror data.resident data.workers             +     +      +     +     +         +            +
 NUMBERS   model loss optimizer schedule                      +     +      +     x     x         +            +
 NUMBERS   model. loss. optimizer. schedule.                  +     +      +     -     -         +            +

@@ -18,7 +18,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "folder": class_folders,
 }
 CUT = ("val_fraction", "split_seed", "limit", "normalize")  # options that splits.cut handles, for every set alike
-BATCHES = ("augment", "workers", "resident", "order_seed")  # options that batches.py handles
+BATCHES = ("augment", "workers", "resident", "order_seed", "drop_last")  # options that batches.py handles
 
 
 def load(choice: Choice, paths: Paths, sources: MutableMapping[str, Source] | None = None) -> Splits:

@@ -30,7 +30,7 @@ class Placement:
 
 
 class Batches:
-    """The mini-batches of one split. The last one may be short.
+    """The mini-batches of one split. The last one may be short, unless it is dropped.
 
     Args:
         splits: gives the normalisation and the shape of an example.
@@ -39,6 +39,7 @@ class Batches:
         batch_size: number of examples in a batch of all ranks together; None: eval_batch_size().
         seed: shuffles and augments; None takes the examples in order and unchanged.
         augment: none, crop_flip or shift.
+        drop_last: leave out a last batch that is smaller than the others.
         resident: whether a set in memory is copied to the device once (auto: if it needs at most half of what is free
             there); otherwise each batch is sent there.
         workers: number of processes that decode images on disk.
@@ -55,6 +56,7 @@ class Batches:
         batch_size: int | None = None,
         seed: int | None = None,
         augment: str = "none",
+        drop_last: bool = False,
         resident: str | bool = "auto",
         workers: int = 0,
         rank: int = 0,
@@ -62,7 +64,7 @@ class Batches:
     ) -> None:
         self.placement, self.seed, self.workers = placement, seed, workers
         self.rank, self.world, self.in_shape = rank, world, splits.in_shape
-        self.batch_size = batch_size or eval_batch_size(splits.in_shape)
+        self.batch_size, self.drop_last = batch_size or eval_batch_size(splits.in_shape), drop_last
         self.x = split.x
         if isinstance(split.x, Tensor) and (fits(split.x, placement.device) if resident == "auto" else resident):
             self.x = split.x.to(placement.device)
@@ -75,12 +77,13 @@ class Batches:
             self.moves = moves(self.augment, *splits.in_shape[1:]).to(placement.device)
 
     def __len__(self) -> int:
-        return -(-len(self.y) // self.batch_size)  # rounded up
+        return len(self.sizes())
 
     def sizes(self, start: int = 0) -> list[int]:
         """Return the number of examples in each batch of all ranks, from the `start`-th example on."""
         n = len(self.y)
-        return [min(self.batch_size, n - i) for i in range(start, n, self.batch_size)]
+        end = n // self.batch_size * self.batch_size if self.drop_last else n
+        return [min(self.batch_size, n - i) for i in range(start, end, self.batch_size)]
 
     def epoch(self, epoch: int, start: int = 0, *, whole: bool = False) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Yield the batches of an epoch.
@@ -101,11 +104,12 @@ class Batches:
         order = torch.arange(n)
         if self.seed is not None:
             order = torch.randperm(n, generator=generator(self.seed, epoch, "order"))
+        used = order[start : start + sum(self.sizes(start))]
         rank, world = (0, 1) if whole else (self.rank, self.world)
         # The order goes to the device once an epoch: a copy for each batch would make the CPU wait for a GPU.
         batches, on_device = (
-            [part_of(indices, rank, world) for indices in each[start:].split(self.batch_size) if len(indices)]
-            for each in (order, order.to(self.placement.device))
+            [part_of(indices, rank, world) for indices in each.split(self.batch_size) if len(indices)]
+            for each in (used, used.to(self.placement.device))
         )
         if self.augment != "none":
             assert self.seed is not None

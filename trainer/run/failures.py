@@ -27,9 +27,6 @@ def explain(error: BaseException, config: Config) -> BaseException:
     if isinstance(error, Interrupted):
         return Interrupted(error.signum, f"interrupted; {command_for(config, 'resume')} continues.")
     text = str(error) or type(error).__name__
-    if "more than 1 value per channel" in text:
-        what = "a batch of one example, which batch normalisation cannot scale in training"
-        return ConfigError(f"batch_size={config.batch_size} leaves {what}. Choose another batch_size or data.limit.")
     if isinstance(error, ConfigError) and "Original Traceback" in text:  # raised in a worker process
         return ConfigError(text.strip().splitlines()[-1].partition("ConfigError: ")[2])
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -191,6 +191,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         seed=order_seed(config),
         # memorising means the same pixels each time
         augment="none" if config.overfit_batches else config.data.options.get("augment", "none"),
+        drop_last=config.data.options.get("drop_last", False),
         rank=ranks.rank,
         world=ranks.world,
         **reading(config),
