@@ -1,14 +1,22 @@
 """What once went wrong: collisions of names, files from strangers, data of odd shapes, commands typed in odd ways."""
 
+import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cli, start, write_class_folders
+from conftest import ROOT, Cli, start, write_class_folders
+
+from trainer.config.freeze import from_dict
+from trainer.config.options import group_choices
+from trainer.data.splits import Split, Splits
+from trainer.run.parts import narrow
 
 QUICK = ("plots=false", "epochs=2")
 
@@ -232,3 +240,129 @@ def test_a_signal_during_the_test_evaluation_leaves_a_run_to_go_on_with(tmp_path
     process.communicate(timeout=60)
     state = json.loads((tmp_path / "outputs/a/status.json").read_text())["state"]
     assert (process.returncode, state) in ((143, "interrupted"), (0, "done"))
+
+
+@pytest.fixture
+def sorted_folder(tmp_path: Path) -> tuple[str, ...]:
+    """Words for 60 images of three classes in folders, of which 6 are cut for the test, and the trained run `a`."""
+    write_class_folders(tmp_path / "p", {"": 60}, size=8)
+    return ("data=folder", "data.root=p", "data.size=8", "data.channels=1", "model=softmax", "batch_size=6", "name=a")
+
+
+@pytest.mark.parametrize(
+    ("words", "split", "n"),
+    [
+        (("data=folder", "data.root=p"), "test", 6),  # the run's own data typed again
+        (("data=folder",), "val", 9),
+        (("data=folder", "data.val_fraction=0.5"), "test", 6),  # which cuts nothing from the test
+        (("data=folder", "data.root=other"), "test", 6),  # other images, cut as the run's own were
+    ],
+)
+def test_eval_keeps_the_cut_of_the_training(
+    words: tuple[str, ...], split: str, n: int, cli: Cli, sorted_folder: tuple[str, ...]
+) -> None:
+    assert cli(*sorted_folder, *QUICK, "data.val_fraction=9", "data.limit=30").code == 0
+    write_class_folders(Path("other"), {"": 59}, size=8)
+    outcome = cli("eval", "checkpoint=a", f"split={split}", *words)
+    assert outcome.code == 0, outcome.err
+    assert f"{split}: accuracy" in outcome.out
+    assert f" on {n} examples" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "said"),
+    [
+        ("eval", ("data.test_fraction=0.5",), "data.test_fraction=0.5: the model was trained with 0.1"),
+        ("eval", ("data=folder", "data.root=copy", "data.test_fraction=0.5"), "was trained with 0.1"),
+        ("predict", ("data.test_fraction=0.5",), "was trained with 0.1"),
+    ],
+)
+def test_no_image_is_measured_as_test_that_was_trained_on(
+    verb: str, words: tuple[str, ...], said: str, cli: Cli, sorted_folder: tuple[str, ...]
+) -> None:
+    assert cli(*sorted_folder, *QUICK).code == 0
+    shutil.copytree("p", "copy")
+    outcome = cli(verb, "checkpoint=a", *words)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert not list(Path("outputs/a").glob("eval-*"))
+
+
+def test_a_set_that_grew_has_no_known_test_part_any_more(cli: Cli, sorted_folder: tuple[str, ...]) -> None:
+    assert cli(*sorted_folder, *QUICK).code == 0
+    shutil.copy("p/class0/0000.png", "p/class0/9999.png")
+    outcome = cli("eval", "checkpoint=a")
+    assert outcome.code == 2
+    assert "p is not what it was in the training" in outcome.err
+
+
+def test_a_trial_of_one_batch_is_no_result(cli: Cli, sorted_folder: tuple[str, ...]) -> None:
+    assert cli(*sorted_folder, *QUICK).code == 0
+    words = [word for word in sorted_folder if word != "name=a"]
+    outcome = cli(*words, "plots=false", "fast_dev_run=true", "name=trial")
+    assert outcome.code == 0, outcome.err
+    assert "fast_dev_run: everything runs" in outcome.out
+    result = json.loads(Path("outputs/trial/result.json").read_text())
+    assert (result["fast_dev_run"], result["test"]["n"]) == (True, 6)
+    assert "checkpoints/a/best.pt" in cli("eval", "checkpoint=last").out  # the trial is newer
+    outcome = cli("-m", *words, "plots=false", "fast_dev_run=true", "seed=0,1", "name=s")
+    assert outcome.code == 0, outcome.err
+    rows = list(csv.DictReader(Path("outputs/s/sweep.csv").read_text().splitlines()))
+    assert [(row["status"], row["objective"], row["test_accuracy"]) for row in rows] == [("done", "", "")] * 2
+
+
+def test_the_one_batch_of_a_trial_has_all_classes(cli: Cli, tmp_path: Path) -> None:
+    """Where a set lies sorted by class, its first images are all of one."""
+    config = from_dict(
+        {"choices": group_choices({"data": "folder"}), "data": {"root": "p"}, "fast_dev_run": True, "batch_size": 64}
+    )
+    y = torch.arange(3).repeat_interleave(100)
+    split = Split(torch.zeros(300, 1), y)
+    splits = Splits(split, split, split, (1,), 3, "classification", ("a", "b", "c"), (), (), "")
+    few = narrow(config, splits, 0)
+    assert [part.y.bincount().tolist() for part in (few.train, few.val, few.test)] == [[22, 21, 21]] * 3  # of 64
+
+
+def test_a_run_is_overwritten_when_the_new_one_starts_and_not_before(cli: Cli, sorted_folder: tuple[str, ...]) -> None:
+    assert cli(*sorted_folder, *QUICK).code == 0
+    before = weights_of("a")
+    outcome = cli(*sorted_folder, *QUICK)
+    assert (outcome.code, "overwrite=true starts anew" in outcome.err) == (2, True)
+    Path("outputs/a/mine.txt").write_text("")
+    outcome = cli(*sorted_folder[:1], *sorted_folder[2:], *QUICK, "data.root=nowhere", "overwrite=true")
+    assert outcome.code == 2
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights_of("a").items())
+    outcome = cli(*sorted_folder, *QUICK, "seed=5", "overwrite=true")
+    assert outcome.code == 0, outcome.err
+    assert not all(torch.equal(before[name], tensor) for name, tensor in weights_of("a").items())
+    assert not Path("outputs/a/mine.txt").exists()
+    assert len(Path("outputs/a/metrics.jsonl").read_text().splitlines()) == 2
+    for words in (("resume=a", "overwrite=true"), ("-m", "seed=1,2", "name=s", "overwrite=true")):
+        assert "overwrite= " in cli(*words).err
+
+
+def test_a_run_that_is_held_is_not_overwritten(cli: Cli, sorted_folder: tuple[str, ...]) -> None:
+    assert cli(*sorted_folder, *QUICK).code == 0
+    holder = "import sys, time; from pathlib import Path; from trainer.run.directory import hold\n"
+    holder += "held = hold(Path('outputs/a')); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", holder], env={"PYTHONPATH": str(ROOT)}, stdout=-1, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        outcome = cli(*sorted_folder, *QUICK, "overwrite=true")
+        other.kill()
+    assert outcome.code == 5
+    assert len(weights_of("a")) == 2
+
+
+def test_a_diverged_run_says_what_to_type_and_is_not_the_last(cli: Cli) -> None:
+    assert cli(*QUICK, "name=good").code == 0
+    bad = (*QUICK, "optimizer.lr=900", "record.every_steps=1", "name=bad")
+    outcome = cli(*bad)
+    assert outcome.code == 3
+    assert "smaller optimizer.lr, with name=bad overwrite=true." in outcome.err
+    assert "checkpoints/good/best.pt" in cli("eval", "checkpoint=last").out
+    outcome = cli("resume=bad")
+    assert outcome.code == 3
+    assert "warning: bad diverged. With the same settings it will again." in outcome.out
+    assert cli(*bad[:2], "name=bad", "overwrite=true").code == 0
+    assert cli("eval", "checkpoint=last").out.startswith("linreg from checkpoints/bad/best.pt")

@@ -75,7 +75,7 @@ def every_default() -> dict[str, Any]:
 
 
 FREE_BY_HAND = {
-    *("checkpoint", "input", "split", "resume", "resume_allow", "name", "plots", "epochs", "sweep.stack"),
+    *("checkpoint", "input", "split", "resume", "resume_allow", "overwrite", "name", "plots", "epochs", "sweep.stack"),
     *("early_stopping.patience", "early_stopping.min_delta", "save.every_steps", "save.every_seconds"),
     *("stop_at.train_loss", "stop_at.train_accuracy", "stop_at.val_loss", "stop_at.val_accuracy"),
     *("record.every_steps", "record.histograms_every", "reference.source", "reference.metric", "reference.value"),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from trainer import build, data
+from trainer.config.ranges import as_yaml
 from trainer.config.schema import Config
 from trainer.data.splits import Splits
 from trainer.engine import Evaluation
@@ -23,6 +24,8 @@ from trainer.totals import Totals
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import write_json
 from trainer.utils.screen import Screen, shown, table
+
+CUT_OF_TRAINING = ("val_fraction", "split_seed", "limit")  # options that decide what is in train and val
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def evaluate_data(config: Config, trained: Trained, split_name: str) -> tuple[Sp
     """Read the data and evaluate one of its splits, normalised as in training."""
     splits = replace(data.load(config.data, config.paths), mean=trained.mean, std=trained.std)
     check_fits(dict(trained.content), splits, trained.path)
+    check_cut(config, trained.content, splits, split_name)
     split = getattr(splits, split_name)
     if not len(split):
         raise ConfigError(
@@ -85,6 +89,32 @@ def evaluate_data(config: Config, trained: Trained, split_name: str) -> tuple[Sp
     loss_fn = build.build_loss(config.loss, config.impl)
     totals = Totals(trained.machine.device, is_sum=build.is_sum(config.loss))
     return splits, evaluate_split(trained.model, loss_fn, batches, totals, trained.machine)
+
+
+def check_cut(config: Config, content: Mapping[str, Any], splits: Splits, split_name: str) -> None:
+    """Refuse to measure images that were trained on as those of another split.
+
+    Args:
+        config: what is measured on.
+        content: of the checkpoint, whose own data set may have been cut otherwise.
+        splits: the data as cut now.
+        split_name: which of them is measured.
+    Raises:
+        ConfigError: it is the data of the training in another cut, or changed so that its cut is no longer known.
+    """
+    now, before = config.data.options, content["config"].get("data", {})
+    test_is_cut = "test_fraction" in now and "test_fraction" not in splits.ignores
+    keys = [*(["test_fraction"] if test_is_cut else []), *(CUT_OF_TRAINING if split_name != "test" else [])]
+    if splits.sha256 == content["data"]["sha256"]:
+        odd = [key for key in keys if key in before and now.get(key) != before[key]]
+        if odd:
+            was = f"data.{odd[0]}={as_yaml(now.get(odd[0]))}: the model was trained with {as_yaml(before[odd[0]])}"
+            raise ConfigError(f"{was} on the same images. Another cut would measure images that it has seen as others.")
+    elif keys and now.get("root") and now["root"] == before.get("root"):
+        raise ConfigError(
+            f"{now['root']} is not what it was in the training, so that nobody knows any more which of its images are "
+            f"{split_name}. Name a folder with other images: data.root=FOLDER."
+        )
 
 
 def run_eval(config: Config, target: Target) -> None:

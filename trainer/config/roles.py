@@ -68,6 +68,7 @@ MACHINE   paths.data                                         +     +      +     
 NAME      name                                               +     +      +     -     -         x            x
 COMMAND   resume                                             +     +      x     x     x         x            x
 COMMAND   resume_allow                                       +     +      +     x     x         x            x
+COMMAND   overwrite                                          +     x      x     x     x         x            x
 COMMAND   checkpoint                                         x     x      x     +     +         x            x
 COMMAND   split                                              x     x      x     +     x         x            x
 COMMAND   input                                              x     x      x     x     +         x            x
@@ -136,6 +137,8 @@ def fingerprint(config: Config) -> str:
 
 FOR_OTHERS = "To continue a run: resume=. To start from its weights: init_from=."
 WHY_REFUSED = {
+    "resume overwrite": "starts a run anew, and resume= continues one. Leave one of them out.",
+    "sweep overwrite": "is for one run. The same command continues a sweep, another name= starts one anew.",
     "sweep resume": "continues one run. A sweep is continued by giving the same command again.",
     "eval": "is not for eval. Allowed: checkpoint=, split=, data=, device=, plots=, paths.*, impl=.",
     "predict": "is not for predict. Allowed: checkpoint=, input=, data=, device=, plots=, paths.*, impl=.",
@@ -148,6 +151,8 @@ def _depends(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str] | 
     """The verdict on a setting where another typed one decides it, and why; None: the table decides."""
     if use == "train" and key == "resume_allow" and "resume" not in typed:
         return NO_EFFECT, "resume= is not given"
+    if use == "train" and key == "overwrite" and "resume" in typed:  # resume=auto, where there is no such run yet
+        return REFUSED, WHY_REFUSED["resume overwrite"]
     if use == "sweep" and key == "sweep.stack" and set(chosen_engines(typed).values()) != {"basic"}:
         return NO_EFFECT, "hydra/sweeper and hydra/launcher train each run by itself"
     split = typed.get("split", "test")
@@ -216,6 +221,7 @@ def without_effect(use: str, config: Config) -> list[str]:
         "early_stopping.min_delta": (not config.early_stopping.patience, "early_stopping.patience=0 never stops"),
         "reference.source": (config.reference.metric is None, "reference.metric is null"),
         "reference.value": (config.reference.metric is None, "reference.metric is null"),
+        "overwrite": (trains and config.name is None, "name= is not given, and each new name is another"),
         "plots": (use == "eval" and regression, "it draws nothing for a regression"),
     }
     found = [(key, *void[key]) for key in dict.fromkeys(config.typed) if key in void]

@@ -103,6 +103,7 @@ class Config:
     impl: str  # concise, autograd, scratch or numpy
     resume: str | None  # a run, last, a file, or auto
     resume_allow: Sequence[str]  # settings that may be others than before, although the numbers depend on them
+    overwrite: bool  # whether a new run takes the place of one of the same name
     checkpoint: str | None  # what eval and predict measure
     input: str | None  # what predict labels; None: the test split
     split: str  # that eval measures

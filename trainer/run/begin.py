@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from trainer import data
 from trainer.config.roles import HOW_FAR
@@ -26,7 +26,7 @@ from trainer.run.safe_load import read_weights
 from trainer.run.session import Reporter, Session
 from trainer.run.shapes import check_smallest_part
 from trainer.run.target import Target, find, path_of, resolve_resume
-from trainer.utils.errors import BusyError, ConfigError
+from trainer.utils.errors import ConfigError
 from trainer.utils.files import remove_temporary, write_json
 from trainer.utils.ranks import AgreedStop, Ranks
 from trainer.utils.screen import Screen
@@ -95,6 +95,7 @@ def open_run(config: Config, target: Target | None, screen: Screen, held: ExitSt
     if "name" in config.typed and config.name != run.name:
         raise ConfigError(f"name={config.name}: a resumed run keeps its own name, which is {run.name}.")
     changed = resume.check_changes(replace(config, name=run.name), target, screen)
+    resume.warn_of_divergence(run, changed, screen)
     if (finished := resume.already_done(config, target, changed, screen)) is not None:
         return Begun(run.name, finished=finished)
     if run.outputs.is_dir():
@@ -116,7 +117,10 @@ def new_run(config: Config) -> str:
     """
     name = config.name or directory.new_name(config.data.name, config.model.name)
     if directory.exists(name, config.paths.outputs):
-        raise ConfigError(f"name={name} exists already. resume={name} continues it; another name= starts anew.")
+        if config.overwrite:
+            return name
+        how = f"resume={name} continues it; another name= or overwrite=true starts anew."
+        raise ConfigError(f"name={name} exists already. {how}")
     if taken := directory.occupied(run_of(config, name)):
         raise ConfigError(f"name={name}: {taken} exists already and is not a run to resume. Choose another name=.")
     return name
@@ -214,19 +218,9 @@ def open_session(
     with ranks.together():
         if ranks.is_first:
             if begun.is_new or not run.outputs.is_dir():
-                held.enter_context(make_directory(run))
+                held.enter_context(directory.make(run, config.overwrite))
             started = write_first_files(config, run, parts.machine, screen)
     return Session(config, parts, progress, run, SilentRecorder(), screen, stop, started, report)
-
-
-def make_directory(run: Run) -> IO[str]:
-    """Make the directory of a new run and hold it; BusyError where another process did so a moment ago."""
-    run.outputs.mkdir(parents=True, exist_ok=True)  # a killed start may have left it empty
-    held = directory.hold(run.outputs)
-    if (run.outputs / "config.json").exists():
-        held.close()
-        raise BusyError(f"{run.outputs} was made by another process a moment ago.")
-    return held
 
 
 def write_first_files(config: Config, run: Run, machine: Machine, screen: Screen) -> str:

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import socket
 import time
 from dataclasses import dataclass
@@ -85,16 +86,49 @@ def occupied(run: Run) -> Path | None:
     return None
 
 
+def make(run: Run, overwrite: bool) -> IO[str]:
+    """Make the directory of a new run and hold it; BusyError where another process did so a moment ago."""
+    run.outputs.mkdir(parents=True, exist_ok=True)  # a killed start may have left it empty
+    held = hold(run.outputs)
+    if overwrite:  # only now: whatever was wrong with the new run would have cost the old one
+        empty(run)
+    if (run.outputs / "config.json").exists():
+        held.close()
+        raise BusyError(f"{run.outputs} was made by another process a moment ago.")
+    return held
+
+
+def empty(run: Run) -> None:
+    """Delete all files of a run that this process holds, but its lock."""
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    # config.json last: with it a killed deletion is still one of this run, which overwrite=true finishes
+    for path in sorted(run.outputs.iterdir(), key=lambda path: path.name == "config.json"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != "run.lock":
+            path.unlink()
+
+
 def newest(outputs: Path) -> str:
-    """The name of the run that was started last.
+    """The name of the run that was started last, of those with something to go on with.
 
     Raises:
         ConfigError: there is none yet.
     """
-    started = {path: read_status(path.parent).get("started", "") for path in _all_runs(outputs)}
-    if not started:
-        raise ConfigError(f"last: there is no run in {outputs}/ yet. Start one with python main.py.")
-    return str(max(started, key=lambda path: started[path]).parent.relative_to(outputs))
+    states = {path.parent: read_status(path.parent) for path in _all_runs(outputs)}
+    for folder in sorted(states, key=lambda folder: states[folder].get("started", ""), reverse=True):
+        if states[folder].get("state") != "diverged" and not is_trial(folder):
+            return str(folder.relative_to(outputs))
+    but = " but trials with fast_dev_run and runs that diverged" if states else ""
+    raise ConfigError(f"last: there is no run in {outputs}/{but or ' yet'}. Start one with python main.py.")
+
+
+def is_trial(folder: Path) -> bool:
+    """Whether it is a run of one batch, by fast_dev_run."""
+    try:
+        return read_config(folder).get("fast_dev_run") is True
+    except ConfigError:
+        return False
 
 
 def unknown_run(target: str, outputs: Path) -> ConfigError:

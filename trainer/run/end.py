@@ -58,7 +58,8 @@ def conclude(s: Session, test: Evaluation) -> None:
     write_json(s.run.outputs / "result.json", result)
     final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}
     final["best/val"] = s.progress.best["value"]
-    s.recorder.hyperparameters(hyperparameters(s.config), final, s.progress.step)
+    if not s.config.fast_dev_run:
+        s.recorder.hyperparameters(hyperparameters(s.config), final, s.progress.step)
     if s.config.plots:
         few = s.config.plots == "auto" and s.run.is_job
         draw_run(s.config, s.parts, s.progress, s.run, test, s.recorder, few=few)

@@ -146,19 +146,21 @@ def evaluate_split(
 
 
 def narrow(config: Config, splits: Splits, batches: int) -> Splits:
-    """The splits as overfit_batches and fast_dev_run leave them, or cut to their first `batches` batches each."""
+    """The splits as overfit_batches and fast_dev_run leave them, or cut to `batches` batches each."""
     batches = 1 if config.fast_dev_run else batches
     if config.overfit_batches:
-        n = min(config.overfit_batches * config.batch_size, len(splits.train))
-        # stratified: a set that lies sorted by class would give batches of one class
-        chosen, _ = stratified(splits.train.y if splits.classes else None, len(splits.train), n, config.seed)
-        few = splits.train.take(chosen)
+        few = few_of(splits.train, config.overfit_batches * config.batch_size, config.seed)
         return replace(splits, train=few, val=few)  # validated on the same: can the model memorise them at all?
     if batches:
         n = batches * config.batch_size
-        parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
-        return replace(splits, **{name: part.take(torch.arange(min(n, len(part)))) for name, part in parts.items()})
+        return replace(splits, train=few_of(splits.train, n), val=few_of(splits.val, n), test=few_of(splits.test, n))
     return splits
+
+
+def few_of(split: Split, n: int, seed: int = 0) -> Split:
+    """Up to n examples of a split, of all its classes alike: a set that lies sorted would give those of one class."""
+    labels = split.y if split.y.dtype == torch.int64 else None
+    return split.take(stratified(labels, len(split), min(n, len(split)), seed)[0])
 
 
 def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int = 0, ranks: Ranks = ALONE) -> Parts:

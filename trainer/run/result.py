@@ -40,6 +40,8 @@ def result_of(config: Config, parts: Parts, progress: Progress, run: Run, test: 
     }
     if progress.stopped:
         result["stopped"] = progress.stopped
+    if config.fast_dev_run:
+        result["fast_dev_run"] = True  # its figures are of one batch: nobody compares them
     if config.model.name == "linreg":
         weights = parts.measured.state_dict()
         result["weight"] = weights["linear.weight"].flatten().tolist()
@@ -71,7 +73,9 @@ def say_result(screen: Screen, config: Config, run: Run, result: Mapping[str, An
         found = ", ".join(f"{w:.4f}" for w in result["weight"])
         true = ", ".join(f"{w:g}" for w in config.data["w"])
         screen.say(f"w = [{found}], b = {result['bias']:.4f} (true: [{true}], {config.data['b']:g})")
-    if config.reference.metric is not None:
+    if config.fast_dev_run:
+        screen.say("fast_dev_run: everything runs. The figures are of one batch, and no result.")
+    elif config.reference.metric is not None:
         yours = weight_error(config, result) if config.reference.metric == "weight_error" and known_law else None
         yours = yours if yours is not None else test.get(config.reference.metric.removeprefix("test_"))
         if yours is not None:

@@ -127,6 +127,14 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
     return changed
 
 
+def warn_of_divergence(run: Run, changed: Sequence[str], screen: Screen) -> None:
+    """Say what to type where a run diverged: it does the same again, bit for bit."""
+    status = directory.read_status(run.outputs)
+    if status.get("state") == "diverged" and all(key.startswith(FREE_ON_RESUME) for key in changed):
+        what = "With the same settings it will again. Continue it with optimizer.lr=<less> resume_allow=[optimizer.lr]"
+        screen.say(f"warning: {run.name} diverged. {what}, or start anew with name={run.name} overwrite=true.")
+
+
 def already_done(config: Config, target: Target, changed: Sequence[str], screen: Screen) -> float | None:
     """The objective of a finished run that is not to be extended; None where there is something left to do.
 

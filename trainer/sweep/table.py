@@ -34,6 +34,8 @@ def row_of_job(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[s
     """The figures of one job, from the files in its own directory."""
     state = "failed" if job["error"] else directory.read_status(own).get("state", "waiting")
     result = directory.read_result(own) if state == "done" else None
+    if result and result.get("fast_dev_run"):
+        result = None
     best, test = (result["best"], result["test"]) if result else ({}, {})
     return {
         "job": job["job"],
