@@ -837,6 +837,24 @@ def test_row_38_sigterm_to_the_launcher_saves_once_and_hangs_nowhere(
     assert status_of("cut")["state"] == "interrupted"
 
 
+def test_row_38_the_death_of_the_launcher_leaves_no_process_and_loses_no_step(
+    two_ranks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(two_ranks)
+    ranks: list[int] = []
+
+    def kill(pid: int) -> None:
+        ranks.extend(children_of(pid))
+        os.kill(pid, signal.SIGKILL)
+
+    code, seconds = ended(two_ranks, kill, name="orphans")
+    assert (code, len(ranks)) == (-signal.SIGKILL, 2)
+    assert seconds < 20
+    stats = [Path(f"/proc/{rank}/stat") for rank in ranks]
+    assert [path for path in stats if path.exists() and ") Z " not in path.read_text()] == []
+    assert status_of("orphans")["state"] == "interrupted"
+
+
 def test_row_37_the_death_of_a_rank_ends_the_others_and_a_relaunch_goes_on(
     two_ranks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

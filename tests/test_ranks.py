@@ -127,6 +127,13 @@ def test_torchruns_variables_say_which_rank_this_is(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ConfigError, match="RANK=first"):
         ranks.of_environment()
+    assert ranks.leave(ConfigError("that"), "error: that") == 2  # which is said by all: none knows who is first
+    for name, value in (("RANK", "4"), ("RANK", "-1"), ("LOCAL_RANK", "9"), ("WORLD_SIZE", "0"), ("MASTER_PORT", "x")):
+        with monkeypatch.context() as one:
+            one.setenv("RANK", "3")
+            one.setenv(name, value)
+            with pytest.raises(ConfigError, match=f"{name}={value}"):
+                ranks.of_environment()
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert ranks.of_environment() == Ranks()

@@ -6,6 +6,7 @@ A plain run is rank 0 of 1: nothing here costs it anything, and torch is importe
 import contextlib
 import io
 import os
+import signal
 import sys
 import time
 import traceback
@@ -16,7 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainer.utils.errors import ConfigError, Interrupted, ProcessLost, TrainerError, failure
-from trainer.utils.signals import StopSignal
+from trainer.utils.signals import StopSignal, end_with_parent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,10 +199,12 @@ def of_environment() -> Ranks:
     if not all(name in os.environ for name in VARIABLES):
         return Ranks()
     try:
-        rank, world, local = (int(os.environ[name]) for name in VARIABLES[:3])
+        rank, world, local, port = (int(os.environ[name]) for name in VARIABLES if name != "MASTER_ADDR")
+        if world != 1 and not (0 <= rank < world and 0 <= local < world and 0 <= port < 2**16):
+            raise ValueError
     except ValueError:
-        said = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES[:3])
-        raise ConfigError(f"{said}: whole numbers are expected, as torchrun sets them.") from None
+        said = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES)
+        raise ConfigError(f"{said}: not as torchrun sets them. Unset them for a run on one process.") from None
     return Ranks(rank, world, local) if world > 1 else Ranks()
 
 
@@ -210,6 +213,7 @@ def join() -> Ranks:
     """Connect the ranks that torchrun started: messages go by gloo, gradients on a GPU by nccl."""
     ranks = of_environment()
     if ranks.world > 1:
+        end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes running: they save and end
         import torch
         import torch.distributed as dist
         from torch.distributed.rendezvous import rendezvous
@@ -229,7 +233,11 @@ def leave(error: TrainerError | Interrupted, text: str) -> int:
 
     torchrun ends all ranks as soon as one exits with a code other than 0.
     """
-    if of_environment().is_first:
+    try:
+        is_first = of_environment().is_first
+    except ConfigError:  # which may be the error
+        is_first = True
+    if is_first:
         print(text, file=sys.stderr)
     elif error.agreed and not isinstance(error, ProcessLost):
         return 0
