@@ -366,3 +366,10 @@ def test_a_diverged_run_says_what_to_type_and_is_not_the_last(cli: Cli) -> None:
     assert "warning: bad diverged. With the same settings it will again." in outcome.out
     assert cli(*bad[:2], "name=bad", "overwrite=true").code == 0
     assert cli("eval", "checkpoint=last").out.startswith("linreg from checkpoints/bad/best.pt")
+
+
+def test_a_backend_that_matplotlib_does_not_know_keeps_no_plot_from_being_drawn(tmp_path: Path) -> None:
+    process = start("epochs=1", "name=a", cwd=tmp_path, MPLBACKEND="nonsense")
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert (tmp_path / "outputs/a/plots/curves.png").is_file()

@@ -1,1 +1,5 @@
-"""The plots of a run and of a sweep: plain data in, PNG files out."""
+"""Plots as PNG files."""
+
+import os
+
+os.environ["MPLBACKEND"] = "agg"  # no plot is shown in a window, and matplotlib would refuse an unknown name here
