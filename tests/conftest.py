@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interrupted import last_wins
 from PIL import Image
 
 import main
@@ -49,11 +50,14 @@ def assert_refused(outcome: Outcome, *said: str) -> None:
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Runs `python main.py <words>` in this process, in an empty folder; returns exit code and output."""
+    """Runs `python main.py <words>` in this process, in an empty folder; returns exit code and output.
+
+    The words are those of last_wins, or with as_typed=True all of them.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def run(*words: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["main.py", *words])
+    def run(*words: str, as_typed: bool = False) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["main.py", *(words if as_typed else last_wins(words))])
         try:
             code = main.main()
         except SystemExit as stop:
@@ -70,7 +74,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 def start(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
     """The same as a process of its own, for signals and for what is imported."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *words],
+        [sys.executable, str(ROOT / "main.py"), *last_wins(words)],
         cwd=cwd,
         env=os.environ | environment,
         text=True,

@@ -297,7 +297,7 @@ def test_a_path_is_taken_as_it_was_typed(cli: Cli, tmp_path: Path, monkeypatch: 
     "words", [("eval", "checkpoint=a", "checkpoint=b"), ("-m", "seed=1", "+seed=2"), ("seed=1", "seed=1")]
 )
 def test_a_setting_that_is_given_twice_is_refused(words: tuple[str, ...], cli: Cli) -> None:
-    outcome = cli(*words)
+    outcome = cli(*words, as_typed=True)
     assert outcome.code == 2
     assert "is given twice: " in outcome.err
     assert not Path("outputs").exists()

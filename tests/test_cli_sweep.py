@@ -185,11 +185,6 @@ def test_settings_with_different_figures_get_a_table_too(cli: Cli, tiny_mnist: P
     ]
 
 
-def test_the_last_of_two_words_for_one_key_wins(cli: Cli) -> None:
-    assert cli("-m", "seed=0,1", "seed=2,3", "name=s", *QUICK).code == 0
-    assert [line["seed"] for line in lines_of("s")] == ["2", "3"]
-
-
 @pytest.mark.parametrize("file", ["s/0/result.json", "s/jobs/0.json", "s/jobs/x.json"])
 def test_a_damaged_file_costs_one_job_and_not_the_sweep(file: str, cli: Cli) -> None:
     assert cli("-m", "seed=0,1", "name=s", *QUICK).code == 0

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Cli, start, torchrun_command, wait_for, write_class_folders
+from interrupted import last_wins
 
 from trainer.build import LOSSES
 from trainer.commands import train
@@ -776,7 +777,7 @@ MANY = (*PLAIN, "device=cpu", "device.precision=fp64", "data.num_examples=1005",
 
 def torchrun(*words: str, cwd: Path, options: Sequence[str] = (), ranks: int = 2) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*torchrun_command(ranks), *options, str(ROOT / "main.py"), *words],
+        [*torchrun_command(ranks), *options, str(ROOT / "main.py"), *last_wins(words)],
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,
