@@ -44,6 +44,12 @@ def test_an_interrupted_run_of_before_is_resumed(straight: dict[str, Any], cli: 
     check_run("interrupted", straight)
 
 
+def test_a_setting_that_was_not_there_before_had_its_default(straight: dict[str, Any], cli: Cli) -> None:
+    outcome = cli("resume=interrupted", "data.drop_last=true")
+    assert outcome.code == 2
+    assert "data.drop_last: the run has false, now it says true" in outcome.err
+
+
 def test_a_finished_run_of_before_is_extended(straight: dict[str, Any], cli: Cli) -> None:
     outcome = cli("resume=finished", "epochs=4")
     assert outcome.code == 0, outcome.err

@@ -35,7 +35,7 @@ from PIL import Image
 import main
 from trainer import data
 from trainer.config.options import CONFIGS, flatten, group_choices, load_yaml
-from trainer.config.ranges import RANGES, Either, Normalize, OneOf, Range
+from trainer.config.ranges import RANGES, Either, FilePath, Normalize, OneOf, Range
 from trainer.config.schema import GROUPS
 from trainer.data import files
 from trainer.run.machine import TORCH_THREADS
@@ -199,7 +199,8 @@ VALUES = st.one_of(
     st.lists(st.one_of(st.integers(-3, 3), WORDS), max_size=3),
     st.dictionaries(WORDS, st.integers(0, 9), min_size=1, max_size=2),
 )
-TEXTS = frozenset(key for key in NAMES if key not in RANGES)  # any word will do, so no value of theirs is surely bad
+# any word will do, so no value of theirs is surely bad
+TEXTS = frozenset(key for key in NAMES if key not in RANGES or isinstance(RANGES[key], FilePath))
 
 
 @st.composite

@@ -70,7 +70,8 @@ def status_of(name: str) -> dict[str, Any]:
 
 def limited(limit: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The program under a limit of the shell's: `-f 64` files of 64 KiB, `-v N` N KiB of address space."""
-    command = ["bash", "-c", f'ulimit {limit} && exec "$0" "$@"', sys.executable, str(ROOT / "main.py"), *words]
+    command = ["bash", "-c", f'ulimit {limit} && exec "$0" "$@"', sys.executable, str(ROOT / "main.py")]
+    command += last_wins(words)
     return subprocess.run(command, cwd=cwd, text=True, capture_output=True, timeout=120)
 
 

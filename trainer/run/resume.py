@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.config.freeze import from_dict
 from trainer.config.options import flatten
 from trainer.config.ranges import as_yaml
 from trainer.config.roles import FREE_ON_RESUME, HOW_FAR, decisive
@@ -106,7 +107,8 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
     Raises:
         ConfigError: names the setting, what it was and what it is now.
     """
-    before, now = flatten(target.saved_config()), flatten(config.to_dict())
+    # through from_dict, which gives a setting that an earlier version did not know its default
+    before, now = flatten(from_dict(target.saved_config()).to_dict()), flatten(config.to_dict())
     for name in config.resume_allow:
         known = {key.removeprefix("choices.") for key in now}
         if name not in known:

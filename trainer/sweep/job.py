@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trainer.config.freeze import from_dict
 from trainer.config.options import flatten
 from trainer.config.roles import FREE_ON_RESUME, HOW_FAR
 from trainer.config.schema import Config
@@ -99,7 +100,7 @@ def objective_of(job: Job, own: Path) -> float | None:
     if job.config is None or directory.read_status(own).get("state") != "done" or result is None:
         return None
     try:
-        saved = directory.read_config(own)
+        saved = from_dict(directory.read_config(own)).to_dict()  # an earlier version did not save every setting
     except ConfigError:
         return None
     was, now = (
