@@ -132,8 +132,19 @@ def test_a_class_of_bad_images_only_is_refused(tmp_path: Path) -> None:
     root = plant(tmp_path / "p", count=2)
     for path in (root / "b").iterdir():
         path.write_text("no image")
-    with pytest.raises(ConfigError, match="no readable training image is left in b"):
+    with pytest.raises(ConfigError, match="no training image of b can be read"):
         load(root, on_error="skip")
+
+
+def test_the_test_part_leaves_a_rare_class_in_training(tmp_path: Path) -> None:
+    root = plant(tmp_path / "p")
+    for path in sorted((root / "b").iterdir())[1:]:
+        path.unlink()
+    source = load(root, test_fraction=0.8)
+    assert torch.bincount(source.train.y).tolist() == [1, 1]
+    assert torch.bincount(source.test.y).tolist() == [9]
+    with pytest.raises(ConfigError, match=r"no training image of .* is left when data\.test_fraction=0\.9 is cut off"):
+        load(root, test_fraction=0.9)
 
 
 def test_the_second_start_does_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

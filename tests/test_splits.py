@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainer.data.splits import Source, Split, cut, stratified
+from trainer.data.splits import Source, Split, cut
+from trainer.data.stratify import mixed, stratified
 from trainer.utils.errors import ConfigError
 
 COUNTS = (50, 30, 15, 5, 1)  # examples of each class
@@ -112,6 +113,59 @@ def test_the_choice_within_a_class_is_random() -> None:
     assert (hits - 100).abs().max() < 5.5 * 50**0.5
 
 
+def rare(counts: tuple[int, ...] = (60, 40, 1, 1)) -> Source:
+    """A set in which some classes have a single example."""
+    labels = labels_of(counts)
+    split = Split(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), labels)
+    return Source(split, split, (1, 2, 2), "digest", tuple("abcdefgh"[: len(counts)]), mean=(0.5,), std=(0.5,))
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0.5, 0.9, 98])
+def test_the_cut_for_validation_leaves_every_class_in_training(val_fraction: float) -> None:
+    for seed in range(20):
+        splits = cut(rare(), val_fraction=val_fraction, split_seed=seed)
+        num_val = round(102 * val_fraction) if val_fraction < 1 else val_fraction
+        assert (len(splits.train), len(splits.val)) == (102 - num_val, num_val)
+        assert splits.train.y.unique().tolist() == [0, 1, 2, 3]
+        assert splits.gaps == ("the validation part has no example of 2 of 4 classes: c, d",)
+
+
+@pytest.mark.parametrize("limit", [4, 5, 10, 50, 101])
+def test_a_limit_keeps_every_class(limit: int) -> None:
+    splits = cut(rare(), val_fraction=0, split_seed=3, limit=limit)
+    counts = torch.bincount(splits.train.y, minlength=4).tolist()
+    assert sum(counts) == limit
+    assert counts[2:] == [1, 1]
+    assert counts[:2] == {4: [1, 1], 5: [2, 1], 10: [5, 3], 50: [29, 19], 101: [59, 40]}[limit]
+    assert splits.gaps == ()
+
+
+def test_a_cut_too_small_for_the_classes_says_which_are_missing() -> None:
+    splits = cut(rare((60, 40, 1, 1)), val_fraction=0, split_seed=0, limit=2)
+    assert splits.gaps == ("the training part has no example of 2 of 4 classes: c, d",)
+    splits = cut(rare(), val_fraction=100, split_seed=0)
+    assert len(splits.gaps) == 1
+    assert splits.gaps[0].startswith("the training part has no example of 2 of 4 classes: ")
+
+
+def test_each_and_spare_change_nothing_where_shares_keep_every_class() -> None:
+    labels = labels_of((50, 30, 15, 12))
+    for size in (20, 50, 90):
+        plain, _ = stratified(labels, len(labels), size, seed=2)
+        assert torch.equal(plain, stratified(labels, len(labels), size, seed=2, each=True, spare=True)[0])
+
+
+def test_a_mixed_sample_takes_classes_in_turn() -> None:
+    labels = torch.arange(5).repeat_interleave(torch.tensor([100, 50, 3, 1, 20]))
+    chosen = mixed(labels, 31)
+    assert torch.bincount(labels[chosen]).tolist() == [9, 9, 3, 1, 9]
+    assert len(set(chosen.tolist())) == 31
+    assert sorted(labels[chosen[:5]].tolist()) == [0, 1, 2, 3, 4]
+    assert torch.equal(chosen, mixed(labels, 31))
+    assert sorted(mixed(labels, 1000).tolist()) == list(range(174))
+    assert len(mixed(labels[:0], 32)) == 0
+
+
 @pytest.mark.parametrize(
     ("val_fraction", "num_val"),
     [(0.0, 0), (0.1, 10), (0.5, 50), (0.99, 100), (1, 1), (1.0, 1), (25, 25)],  # 0.99 are 99.99 examples
@@ -153,7 +207,8 @@ def test_limit_is_stratified_and_leaves_validation_as_it_was() -> None:
     assert set(numbers(splits.train)) <= set(numbers(whole.train))
     got = torch.bincount(splits.train.y, minlength=5).tolist()
     allowed = by_largest_remainders(torch.bincount(whole.train.y, minlength=5).tolist(), 40)
-    assert all(number in options for number, options in zip(got, allowed, strict=True)), (got, allowed)
+    assert allowed == [{20}, {12}, {6}, {2}, {0}]
+    assert got == [19, 12, 6, 2, 1]  # the only example of the last class stays
 
 
 def test_the_split_seed_decides_who_stays_within_the_limit() -> None:

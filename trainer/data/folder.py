@@ -15,7 +15,8 @@ from torch.utils.data import Dataset, Subset
 
 from trainer.data.decoded import Stamp, cached, mean_std
 from trainer.data.images import IMAGE_SUFFIXES, ImageError, read_image
-from trainer.data.splits import Source, Split, stratified
+from trainer.data.splits import Source, Split
+from trainer.data.stratify import stratified
 from trainer.utils.errors import ConfigError
 
 TEST_SEED = 0  # the test part stays the same whatever data.split_seed says
@@ -212,15 +213,23 @@ def _part_rows(listing: Listing, good: Tensor, test_fraction: float) -> tuple[Te
     """
     train, test, val = (rows[good[rows]] for rows in map(listing.rows, PARTS))
     if "test" not in listing.parts:
-        chosen, rest = stratified(listing.labels[train], len(train), round(len(train) * test_fraction), TEST_SEED)
+        _check_each_class(listing, train, "can be read")
+        size = round(len(train) * test_fraction)
+        chosen, rest = stratified(listing.labels[train], len(train), size, TEST_SEED, spare=True)
         train, test = train[rest], train[chosen]
-    counts = torch.bincount(listing.labels[train], minlength=len(listing.classes)).tolist()
-    empty = [name for name, count in zip(listing.classes, counts, strict=True) if count == 0]
-    if empty:
-        raise ConfigError(f"{listing.root}: no readable training image is left in {', '.join(empty)}.")
+        _check_each_class(listing, train, f"is left when data.test_fraction={test_fraction} is cut off for the test")
+    else:
+        _check_each_class(listing, train, "can be read")
     if len(test) == 0:
         raise ConfigError(f"{listing.root}: the test part is empty. Add images or raise data.test_fraction.")
     return train, test, val
+
+
+def _check_each_class(listing: Listing, train: Tensor, what: str) -> None:
+    counts = torch.bincount(listing.labels[train], minlength=len(listing.classes)).tolist()
+    empty = [name for name, count in zip(listing.classes, counts, strict=True) if count == 0]
+    if empty:
+        raise ConfigError(f"{listing.root}: no training image of {', '.join(empty)} {what}.")
 
 
 def _digest_of_tree(listing: Listing, good: Tensor) -> str:

@@ -6,10 +6,10 @@ stratified and seeded, so that no reader does it in its own way. Nothing here re
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from trainer.data.stratify import missing_classes, stratified
 from trainer.utils.errors import ConfigError
 
 
@@ -81,6 +81,7 @@ class Splits:
     std: tuple[float, ...]
     sha256: str
     ignores: tuple[str, ...] = ()  # options that had no effect
+    gaps: tuple[str, ...] = ()  # a line for each part that lacks a class
 
 
 def cut(
@@ -97,8 +98,10 @@ def cut(
         source: the data set as read.
         val_fraction: share of the training part below 1, a count from 1 on; no effect where the source has a val.
         split_seed: decides which examples go where; the run's own seed does not.
-        limit: number of training examples to keep after the cut, stratified; None keeps all.
+        limit: number of training examples to keep after the cut, stratified, of each class at least one; None: all.
         normalize: own (the set's mean and std), none (pixels stay in [0, 1]) or [mean, std] for every channel.
+    Returns:
+        The splits. Training keeps an example of each class where the sizes allow it.
     Raises:
         ConfigError: nothing would be left to train on, or `limit` is more than there is.
     """
@@ -109,14 +112,14 @@ def cut(
         raise ConfigError(
             f"data.val_fraction={val_fraction} leaves nothing to train on: the training part has {n:,} examples."
         )
-    chosen, rest = stratified(source.train.y if source.classes else None, n, num_val, split_seed)
+    chosen, rest = stratified(source.train.y if source.classes else None, n, num_val, split_seed, spare=True)
     train = source.train.take(rest) if num_val else source.train  # take() would copy the whole set
     val = source.val if source.val is not None else source.train.take(chosen)
     if limit is not None:
         if limit > len(train):
             raise ConfigError(f"data.limit={limit} is not allowed: there are {len(train):,} training examples.")
         # Another seed than that of the cut, so that the two choices do not depend on each other.
-        kept, _ = stratified(train.y if source.classes else None, len(train), limit, split_seed + 1)
+        kept, _ = stratified(train.y if source.classes else None, len(train), limit, split_seed + 1, each=True)
         train = train.take(kept)
     mean, std = source.mean, source.std
     if normalize == "none":  # (x - 0) / 1 with pixels in [0, 1]
@@ -126,44 +129,8 @@ def cut(
     ignores = source.ignores
     if source.val is not None:  # nothing is cut; the seed still decides what data.limit keeps
         ignores = (*ignores, "val_fraction", *(["split_seed"] if limit is None else []))
+    labels = {"training": train.y, "validation": val.y, "test": source.test.y}
+    gaps = tuple(missing_classes(labels, source.classes)) if source.classes else ()
     num_outputs = len(source.classes) or source.train.y.shape[1]  # K classes, or the targets of an example
-    return Splits(
-        train,
-        val,
-        source.test,
-        source.in_shape,
-        num_outputs,
-        source.task,
-        source.classes,
-        mean,
-        std,
-        source.sha256,
-        ignores,
-    )
-
-
-def stratified(labels: Tensor | None, n: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Choose `size` of n examples at random, each class in its share (largest remainders).
-
-    Args:
-        labels: (n,) int64 class numbers, or None to choose without classes.
-        n: number of examples.
-        size: number of examples to choose.
-        seed: the choice depends on nothing else.
-    Returns:
-        (size,) and (n - size,) int64 indices: chosen and rest, each in ascending order.
-    """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    if labels is None:
-        chosen = order[:size]
-    else:
-        # float64, in which counts * size is exact; a stable sort, so that ties always go to the same classes. Each
-        # class then gives its first examples in the shuffled order.
-        exact = torch.bincount(labels).double() * size / n  # (K,)
-        quota = exact.floor().long()
-        quota[torch.argsort(quota - exact, stable=True)[: size - int(quota.sum())]] += 1  # the largest remainders
-        chosen = torch.cat([order[labels[order] == k][: int(q)] for k, q in enumerate(quota)])
-    # Ascending order: rows that were neighbours stay neighbours, and data on disk is read in the order of the files.
-    mask = torch.zeros(n, dtype=torch.bool)
-    mask[chosen] = True
-    return mask.nonzero().squeeze(1), (~mask).nonzero().squeeze(1)
+    described = (source.in_shape, num_outputs, source.task, source.classes, mean, std, source.sha256)
+    return Splits(train, val, source.test, *described, ignores, gaps)

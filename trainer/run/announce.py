@@ -37,6 +37,8 @@ def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Scr
     for option, why in void.items():
         if f"data.{option}" in config.typed:
             screen.say(f"warning: data.{option} has no effect: {why}")
+    for gap in parts.splits.gaps:
+        screen.say(f"warning: {gap}")
     splits = (("train", parts.splits.train), ("val", parts.splits.val), ("test", parts.splits.test))
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits)
     x = parts.train.x

@@ -14,7 +14,8 @@ from trainer.config.fit import needs_validation
 from trainer.config.roles import fingerprint
 from trainer.config.schema import Config
 from trainer.data.batches import Batches, Placement
-from trainer.data.splits import Split, Splits, stratified
+from trainer.data.splits import Split, Splits
+from trainer.data.stratify import stratified
 from trainer.engine import Evaluation, LossFn, Update
 from trainer.run.checkpoint_files import FORMAT
 from trainer.run.machine import Machine
