@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import Cli, start, wait_for, write_class_folders
+from PIL import Image
 
+from trainer.data import folder
 from trainer.run.checkpoint_files import steps_in
 
 PLAIN = ("plots=false", "device.num_threads=1")
@@ -395,6 +398,43 @@ def test_other_data_is_refused_on_resume(cli: Cli, tmp_path: Path, signal_at: Ca
     outcome = cli("resume=a")
     assert outcome.code == 2
     assert "other data" in outcome.err
+
+
+@pytest.mark.parametrize("resident", ["true", "false"])
+def test_a_folder_that_was_edited_is_refused_and_a_copy_of_it_resumed(cli: Cli, tmp_path: Path, resident: str) -> None:
+    write_class_folders(tmp_path / "p", {"train": 18, "test": 6}, size=8)
+    for path in (tmp_path / "p").rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    words = ("data=folder", "data.root=p", "data.size=8", f"data.resident={resident}", "model=softmax", "batch_size=6")
+    assert cli(*words, "schedule=constant", "name=a", "epochs=1", "plots=false").code == 0
+    shutil.copytree(tmp_path / "p", tmp_path / "copy", copy_function=shutil.copyfile)
+    edited = sorted((tmp_path / "p" / "train").rglob("*.bmp"))[4]
+    data, times = bytearray(edited.read_bytes()), edited.stat()
+    data[-1] ^= 255
+    edited.write_bytes(data)
+    os.utime(edited, ns=(times.st_atime_ns, times.st_mtime_ns))
+    outcome = cli("resume=a", "epochs=2")
+    assert outcome.code == 2
+    assert "was trained on other data than data=folder holds now" in outcome.err
+    shutil.rmtree(tmp_path / "p")
+    (tmp_path / "copy").rename(tmp_path / "p")
+    outcome = cli("resume=a", "epochs=2")
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_run_on_a_folder_of_before_digests_of_contents_is_resumed(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_class_folders(tmp_path / "p", {"train": 18, "test": 6}, size=8)
+    words = ("data=folder", "data.root=p", "data.size=8", "model=softmax", "batch_size=6", "schedule=constant")
+    with monkeypatch.context() as before:
+        original = folder._digests
+        before.setattr(folder, "_digests", lambda *args: original(*args)[1:] * 2)
+        assert cli(*words, "name=a", "epochs=1", "plots=false").code == 0
+    for epochs in (2, 3):
+        outcome = cli("resume=a", f"epochs={epochs}")
+        assert outcome.code == 0, outcome.err
 
 
 def test_a_run_stopped_early_stays_stopped(cli: Cli) -> None:

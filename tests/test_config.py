@@ -532,7 +532,7 @@ def test_a_whole_number_beyond_every_float_is_refused(key: str) -> None:
 def test_the_fuzz_knows_the_bound_of_nearly_every_number() -> None:
     numbers = {key for key, value in every_setting() if is_number(NULL_BY_DEFAULT.get(key, value))}
     without = {key for key in numbers if not bad_bounds(COMMENTS.get(key, "")) and key not in NEVER_NEGATIVE}
-    assert without <= {"data.b", "data.channels", "reference.value"}
+    assert without <= {"data.b", "data.channels", "data.depth", "reference.value"}
 
 
 # which value wins

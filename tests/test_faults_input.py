@@ -501,7 +501,7 @@ GOOD: dict[str, Callable[[Path], tuple[object, Image.Image]]] = {
     "plain.bmp": lambda p: (coloured(0).save(p), coloured(0)),
     "plain.webp": lambda p: (coloured(1).save(p, lossless=True), coloured(1)),
     "float.tiff": lambda p: (Image.fromarray(np.array(grey(2)) / np.float32(255)).save(p), grey(2)),
-    "no suffix": lambda p: (grey(0).save(p, format="PNG"), grey(0)),
+    "capitals.JFIF": lambda p: (grey(0).save(p, format="JPEG", quality=95), grey(0)),
     "large.png": lambda p: (grey(1, 2400).convert("RGBA").save(p, compress_level=1), grey(1)),
     "fifty megapixels.webp": lambda p: (
         grey(2, 7168).convert("RGB").save(p, lossless=True, quality=0, method=0),
@@ -544,7 +544,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe.png": (os.mkfifo, "not a regular file"),
     "device.png": (lambda p: p.symlink_to("/dev/zero"), "not a regular file"),
     "linked folder.png": (lambda p: p.symlink_to("."), ""),
-    "code.eps": (lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"), "not an image"),
+    "code.png": (lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"), "not an image"),
 }
 
 
@@ -565,6 +565,8 @@ def test_row_28_of_odd_pictures_the_good_are_labelled_and_the_bad_are_named(labe
     (odd / "folder.png").mkdir()
     grey(1).save(odd / "folder.png" / "within.png")
     grey(1).save(plain / "within.png.png")
+    for name in ("README.md", "Thumbs.db", "no suffix", "code.eps"):  # no images, in training neither
+        (odd / name).write_text("%!PS-Adobe-3.0 EPSF-3.0")
     assert len(GOOD) + len(BAD) + 1 >= 25
 
     command = ("predict", "checkpoint=a", "plots=false", "device=cpu")
@@ -576,6 +578,7 @@ def test_row_28_of_odd_pictures_the_good_are_labelled_and_the_bad_are_named(labe
 
     bad = {name: reason for name, (_, reason) in BAD.items() if name != "linked folder.png"}
     assert_refused(found.outcome, f"{len(bad)} files")
+    assert "4 other files ignored" in found.outcome.out
     for name, reason in bad.items():
         line = next(line for line in found.outcome.err.splitlines() if f"odd/{name}: " in line)
         assert reason in line

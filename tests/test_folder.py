@@ -1,7 +1,10 @@
 """Folders of images: layouts, refusals, the cache of decoded images, streaming."""
 
+import functools
+import hashlib
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from conftest import Cli
 from PIL import Image
 
 from trainer.data import decoded, folder
+from trainer.data.decoded import Frame
 from trainer.data.folder import ImageFiles, class_folders, memory_available
 from trainer.data.splits import Source, cut
 from trainer.utils.errors import ConfigError
@@ -165,6 +169,163 @@ def test_a_changed_image_is_decoded_again(tmp_path: Path) -> None:
     assert load(root).sha256 != before.sha256
 
 
+def copy_of(root: Path, to: Path) -> Path:
+    """A copy with other times."""
+    shutil.copytree(root, to, copy_function=shutil.copyfile)
+    return to
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_digest_is_of_the_contents(tmp_path: Path, resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "SAMPLE", 2)
+    root = plant(tmp_path / "p", parts=("train", "test"))
+    for path in sorted(root.rglob("*.png")):
+        Image.open(path).resize((300, 300)).save(path.with_suffix(".bmp"))  # 90 kB: edits lie anywhere
+        path.unlink()
+    whole = load(root, resident=resident).sha256
+    assert load(copy_of(root, tmp_path / "q"), resident=resident).sha256 == whole
+    assert load(root, resident=not resident).sha256 == whole
+    for place in ("train/a/03.bmp", "test/b/09.bmp"):
+        path = root / place
+        data, times = bytearray(path.read_bytes()), path.stat()
+        data[45_000] ^= 1
+        path.write_bytes(data)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert load(root, resident=resident).sha256 != whole, place
+        data[45_000] ^= 1
+        path.write_bytes(data)
+        assert load(root, resident=resident).sha256 == whole
+
+
+def test_the_digest_of_earlier_versions_is_kept_beside(tmp_path: Path) -> None:
+    root = plant(tmp_path / "p", parts=("train", "test"), count=2)
+    files = [f"{part}/{name}/0{i}.png" for part in ("train", "test") for name in "ab" for i in range(2)]
+    lines = "\n".join(repr((name, (root / name).stat().st_size)) for name in files)
+    assert load(root).earlier_sha256 == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_sets_of_equal_names_sizes_and_times_do_not_share_a_cache_entry(tmp_path: Path) -> None:
+    """As git archive and image layers leave them; also where the times of the entries are equal and the place is."""
+    one, two = plant(tmp_path / "one" / "p", parts=("train", "test")), tmp_path / "two" / "p"
+    for path in sorted(one.rglob("*.png")):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    shutil.copytree(one, two)
+    for part in ("train", "test"):  # the classes change places
+        (two / part / "a").rename(two / part / "c")
+        (two / part / "b").rename(two / part / "a")
+        (two / part / "c").rename(two / part / "b")
+    for path in (*one.rglob("*"), *two.rglob("*")):
+        os.utime(path, ns=(10**18, 10**18))
+    cache = tmp_path / "cache"
+    options: Any = {"size": 4, "channels": 1}
+    first = class_folders(Path(), cache, root=str(one), **options)
+    second = class_folders(Path(), cache, root=str(two), **options)
+    assert [int(first.train.x[i].max()) for i in (0, 10)] == [0, 100]
+    assert [int(second.train.x[i].max()) for i in (0, 10)] == [100, 0]
+    names = ["train/a/00.bmp", "train/b/00.bmp"]
+    stamps = [(1, 1, 1)] * 2
+    key = functools.partial(decoded._entry_name, frame=Frame(4, 1), keep=True, wanted=None)
+    before = key(one, names, stamps)
+    assert before == key(one, names, stamps)
+    assert before != key(two, names, stamps)
+    one.rename(tmp_path / "moved")
+    two.rename(one)
+    assert before != key(one, names, stamps)  # another set mounted at the same place
+
+
+def test_the_cache_keeps_one_entry_of_a_set_and_a_limit_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    for name in ("p", "q"):
+        load(plant(tmp_path / name, parts=("train", "test")))
+    Image.new("L", (4, 4), 55).save(tmp_path / "p" / "train" / "a" / "00.png")
+    load(tmp_path / "p")
+    assert sorted(path.name[:6] for path in cache.iterdir()) == ["p-1x4-", "q-1x4-"]
+    (cache / "best.pt").write_text("not ours")
+    size = sum(path.stat().st_size for path in cache.glob("[pq]-*"))
+    monkeypatch.setattr(decoded, "CACHE_BYTES", size)
+    load(tmp_path / "q")  # used again: p is now the one not used for longest
+    load(plant(tmp_path / "r", parts=("train", "test")))
+    assert sorted(path.name[:6] for path in cache.iterdir()) == ["best.p", "q-1x4-", "r-1x4-"]
+    assert "1 old set(s) removed" in capsys.readouterr().out
+
+
+NAMES = [("train", "valid", "testing"), ("Train", "Validation", "Test"), ("training", "val", "TEST")]
+
+
+@pytest.mark.parametrize("names", NAMES, ids=" ".join)
+def test_parts_are_known_by_the_names_that_tools_give_them(tmp_path: Path, names: tuple[str, ...]) -> None:
+    source = load(plant(tmp_path / "p", parts=names))
+    assert source.val is not None
+    assert values(source) == values(source, "val") == values(source, "test") == EVERY
+    assert source.classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("train", "val", "valid"), "val and valid are both taken as the val part"),
+        (("train", "Train"), "Train and train are both taken as the train part"),
+        (("test", "valid"), "test holds folders, like a test part, but there is no train folder"),
+    ],
+)
+def test_parts_that_cannot_be_told_are_refused_by_name(tmp_path: Path, parts: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(plant(tmp_path / "p", parts=parts))
+
+
+def test_parts_without_class_folders_are_no_classes(tmp_path: Path) -> None:
+    root = plant(tmp_path / "p")
+    (root / "a").rename(root / "train")
+    (root / "b").rename(root / "test")
+    with pytest.raises(ConfigError, match="test, train hold images but no class folders"):
+        load(root)
+
+
+def test_a_test_part_beside_class_folders_is_not_a_class(tmp_path: Path) -> None:
+    root = plant(tmp_path / "p")
+    plant(root / "test")
+    with pytest.raises(ConfigError, match="there is no train folder"):
+        load(root)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_images_in_folders_inside_a_class_belong_to_it(
+    tmp_path: Path, resident: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = plant(tmp_path / "p", parts=("train", "test"))
+    (root / "train" / "a" / "x" / "y").mkdir(parents=True)
+    for i in range(5, 10):
+        (root / "train" / "a" / f"0{i}.png").rename(root / "train" / "a" / "x" / "y" / f"0{i}.png")
+    (root / "train" / "b").rename(tmp_path / "elsewhere")
+    (root / "train" / "b").symlink_to(tmp_path / "elsewhere")
+    for name in ("loose.png", "train/loose.jpg", "extra/a.png", "readme.txt"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"1")
+    source = load(root, resident=resident)
+    assert values(source) == EVERY
+    assert source.train.names[5] == "train/a/x/y/05.png"
+    said = f"3 images in no class folder are left out: {root}/loose.png, {root}/train/loose.jpg, {root}/extra/a.png"
+    assert said in capsys.readouterr().out
+
+
+def test_a_range_that_16_bit_files_do_not_fill_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = plant(tmp_path / "p", parts=("train", "test"))
+    for path in root.rglob("*.png"):
+        Image.fromarray(np.full((4, 4), 4000, dtype=np.uint16)).save(path)
+    Image.fromarray(np.full((4, 4), 4095, dtype=np.uint16)).save(root / "train" / "a" / "00.png")
+    for _ in range(2):  # from the cache too
+        assert values(load(root))[0] == (16, 0)
+        assert "up to 4,095 of the 65,536 levels of data.depth=16; data.depth=12 makes" in capsys.readouterr().out
+    assert values(load(root, depth=12))[0] == (255, 0)
+    assert "data.depth" not in capsys.readouterr().out
+    assert values(load(root, depth=8))[0] == (255, 0)
+    assert "data.depth=8 makes all above 255 white" in capsys.readouterr().out
+    assert [int(image.max()) for image in load(root, depth=12, resident=False).train.x][:2] == [255, 249]
+
+
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "other"])
 def test_a_damaged_cache_is_rebuilt(tmp_path: Path, damage: str) -> None:
     root = plant(tmp_path / "p", parts=("train", "test"))
@@ -241,7 +402,7 @@ def test_auto_streams_what_needs_more_than_half_of_the_memory(
 
 def test_image_files_can_be_sent_to_a_worker(tmp_path: Path) -> None:
     root = plant(tmp_path / "p")
-    files = pickle.loads(pickle.dumps(ImageFiles(root, ["b/01.png"], size=4, channels=3)))
+    files = pickle.loads(pickle.dumps(ImageFiles(root, ["b/01.png"], Frame(4, 3))))
     assert files[0].unique().tolist() == [101]
     (root / "b" / "01.png").unlink()
     with pytest.raises(ConfigError, match=r"b/01\.png: no such file"):

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.data import images
-from trainer.data.images import ImageError, list_images, read_image
-from trainer.utils.errors import ConfigError
+from trainer.data.images import ImageError, read_image
+from trainer.data.listing import IMAGE_SUFFIXES, walk
 
 
 def read(path: Path, channels: int = 3, size: int = 8) -> Tensor:
@@ -200,17 +200,54 @@ def test_the_cap_is_looked_at_before_decoding(tmp_path: Path, monkeypatch: pytes
         read(tmp_path / "a.png")
 
 
-def test_list_images_finds_every_file_below_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / ".hidden").mkdir()
-    for name in ("c.png", "a.txt", "b/x.jpg", ".DS_Store", ".hidden/y.png"):
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "dead.png").symlink_to("nowhere")
-    found = [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)]
-    assert found == ["a.txt", "b/x.jpg", "c.png", "dead.png"]
-    assert list_images(tmp_path / "c.png") == [tmp_path / "c.png"]
+def test_every_suffix_of_the_formats_that_are_read_is_an_image() -> None:
+    Image.init()
+    ours = {suffix for suffix, name in Image.registered_extensions().items() if name in images.FORMATS}
+    assert ours == IMAGE_SUFFIXES
 
 
-def test_list_images_refuses_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"input=.*nothing: there is no such"):
-        list_images(tmp_path / "nothing")
+def test_walk_finds_the_images_at_any_depth_and_through_links(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for folder in ("root/b/deep", "root/.hidden", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    others = ("a.txt", ".DS_Store", "Thumbs.db", "b/README", ".png")
+    for name in ("c.png", "b/x.JPG", "b/deep/y.jfif", ".hidden/y.png", *others):
+        (root / name).write_bytes(b"1")
+    (tmp_path / "other" / "z.jpe").write_bytes(b"1")
+    (root / "dead.png").symlink_to("nowhere")
+    (root / "linked").symlink_to(tmp_path / "other")
+    (root / "b" / "deep" / "loop").symlink_to(root)
+    found = walk(root)
+    assert [name for name, _ in found.images] == ["b/deep/y.jfif", "b/x.JPG", "c.png", "dead.png", "linked/z.jpe"]
+    assert found.num_others == len(others)
+
+
+@pytest.mark.parametrize(("depth", "levels"), [(12, [0, 128, 255]), (16, [0, 8, 16]), (8, [0, 255, 255])])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_depth_says_which_value_is_white(tmp_path: Path, suffix: str, depth: int, levels: list[int]) -> None:
+    values = np.array([0, 2048, 4095], dtype=np.uint16).repeat(24).reshape(3, 24).T  # 24 x 3 pixels
+    Image.fromarray(np.ascontiguousarray(values)).save(tmp_path / f"a.{suffix}")
+    pixels = read_image(tmp_path / f"a.{suffix}", channels=1, height=24, width=3, depth=depth)
+    assert pixels[0, 0].tolist() == levels
+    with images.quiet_pillow():
+        assert images.decode(tmp_path / f"a.{suffix}", channels=1, height=24, width=3, depth=depth)[1] == 4095
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lab_is_read(tmp_path: Path, channels: int) -> None:
+    Image.new("LAB", (8, 8), (255, 128, 128)).save(tmp_path / "a.tif")  # L* = 100, a* = b* = 0: white
+    pixels = read(tmp_path / "a.tif", channels=channels)
+    assert pixels.shape == (channels, 8, 8)
+    assert int(pixels.min()) >= 253
+
+
+def test_lines_of_libtiff_name_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.tif", compression="tiff_lzw")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[100:3000] = bytes(2900)
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(ImageError, match="damaged"):
+        read(tmp_path / "a.tif")
+    lines = capfd.readouterr().err.splitlines()
+    assert lines
+    assert all(line.startswith(f"warning: {tmp_path / 'a.tif'}: libtiff: ") for line in lines)

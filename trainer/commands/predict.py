@@ -12,7 +12,8 @@ from trainer import build, engine
 from trainer.commands.evaluate import Trained, evaluate_data, load_trained
 from trainer.config.schema import Config
 from trainer.data.batches import eval_batch_size, normalizer
-from trainer.data.images import ImageError, list_images, read_image
+from trainer.data.images import ImageError, read_image
+from trainer.data.listing import walk
 from trainer.run.parts import placement
 from trainer.run.result import NUM_IMAGES, grid
 from trainer.run.target import Target
@@ -66,7 +67,8 @@ def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]
     target = Path(config.input or "")
     if not target.exists():
         raise ConfigError(f"input={target}: there is no such file or folder.")
-    found = label_files(trained, list_images(target) if target.is_dir() else [target])
+    inside = walk(target) if target.is_dir() else None
+    found = label_files(trained, [target / name for name, _ in inside.images] if inside is not None else [target])
     if not found.names:
         raise ConfigError(f"input={target}: no image could be read.\n  " + "\n  ".join(found.unreadable))
     probabilities = build.probabilities(config.loss, found.outputs)

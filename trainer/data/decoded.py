@@ -1,14 +1,17 @@
 """Image files to one tensor: decoded in several processes, once, and kept in a cache folder.
 
-A cache file is found by a digest of every name, size and time of change, so it is never stale, and it is checked before
-it is used. folder.py knows which files there are and what they show.
+A cache file is found by what is known of the files without reading them all (names, sizes, times, and a sample of their
+contents), so it is never stale, and it is checked before it is used. It also holds a digest of the content of each
+file. listing.py knows which files there are.
 """
 
 import hashlib
 import os
 import pickle
+import re
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +19,38 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.images import ImageError, decode, quiet_pillow
+from trainer.data.images import ImageError, check_regular, decode, quiet_pillow
+from trainer.data.listing import Stamp
 from trainer.data.workers import shutting_down, start_worker
 from trainer.utils.files import replacing
 
-CACHE_FORMAT = 1  # to be raised when decoding changes
+CACHE_FORMAT = 2  # to be raised when decoding changes
+CACHE_BYTES = 50 * 10**9  # of all entries together; beyond it the one not used for longest goes
+CACHE_NAME = re.compile(r"(.+-\d+x\d+-[0-9a-f]{8})-[0-9a-f]{16}\.pt|[0-9a-f]{64}\.pt")  # the second: format 1
+PROBED, PROBE_BYTES = 256, 2**12  # files whose first and last bytes are read at every start: about 10 ms
 MIN_FOR_WORKERS = 1000  # images; for fewer, starting processes takes longer than decoding
 CHUNK_BYTES = 2**20  # of pixels per message of a worker; in containers /dev/shm may have only 64 MB
+DIGEST_BYTES = 16
 
-Stamp = tuple[int, int]  # size in bytes, time of change in ns
+
+@dataclass(frozen=True)
+class Frame:
+    """What an image is decoded to.
+
+    Attributes:
+        size: height and width in pixels.
+        channels: 1 or 3.
+        depth: bits of the values in 16-bit grey files.
+    """
+
+    size: int
+    channels: int
+    depth: int = 16
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, self.size, self.size)
 
 
 @dataclass(frozen=True)
@@ -32,23 +58,32 @@ class Decoded:
     """What decoding found.
 
     Attributes:
-        kept: (M,) int64, the numbers of the good files.
+        kept: (M,) int64, the numbers of the good files among those that were to be decoded.
         pixels: (M, C, H, W) uint8, or None if only the sums were wanted.
         sums: (M, 2, C) int64, each image's sum of pixels and of squared pixels; the mean and std of any selection
             follow from them exactly.
         skipped: (name, reason) of each bad file.
-        sha256: digest of names and pixels.
+        digests: (N, DIGEST_BYTES) uint8, of the content of every file, decoded or not; 0 where it cannot be read.
+        peak: the largest value in a 16-bit grey file; 0 if there is none.
     """
 
     kept: Tensor
     pixels: Tensor | None
     sums: Tensor
     skipped: list[tuple[str, str]]
-    sha256: str
+    digests: Tensor
+    peak: int
 
 
 def cached(
-    root: Path, names: Sequence[str], stamps: Sequence[Stamp], cache: Path, *, size: int, channels: int, keep: bool
+    root: Path,
+    names: Sequence[str],
+    stamps: Sequence[Stamp],
+    cache: Path,
+    frame: Frame,
+    *,
+    keep: bool,
+    wanted: Tensor | None = None,
 ) -> Decoded:
     """Decode files, or read what an earlier start left in the cache folder.
 
@@ -59,101 +94,184 @@ def cached(
         names: the files.
         stamps: one for each file; when one changes, all are decoded again.
         cache: the cache folder.
-        size: height and width in pixels.
-        channels: 1 or 3.
+        frame: what they are decoded to.
         keep: whether to keep the pixels and not only their sums.
+        wanted: (N,) bool, the files to decode; None: all. The content of the others is only digested.
     """
-    key = hashlib.sha256(f"{CACHE_FORMAT} {size} {channels} {keep}\n".encode())
-    key.update("\n".join(map(repr, zip(names, stamps, strict=True))).encode())
-    path = cache / f"{key.hexdigest()}.pt"
-    found = _load(path, len(names), (channels, size, size), keep)
+    path = cache / _entry_name(root, names, stamps, frame, keep, wanted)
+    num_wanted = len(names) if wanted is None else int(wanted.sum())
+    found = _load(path, len(names), num_wanted, frame, keep)
     if found is not None:
         return found
-    print(f"decoding {len(names):,} images of {root}, once; cache: {path}", flush=True)
-    decoded = decode_files(root, names, size=size, channels=channels, keep=keep)
+    print(f"decoding {num_wanted:,} images of {root}, once; cache: {path}", flush=True)
+    decoded = decode_files(root, names, frame, keep=keep, wanted=wanted)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:  # torch.save rejects a name like .tmp-0
             torch.save(vars(decoded) | {"crc": _crc(decoded)}, file)
+        _prune(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         print(f"warning: {path} cannot be written ({error}); the next start decodes again", flush=True)
     return decoded
 
 
-def _load(path: Path, n: int, in_shape: tuple[int, ...], keep: bool) -> Decoded | None:
+def _entry_name(
+    root: Path, names: Sequence[str], stamps: Sequence[Stamp], frame: Frame, keep: bool, wanted: Tensor | None
+) -> str:
+    """Return <folder>-<channels>x<size>-<what and how>-<state of the files>.pt."""
+    what = repr((CACHE_FORMAT, str(root.resolve()), frame, keep, wanted is None))
+    state = hashlib.sha256("\n".join(map(repr, zip(names, stamps, strict=True))).encode())
+    if wanted is not None:
+        state.update(wanted.numpy().data)
+    # Archives and image layers give every file the same times, so that another set at the same place looks the same.
+    for i in torch.linspace(0, len(names) - 1, min(PROBED, len(names))).long().tolist():
+        state.update(_ends(root / names[i]))
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", root.resolve().name)[:40].lstrip(".") or "images"
+    short = hashlib.sha256(what.encode()).hexdigest()[:8]
+    return f"{readable}-{frame.channels}x{frame.size}-{short}-{state.hexdigest()[:16]}.pt"
+
+
+def _ends(path: Path) -> bytes:
+    """Return the first and the last bytes of a file; none if it cannot be read."""
+    try:
+        check_regular(path)
+        with open(path, "rb") as file:
+            start = file.read(PROBE_BYTES)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - PROBE_BYTES))
+            return start + file.read(PROBE_BYTES)
+    except (ImageError, OSError):
+        return b""
+
+
+def _prune(path: Path) -> None:
+    """Remove earlier states of the set that was just written, and the entries used longest ago above CACHE_BYTES."""
+    others = [(entry, CACHE_NAME.fullmatch(entry.name)) for entry in path.parent.iterdir() if entry != path]
+    own = CACHE_NAME.fullmatch(path.name)
+    assert own is not None
+    total, num_removed = path.stat().st_size, 0
+    entries = [(entry.stat(), entry, match[1] == own[1]) for entry, match in others if match is not None]
+    for info, entry, is_earlier in sorted(entries, key=lambda found: -found[0].st_mtime_ns):
+        total += 0 if is_earlier else info.st_size
+        if is_earlier or total > CACHE_BYTES:
+            entry.unlink(missing_ok=True)  # a process that has it open keeps its content
+            num_removed += not is_earlier
+    if num_removed:
+        print(f"{path.parent} is kept below {CACHE_BYTES / 1e9:,.0f} GB: {num_removed} old set(s) removed", flush=True)
+
+
+def _load(path: Path, n: int, num_wanted: int, frame: Frame, keep: bool) -> Decoded | None:
     """Return the content of a cache file, or None if there is none or it is damaged."""
     try:
         state = torch.load(path, weights_only=True, mmap=True)
         crc = state.pop("crc")
         found = Decoded(**state)
-        whole = crc == _crc(found) and len(found.kept) + len(found.skipped) == n
-        shape = (len(found.kept), *in_shape)
+        whole = crc == _crc(found) and len(found.kept) + len(found.skipped) == num_wanted
+        shape = (len(found.kept), *frame.shape)
         whole = whole and (found.pixels is not None) == keep and found.sums.shape == (shape[0], 2, shape[1])
+        whole = whole and found.digests.shape == (n, DIGEST_BYTES)
         if found.pixels is not None:
             whole = whole and found.pixels.shape == shape and found.pixels.dtype == torch.uint8
-        return found if whole else None
     except (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError):
         return None
+    if not whole:
+        return None
+    with suppress(OSError):  # a cache folder may be read-only
+        os.utime(path)  # used now: others are removed first
+    return found
 
 
 def _crc(decoded: Decoded) -> int:
     """Return a checksum of everything: disks and killed programs damage files, and torch.load does not notice."""
-    crc = zlib.crc32(repr((decoded.skipped, decoded.sha256)).encode())
-    for tensor in (decoded.kept, decoded.sums, decoded.pixels):
+    crc = zlib.crc32(repr((decoded.skipped, decoded.peak)).encode())
+    for tensor in (decoded.kept, decoded.sums, decoded.digests, decoded.pixels):
         crc = zlib.crc32(tensor.numpy().data, crc) if tensor is not None and tensor.numel() else crc
     return crc
 
 
-class _Chunks(Dataset[tuple[Tensor, Tensor, dict[int, str]]]):
-    """Item k: pixels and sums of the good images of the k-th run of names; the reasons of the bad ones by number."""
+@dataclass(frozen=True)
+class _Chunk:
+    """What a worker makes of some neighbouring files."""
 
-    def __init__(self, root: Path, names: Sequence[str], *, size: int, channels: int, keep: bool) -> None:
-        self.root, self.names, self.keep = root, names, keep
-        self.shape = (channels, size, size)
-        self.length = max(1, min(256, CHUNK_BYTES // (channels * size * size)))
+    pixels: Tensor
+    sums: Tensor
+    reasons: dict[int, str]  # of the bad ones, by number
+    digests: Tensor
+    peak: int
+
+
+class _Chunks(Dataset[_Chunk]):
+    """Item k: the k-th run of names."""
+
+    def __init__(
+        self, root: Path, names: Sequence[str], frame: Frame, *, keep: bool, wanted: Tensor | None = None
+    ) -> None:
+        self.root, self.names, self.frame, self.keep, self.wanted = root, names, frame, keep, wanted
+        self.length = max(1, min(256, CHUNK_BYTES // (frame.channels * frame.size * frame.size)))
 
     def __len__(self) -> int:
         return -(-len(self.names) // self.length)
 
-    def __getitem__(self, k: int) -> tuple[Tensor, Tensor, dict[int, str]]:
-        channels, height, width = self.shape
-        images, reasons = [], {}
+    def __getitem__(self, k: int) -> _Chunk:
+        images, reasons, digests, peak = [], {}, bytearray(), 0
+        channels, height, width = self.frame.shape
         with quiet_pillow():
             for i in range(k * self.length, min((k + 1) * self.length, len(self.names))):
+                path = self.root / self.names[i]
+                digests += content_digest(path)
+                if self.wanted is not None and not self.wanted[i]:
+                    continue
                 try:
-                    images.append(decode(self.root / self.names[i], channels=channels, height=height, width=width))
+                    image, highest = decode(path, channels=channels, height=height, width=width, depth=self.frame.depth)
+                    images.append(image)
+                    peak = max(peak, highest)
                 except ImageError as error:
                     reasons[i] = str(error)
-        pixels = torch.stack(images) if images else torch.empty(0, *self.shape, dtype=torch.uint8)
-        return pixels if self.keep else pixels[:0].clone(), pixel_sums(pixels), reasons
+        pixels = torch.stack(images) if images else torch.empty(0, *self.frame.shape, dtype=torch.uint8)
+        kept = pixels if self.keep else pixels[:0].clone()
+        own = torch.frombuffer(digests, dtype=torch.uint8).clone().view(-1, DIGEST_BYTES)
+        return _Chunk(kept, pixel_sums(pixels), reasons, own, peak)
 
 
-def decode_files(root: Path, names: Sequence[str], *, size: int, channels: int, keep: bool) -> Decoded:
+def content_digest(path: Path) -> bytes:
+    """Return a digest of a file's content, of DIGEST_BYTES; zeros where there is none that can be read."""
+    # All of it: an image that is not compressed can change in a few bytes anywhere. It costs less than decoding.
+    try:
+        check_regular(path)
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()[:DIGEST_BYTES]
+    except (ImageError, OSError):
+        return bytes(DIGEST_BYTES)
+
+
+def decode_files(
+    root: Path, names: Sequence[str], frame: Frame, *, keep: bool, wanted: Tensor | None = None
+) -> Decoded:
     """Decode files in several processes; the result does not depend on their number. Arguments as in cached()."""
-    chunks = _Chunks(root, names, size=size, channels=channels, keep=keep)
+    chunks = _Chunks(root, names, frame, keep=keep, wanted=wanted)
     # Processes, since threads would be slower than none: with small images most of the time is spent in Python.
     workers = min(num_cores(), 16) if len(names) >= MIN_FOR_WORKERS else 0
     # DataLoader would draw from the global generator, and training would then depend on whether there was a cache.
     loader = DataLoader(
         chunks, batch_size=None, num_workers=workers, worker_init_fn=start_worker, generator=torch.Generator()
     )
-    pixels = torch.empty(len(names) if keep else 0, *chunks.shape, dtype=torch.uint8)
-    sums, reasons, end = [], {}, 0
+    good = torch.ones(len(names), dtype=torch.bool) if wanted is None else wanted.clone()
+    pixels = torch.empty(int(good.sum()) if keep else 0, *frame.shape, dtype=torch.uint8)
+    sums, digests, reasons, end, peak = [], [], {}, 0, 0
     with shutting_down(iter(loader)) as decoded:
-        for some_pixels, some_sums, some_reasons in decoded:
+        for chunk in decoded:
             if keep:
-                pixels[end : end + len(some_pixels)] = some_pixels
-                end += len(some_pixels)
-            sums.append(some_sums)
-            reasons.update(some_reasons)
+                pixels[end : end + len(chunk.pixels)] = chunk.pixels
+                end += len(chunk.pixels)
+            sums.append(chunk.sums)
+            digests.append(chunk.digests)
+            reasons.update(chunk.reasons)
+            peak = max(peak, chunk.peak)
     if end < len(pixels):
         pixels = pixels[:end].clone()  # saving a view would save the whole tensor
-    good = torch.tensor([i not in reasons for i in range(len(names))], dtype=torch.bool)
-    all_sums = torch.cat(sums)
-    sha256 = hashlib.sha256("\n".join(map(repr, zip(names, good.tolist(), strict=True))).encode())
-    sha256.update((pixels if keep else all_sums).numpy().data)
+    good[list(reasons)] = False
     skipped = [(names[i], reasons[i]) for i in sorted(reasons)]
-    return Decoded(good.nonzero().squeeze(1), pixels if keep else None, all_sums, skipped, sha256.hexdigest())
+    kept = good.nonzero().squeeze(1)
+    return Decoded(kept, pixels if keep else None, torch.cat(sums), skipped, torch.cat(digests), peak)
 
 
 def num_cores() -> int:

@@ -1,13 +1,15 @@
 """One image file to one (C, H, W) uint8 tensor, whatever a camera, a drawing program or a broken disk made of it.
 
-Only decoding lives here: what a data set consists of is in folder.py, and augmentation works on batches.
+Only decoding lives here: which files are images is in listing.py, and augmentation works on batches.
 """
 
 import os
 import stat
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from trainer.utils.errors import ConfigError
-
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
-)
 # Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are less tested.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 52_000_000  # a 50-megapixel camera; decoding stays below 1 GB, and a PNG of 160 KB can ask for more
@@ -31,18 +28,18 @@ class ImageError(Exception):
     """A file that is no usable image; the message is a short reason without the file's name."""
 
 
-def read_image(path: Path | str, *, channels: int, height: int, width: int) -> Tensor:
+def read_image(path: Path | str, *, channels: int, height: int, width: int, depth: int = 16) -> Tensor:
     """Decode an image, fit its shorter side to the frame and cut the middle out (antialiased bilinear).
 
     The image is turned upright by its EXIF orientation; of an animation the first frame counts; transparent pixels
-    become white, as viewers show them; 16-bit grey is scaled to 8 bits. Not for several threads at once: code that
-    reads images in threads calls decode() inside one quiet_pillow().
+    become white, as viewers show them; grey with more than 8 bits is scaled to 8. Not for several threads at once.
 
     Args:
         path: the file.
         channels: 1 (grey, ITU-R 601 luma) or 3 (RGB).
         height: pixels.
         width: pixels.
+        depth: bits of the values in 16-bit grey files: 2**depth - 1 is white.
     Returns:
         (channels, height, width) uint8.
     Raises:
@@ -50,7 +47,7 @@ def read_image(path: Path | str, *, channels: int, height: int, width: int) -> T
             damaged.
     """
     with quiet_pillow():
-        return decode(path, channels=channels, height=height, width=width)
+        return decode(path, channels=channels, height=height, width=width, depth=depth)[0]
 
 
 @contextmanager
@@ -61,11 +58,11 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def decode(path: Path | str, *, channels: int, height: int, width: int) -> Tensor:
-    """read_image() for use in threads; the caller handles Pillow's warnings."""
-    _check_file(path)
+def decode(path: Path | str, *, channels: int, height: int, width: int, depth: int) -> tuple[Tensor, int]:
+    """read_image() inside the caller's quiet_pillow(); returns the largest value of a 16-bit grey file too, else 0."""
+    check_regular(path)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image, _named_lines(path, is_tiff=image.format == "TIFF"):
             if image.width * image.height == 0:
                 raise ImageError(f"no pixels: {image.width} x {image.height}")
             if image.width * image.height > MAX_PIXELS:
@@ -73,7 +70,8 @@ def decode(path: Path | str, *, channels: int, height: int, width: int) -> Tenso
             # A large JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves twice the pixels that are needed.
             image.draft(image.mode, (2 * max(height, width),) * 2)
             ImageOps.exif_transpose(image, in_place=True)
-            plain = _plain(_shrunk(image, height, width)).convert("L" if channels == 1 else "RGB")
+            plain, peak = _plain(_shrunk(image, height, width), depth)
+            plain = plain.convert("L" if channels == 1 else "RGB")
         if plain.size != (width, height):
             plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(plain))  # (H, W) or (H, W, C)
@@ -85,30 +83,36 @@ def decode(path: Path | str, *, channels: int, height: int, width: int) -> Tenso
         raise ImageError(f"too large: more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # damaged files make the decoders raise nearly everything
         raise ImageError(f"damaged: {str(error) or type(error).__name__}") from error
-    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+    return (pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()), peak
 
 
-def list_images(path: Path) -> list[Path]:
-    """Return the file itself, or every file below a folder, of any suffix, sorted.
+@contextmanager
+def _named_lines(path: Path | str, *, is_tiff: bool) -> Iterator[None]:
+    """Print what libtiff writes to standard error with the name of the file, which it does not know."""
+    with ExitStack() as stack:
+        try:
+            lines = stack.enter_context(tempfile.TemporaryFile()) if is_tiff else None
+            before = os.dup(2) if lines is not None else -1
+        except OSError:  # no folder for temporary files, or no standard error: then its lines go where they went
+            lines = None
+        if lines is None:
+            yield
+            return
+        sys.stderr.flush()
+        os.dup2(lines.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            lines.seek(0)
+            for line in lines.read().decode("utf-8", "backslashreplace").splitlines():
+                name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a name may be any bytes
+                print(f"warning: {name}: libtiff: {line}", file=sys.stderr, flush=True)
 
-    Hidden files and linked folders are left out.
 
-    Raises:
-        ConfigError: there is neither a file nor a folder.
-    """
-    if not path.is_dir():
-        if not os.path.lexists(path):
-            raise ConfigError(f"input={path}: there is no such file or folder.")
-        return [path]
-    found = []
-    for folder, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in files if not name.startswith(".")]
-    return sorted(found)
-
-
-def _check_file(path: Path | str) -> None:
-    """Look before opening: opening a named pipe would wait for ever."""
+def check_regular(path: Path | str) -> None:
+    """Raise ImageError unless there is a regular file with something in it: opening a named pipe waits for ever."""
     try:
         info = os.stat(path)
     except FileNotFoundError:
@@ -135,20 +139,22 @@ def _shrunk(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.reduce(factor)
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """Return the image with 8 bits per channel and without transparency."""
+def _plain(image: Image.Image, depth: int) -> tuple[Image.Image, int]:
+    """Return the image with 8 bits per channel and without transparency, and the largest value if it had 16 bits."""
     if image.mode in WIDE_GREY:
-        # Integers are taken as 16-bit (65535 is white), floats up to 1 as shares of white.
         values = np.array(image).astype(np.float32)
-        if image.mode == "F":
-            values = np.nan_to_num(values)
+        if image.mode == "F":  # up to 1 as shares of white
+            values, peak = np.nan_to_num(values), 0
             scale = 255.0 if values.max() <= 1.0 else 1.0
         else:
-            scale = 1.0 / 257.0
-        return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+            peak = max(0, int(values.max()))
+            scale = 255.0 / (2**depth - 1)
+        return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8)), peak
+    if image.mode == "LAB":  # Pillow converts it to RGB only
+        image = image.convert("RGB")
     if not image.has_transparency_data:
-        return image
+        return image, 0
     layer = image.convert("RGBA")
     white = Image.new("RGB", layer.size, "white")
     white.paste(layer, mask=layer.getchannel("A"))
-    return white
+    return white, 0

@@ -4,6 +4,7 @@ A source has a training and a test part. Validation is cut from the training par
 stratified and seeded, so that no reader does it in its own way. Nothing here reads a file.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,19 +22,22 @@ class Split:
         x: (N, C, H, W) uint8 images or (N, D) float32 rows in memory; or, for a set that does not fit in memory, a
             Dataset whose item i is one (C, H, W) uint8 image, decoded when asked for.
         y: (N,) int64 class numbers, or (N, 1) float32 targets of a regression.
+        names: of the files below the set's folder, N of them, where each example is a file.
     """
 
     x: "Tensor | Dataset[Tensor]"
     y: Tensor
+    names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, indices: Tensor) -> "Split":
         """Return the examples at `indices` (M,) int64, in that order; images on disk stay on disk."""
+        y, names = self.y[indices], [self.names[i] for i in indices.tolist()] if self.names else ()
         if isinstance(self.x, Tensor):
-            return Split(self.x.index_select(0, indices), self.y[indices])
-        return Split(Subset(self.x, indices.tolist()), self.y[indices])  # a Subset keeps numbers, not images
+            return Split(self.x.index_select(0, indices), y, names)
+        return Split(Subset(self.x, indices.tolist()), y, names)  # a Subset keeps numbers, not images
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Source:
         std: likewise.
         val: a validation part, where the set comes with one.
         ignores: options of the data set that it has no use for.
+        earlier_sha256: the digest of the same data in checkpoints of earlier versions, where they had another.
     """
 
     train: Split
@@ -59,6 +64,7 @@ class Source:
     std: tuple[float, ...] = ()
     val: Split | None = None
     ignores: tuple[str, ...] = ()
+    earlier_sha256: str = ""
 
     @property
     def task(self) -> str:
@@ -82,6 +88,7 @@ class Splits:
     sha256: str
     ignores: tuple[str, ...] = ()  # options that had no effect
     gaps: tuple[str, ...] = ()  # a line for each part that lacks a class
+    earlier_sha256: str = ""
 
 
 def cut(
@@ -133,4 +140,4 @@ def cut(
     gaps = tuple(missing_classes(labels, source.classes)) if source.classes else ()
     num_outputs = len(source.classes) or source.train.y.shape[1]  # K classes, or the targets of an example
     described = (source.in_shape, num_outputs, source.task, source.classes, mean, std, source.sha256)
-    return Splits(train, val, source.test, *described, ignores, gaps)
+    return Splits(train, val, source.test, *described, ignores, gaps, source.earlier_sha256 or source.sha256)

@@ -52,7 +52,7 @@ def unpack(content: dict[str, Any], config: Config, parts: Parts, path: Path) ->
         ConfigError: it is of another model, optimizer or data set; the message names both.
     """
     check_fits(content, parts.splits, path)
-    if content["data"]["sha256"] != parts.splits.sha256:
+    if content["data"]["sha256"] not in (parts.splits.sha256, parts.splits.earlier_sha256):
         raise ConfigError(
             f"{path} was trained on other data than data={config.data.name} holds now: resume needs the same."
         )
