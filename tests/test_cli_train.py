@@ -449,6 +449,49 @@ def test_eval_needs_the_classes_of_the_checkpoint(cli: Cli, tmp_path: Path) -> N
     assert "data=synthetic" in outcome.err
 
 
+def test_pictures_of_predictions_show_every_class_and_the_most_confident_mistakes(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test images of a folder lie sorted by class: the first 32 would be of one class."""
+    from trainer.plots import run as plots
+
+    write_class_folders(tmp_path / "p", {"train": 30, "test": 180}, size=8)
+    for k in range(3):  # half of each class with the pictures of the next one
+        for path in sorted((tmp_path / "p" / "test" / f"class{k}").iterdir())[:30]:
+            shutil.copy(tmp_path / "p" / "train" / f"class{(k + 1) % 3}" / f"{(k + 1) % 3:04d}.png", path)
+    drawn: dict[str, Any] = {}
+
+    def keep(images: torch.Tensor, titles: list[str], wrong: Any, path: Path, *, heading: str = "") -> None:
+        drawn[path.stem] = (images, titles, wrong, heading)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(path)
+
+    monkeypatch.setattr(plots, "prediction_grid", keep)
+    words = ("data=folder", "data.root=p", "data.size=8", "model=softmax", "batch_size=10", "epochs=3", "name=a")
+    assert cli(*words, "data.val_fraction=0").code == 0
+    _, titles, wrong, heading = drawn["predictions"]
+    assert [sum(f"class{k} / " in title for title in titles) for k in range(3)] in (
+        [11, 11, 10],
+        [11, 10, 11],
+        [10, 11, 11],
+    )
+    assert wrong == [title.split("\n")[1].split(" / ")[0] not in title.split(" / ")[1] for title in titles]
+    assert all(title.split("\n")[0].endswith(".png") for title in titles)
+    assert heading == "file, true class / predicted class and its probability, red where they differ"
+    _, titles, wrong, heading = drawn["wrong"]
+    assert all(wrong)
+    assert heading.startswith("the most confident mistakes: ")
+    chances = [int(title.rpartition(" ")[2].rstrip("%")) for title in titles]
+    assert chances == sorted(chances, reverse=True)
+    assert cli("predict", "checkpoint=a").code == 0
+    rows = [row for row in rows_of(Path("outputs/a/predictions.csv")) if row["label"] != row["true_label"]]
+    highest = sorted((float(row["probability"]) for row in rows), reverse=True)[: len(chances)]
+    assert chances == [round(100 * p) for p in highest]
+    assert len(chances) == min(32, len(rows)) > 20
+    assert set(drawn["batch"][1]) <= {"class0", "class1", "class2"}
+    assert "true class" in drawn["batch"][3]
+
+
 # predict
 
 
@@ -478,8 +521,10 @@ def test_predict_labels_the_good_files_and_names_the_bad(coloured: Path, cli: Cl
     assert [row["class"] for row in rows] == ["class1", "class2"]
     assert [row["label"] for row in rows] == ["1", "2"]
     assert all(1 / 3 < float(row["probability"]) <= 1 for row in rows)
-    assert "3 files" in outcome.err
-    for name in ("cut.png", "empty.png", "notes.txt"):
+    assert "2 files" in outcome.err
+    assert "4 images below" in outcome.out
+    assert "(1 other files ignored)" in outcome.out
+    for name in ("cut.png", "empty.png"):
         line = next(line for line in outcome.err.splitlines() if name in line)
         assert len(line.partition(f"{name}: ")[2]) > 3  # a reason
     assert "Traceback" not in outcome.err
@@ -512,6 +557,55 @@ def test_a_colour_model_takes_grey_pictures_of_any_size(coloured: Path, cli: Cli
     assert cli("predict", "checkpoint=a", f"input={coloured / 'colour.png'}", "plots=false").code == 0
     (row,) = rows_of(Path("outputs/a/predictions.csv"))
     assert row["class"] == "class1"
+
+
+@pytest.mark.parametrize("resident", ["true", "false"])
+def test_predict_of_a_folder_set_names_the_files_and_shows_the_result(
+    coloured: Path, cli: Cli, resident: str, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures" / "test" / "class0" / "deep").mkdir()
+    shutil.copy(tmp_path / "pictures" / "train" / "class1" / "0001.png", "pictures/test/class0/deep/swapped.png")
+    outcome = cli("predict", "checkpoint=a", f"data.resident={resident}")
+    assert outcome.code == 0, outcome.err
+    rows = rows_of(Path("outputs/a/predictions.csv"))
+    files = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "pictures" / "test").rglob("*.png"))
+    assert [row["input"] for row in rows] == files
+    assert [f"class{row['true_label']}" for row in rows] == [name.split("/")[2] for name in files]
+    assert "test: accuracy 0.8571, loss " in outcome.out  # 6 of 7
+    assert "pictures/test/class0/deep/swapped.png  class1  " in outcome.out
+    assert "  wrong: class0" in outcome.out
+
+
+def test_predict_of_class_folders_gives_an_accuracy(coloured: Path, cli: Cli, tmp_path: Path) -> None:
+    for folder, count in (("pictures/test", 6), ("pictures", 66), ("pictures/train/class2", 20)):
+        outcome = cli("predict", "checkpoint=a", f"input={folder}", "plots=false")
+        assert outcome.code == 0, outcome.err
+        rows = rows_of(Path("outputs/a/predictions.csv"))
+        assert len(rows) == count
+        if folder.endswith("class2"):  # the folder itself is no longer on the way
+            assert {row["true_label"] for row in rows} == {""}
+            assert "accuracy" not in outcome.out
+        else:
+            assert [f"class{row['true_label']}" for row in rows] == [row["input"].split("/")[-2] for row in rows]
+            assert f"accuracy 1.0000 on {count} images" in outcome.out
+    shutil.copytree("pictures/test/class0", "mixed/class1")  # every one of them in a folder of another class
+    outcome = cli("predict", "checkpoint=a", "input=mixed")
+    assert f"accuracy 0.0000 on {len(list(Path('mixed/class1').iterdir()))} images" in outcome.out
+    assert "wrong: class1" in outcome.out
+    shutil.copytree("pictures/test/class0", "mixed/others")
+    assert "accuracy" not in cli("predict", "checkpoint=a", "input=mixed").out
+
+
+def test_predict_takes_links_and_suffixes_as_training_does(coloured: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    for k in range(3):
+        (tmp_path / "linked" / f"class{k}").symlink_to(tmp_path / "pictures" / "test" / f"class{k}")
+    (tmp_path / "linked" / "README").write_text("no picture")
+    with Image.open(tmp_path / "pictures/test/class0/0000.png") as image:
+        image.save(tmp_path / "pictures/test/class0/x.jfif", "JPEG")
+    outcome = cli("predict", "checkpoint=a", "input=linked")
+    assert outcome.code == 0, outcome.err
+    assert len(rows_of(Path("outputs/a/predictions.csv"))) == 7
 
 
 def test_predict_without_input_labels_the_test_split(cli: Cli, tiny: Path) -> None:

@@ -168,6 +168,29 @@ def test_grid_keeps_the_order_of_the_colour_channels() -> None:
     assert image[0, 0].tolist() == [255, 0, 0]
 
 
+def test_the_heading_says_what_the_titles_mean_and_leaves_the_images_their_room() -> None:
+    titles = [plots.caption("cat", 0.987, true="dog", name="a long file name 0001.png")] * 9
+    assert titles[0] == "...e name 0001.png\ndog / cat 99%"
+    (axes,) = plots._prediction_figure(GREY[:9], titles, [True] * 9, "true class / predicted class").axes
+    heading = axes.texts[-1]
+    assert heading.get_text() == "true class / predicted class"
+    assert texts(axes)[0] == "...e name 0001.png\ndog /\ncat 99%"
+    images = [image.get_extent() for image in axes.images]
+    assert heading.get_position()[1] < images[0][3] - 0.4  # inches: a title of three lines lies between
+    assert images[8][3] - images[0][2] > 0.45
+    assert max(extent[2] for extent in images) <= axes.get_ylim()[0]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "said"), [("cat", "cat 50%"), ("flying squirrel of the north", "flying sq... 50%")]
+)
+def test_a_caption_always_has_the_probability(predicted: str, said: str) -> None:
+    assert plots.caption(predicted, 0.5) == said
+    assert plots.caption(predicted, 0.5, true="dog", name="x.png") == f"x.png\ndog / {said}"
+    (axes,) = plots._prediction_figure(GREY[:1], [plots.caption(predicted, 0.5, true="dog")], None).axes
+    assert texts(axes) == [f"dog /\n{said}"]
+
+
 def test_long_titles_are_shortened_line_by_line() -> None:
     (axes,) = plots._prediction_figure(GREY[:1], ["flying squirrel of the north / cat"], None).axes
     assert texts(axes) == ["flying squirrel...\ncat"]

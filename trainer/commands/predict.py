@@ -14,20 +14,20 @@ from trainer.config.schema import Config
 from trainer.data.batches import eval_batch_size, normalizer
 from trainer.data.images import ImageError, read_image
 from trainer.data.listing import walk
+from trainer.data.stratify import mixed
 from trainer.run.parts import placement
 from trainer.run.result import NUM_IMAGES, grid
 from trainer.run.target import Target
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import write_csv
-from trainer.utils.screen import Screen
+from trainer.utils.screen import Screen, shown
 
 
 @dataclass(frozen=True)
 class Labelled:
     """Image files after they went through the model."""
 
-    names: list[str]  # of the files that could be read, printable
-    images: list[Tensor]  # the first NUM_IMAGES of them, each (C, H, W) uint8
+    paths: list[Path]  # of the files that could be read
     outputs: Tensor  # (N, K), of all of them
     unreadable: list[str]  # the other files, each with the reason
 
@@ -42,7 +42,8 @@ def run_predict(config: Config, target: Target) -> None:
     trained = load_trained(config, target, screen)
     if not trained.classes:
         raise ConfigError(f"{trained.path} predicts numbers, not classes: predict is for images; eval measures it.")
-    unreadable = predict_split(config, trained) if config.input is None else predict_files(config, trained, screen)
+    label = predict_split if config.input is None else predict_files
+    unreadable = label(config, trained, screen)
     screen.say(f"written  {trained.folder / 'predictions.csv'}")
     if config.plots:
         screen.say(f"plot     {trained.folder / 'predictions.png'}")
@@ -52,70 +53,139 @@ def run_predict(config: Config, target: Target) -> None:
         )
 
 
-def predict_split(config: Config, trained: Trained) -> list[str]:
+def predict_split(config: Config, trained: Trained, screen: Screen) -> list[str]:
     """Label the test split; returns what could not be read, which is nothing."""
     splits, evaluation = evaluate_data(config, trained, "test")
-    names = [str(i) for i in range(len(evaluation.labels))]
-    write_predictions(trained, names, build.probabilities(config.loss, evaluation.outputs), evaluation.labels)
+    root = config.data.options.get("root") or ""
+    names = [printable(os.path.join(root, name)) for name in splits.test.names]
+    names = names or [str(i) for i in range(len(evaluation.labels))]  # rows of a set that is not made of files
+    chances = build.probabilities(config.loss, evaluation.outputs)
+    write_predictions(trained, names, chances, evaluation.labels.tolist())
+    rows = mixed(splits.test.y, NUM_IMAGES)
+    say_predictions(trained, names, chances, evaluation.labels.tolist(), rows.tolist(), screen)
+    figures = f"accuracy {evaluation.accuracy:.4f}, loss {shown(evaluation.loss)}"
+    screen.say(f"test: {figures} on {len(names):,} examples")
     if config.plots:
-        grid(splits, splits.test, evaluation.outputs, trained.folder / "predictions.png")
+        grid(splits, splits.test, chances, rows, trained.folder / "predictions.png")
     return []
 
 
 def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]:
-    """Label the file or the files below the folder input=; returns what could not be read, with the reasons."""
+    """Label the file or the files below the folder input=; returns what could not be read, with the reasons.
+
+    Where all files lie in folders named after classes, as in a data set, the true classes are known.
+    """
     target = Path(config.input or "")
     if not target.exists():
         raise ConfigError(f"input={target}: there is no such file or folder.")
-    inside = walk(target) if target.is_dir() else None
-    found = label_files(trained, [target / name for name, _ in inside.images] if inside is not None else [target])
-    if not found.names:
-        raise ConfigError(f"input={target}: no image could be read.\n  " + "\n  ".join(found.unreadable))
-    probabilities = build.probabilities(config.loss, found.outputs)
-    write_predictions(trained, found.names, probabilities, None)
-    best = probabilities[:NUM_IMAGES].max(1)
-    texts = [f"{trained.classes[k]}  {p:.0%}" for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-    for name, text in zip(found.names, texts, strict=False):
-        screen.say(f"{name}  {text}")
+    paths = [target]
+    if target.is_dir():
+        inside = walk(target)
+        paths = [target / name for name, _ in inside.images]
+        ignored = f" ({inside.num_others:,} other files ignored)" if inside.num_others else ""
+        screen.say(f"{len(paths):,} images below {target}{ignored}")
+    depth = config.data.options.get("depth", 16)
+    found = label_files(trained, paths, depth)
+    if not found.paths:
+        raise ConfigError("\n  ".join([f"input={target}: no image could be read.", *found.unreadable]))
+    names = [printable(path) for path in found.paths]
+    chances = build.probabilities(config.loss, found.outputs)
+    labels = labels_of_folders([path.relative_to(target) for path in found.paths], trained.classes)
+    write_predictions(trained, names, chances, labels or [""] * len(names))
+    rows = list(range(len(names)))
+    if len(rows) > NUM_IMAGES:  # evenly over the classes
+        rows = sorted(mixed(torch.tensor(labels) if labels else chances.argmax(1).cpu(), NUM_IMAGES).tolist())
+    say_predictions(trained, names, chances, labels, rows, screen)
+    if labels:
+        right = sum(k == t for k, t in zip(chances.argmax(1).tolist(), labels, strict=True))
+        screen.say(f"accuracy {right / len(labels):.4f} on {len(labels):,} images, whose folders name the true class")
     if config.plots:
-        from trainer.plots import run as plots  # matplotlib takes 0.4 s
-
-        plots.prediction_grid(torch.stack(found.images), texts, None, trained.folder / "predictions.png")
+        draw_files(trained, found.paths, chances, labels, rows, depth)
     return found.unreadable
 
 
-def label_files(trained: Trained, paths: Sequence[Path]) -> Labelled:
+def labels_of_folders(names: Sequence[Path], classes: Sequence[str]) -> list[int]:
+    """Return the label of each file by the first folder on its way that is named after a class; [] if one has none."""
+    numbers = {name: k for k, name in enumerate(classes)}
+    labels = [next((numbers[part] for part in name.parts[:-1] if part in numbers), -1) for name in names]
+    return [] if -1 in labels else labels
+
+
+def say_predictions(
+    trained: Trained, names: list[str], chances: Tensor, labels: list[int], rows: list[int], screen: Screen
+) -> None:
+    """Print the predictions of some rows, and how many more there are."""
+    best = chances.max(1)
+    for i in rows:
+        k, wrong = int(best.indices[i]), ""
+        if labels and labels[i] != k:
+            wrong = f"  wrong: {trained.classes[labels[i]]}"
+        screen.say(f"{names[i]}  {trained.classes[k]}  {float(best.values[i]):.0%}{wrong}")
+    if len(rows) < len(names):
+        screen.say(f"and {len(names) - len(rows):,} more in predictions.csv")
+
+
+def draw_files(
+    trained: Trained, paths: list[Path], chances: Tensor, labels: list[int], rows: list[int], depth: int
+) -> None:
+    """Draw predictions.png of some files, which are read once more: all of them may need more memory than there is."""
+    from trainer.plots import run as plots  # matplotlib takes 0.4 s
+
+    channels, height, width = trained.in_shape
+    best = chances.max(1)
+    images, titles, wrong = [], [], []
+    for i in rows:
+        try:
+            images.append(read_image(paths[i], channels=channels, height=height, width=width, depth=depth))
+        except ImageError:  # gone since it was labelled
+            continue
+        k = int(best.indices[i])
+        true = trained.classes[labels[i]] if labels else None
+        name = printable(paths[i].name)
+        titles.append(plots.caption(trained.classes[k], float(best.values[i]), true=true, name=name))
+        wrong.append(bool(labels) and labels[i] != k)
+    heading = "predicted class and its probability"
+    if labels:
+        heading = f"true class / {heading}, red where they differ"
+    if images:
+        plots.prediction_grid(
+            torch.stack(images), titles, wrong, trained.folder / "predictions.png", heading=f"file, {heading}"
+        )
+
+
+def printable(path: str | Path) -> str:
+    """Return a path as text that can be printed: a name may be any bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def label_files(trained: Trained, paths: Sequence[Path], depth: int) -> Labelled:
     """Put image files through the model, a batch at a time: a folder may hold more than memory does."""
     channels, height, width = trained.in_shape
     normalize = normalizer(trained.mean, trained.std, placement(trained.machine))
     size = eval_batch_size(trained.in_shape)
-    names: list[str] = []
-    images: list[Tensor] = []
+    found: list[Path] = []
     outputs: list[Tensor] = []
     unreadable: list[str] = []
     for start in range(0, len(paths), size):
         batch = []
         for path in paths[start : start + size]:
-            name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a name may be any bytes
             try:
-                batch.append(read_image(path, channels=channels, height=height, width=width))
-                names.append(name)
+                batch.append(read_image(path, channels=channels, height=height, width=width, depth=depth))
+                found.append(path)
             except ImageError as error:
-                unreadable.append(f"{name}: {error}")
+                unreadable.append(f"{printable(path)}: {error}")
         if batch:
-            images += batch[: NUM_IMAGES - len(images)]
             inputs = normalize(torch.stack(batch).to(trained.machine.device))
             outputs.append(engine.predict(trained.model, [inputs], trained.machine.autocast))
-    return Labelled(names, images, torch.cat(outputs) if outputs else torch.empty(0), unreadable)
+    return Labelled(found, torch.cat(outputs) if outputs else torch.empty(0), unreadable)
 
 
-def write_predictions(trained: Trained, names: list[str], probabilities: Tensor, labels: Tensor | None) -> None:
-    """predictions.csv: input, label, class, probability, and the true label where it is known."""
+def write_predictions(trained: Trained, names: list[str], chances: Tensor, labels: Sequence[int | str]) -> None:
+    """predictions.csv: input, label, class, probability, and the true label, empty where it is not known."""
     trained.folder.mkdir(parents=True, exist_ok=True)
-    best = probabilities.max(1)
-    true = labels.tolist() if labels is not None else [""] * len(names)
+    best = chances.max(1)
     rows = [
         {"input": name, "label": k, "class": trained.classes[k], "probability": f"{p:.6f}", "true_label": t}
-        for name, k, p, t in zip(names, best.indices.tolist(), best.values.tolist(), true, strict=True)
+        for name, k, p, t in zip(names, best.indices.tolist(), best.values.tolist(), labels, strict=True)
     ]
     write_csv(trained.folder / "predictions.csv", rows)

@@ -8,6 +8,7 @@ matplotlib is slow to import, so import this module where a plot is drawn.
 from collections.abc import Mapping, Sequence
 from math import ceil, isfinite, nan
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -73,17 +74,27 @@ def confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
         save_figure(_confusion_figure(matrix, classes), path, cropped=True)  # a square leaves empty margins
 
 
-def prediction_grid(images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None, path: Path) -> None:
+def prediction_grid(
+    images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None, path: Path, *, heading: str = ""
+) -> None:
     """Draw the first 32 images, eight in a row, each under its title; wrong ones have a red title and a red frame.
 
     Args:
         images: (N, C, H, W) uint8, N >= 1, C = 1 (grey) or 3 (RGB).
-        titles: N texts; `a / b` takes two lines, and a long line is shortened.
+        titles: N texts, such as caption() returns; `a / b` takes two lines, and a long line is shortened.
         wrong: N flags, or None where the true classes are unknown.
         path: the PNG to write.
+        heading: what the titles say.
     """
     with rc_context(style_with_cjk()):
-        save_figure(_prediction_figure(images, titles, wrong), path)
+        save_figure(_prediction_figure(images, titles, wrong, heading), path)
+
+
+def caption(predicted: str, probability: float, *, true: str | None = None, name: str = "") -> str:
+    """Return the title of an image: its file, if it has one, the true class, if known, the prediction."""
+    said = f"{short(predicted, 12)} {probability:.0%}"
+    file = [name if len(name) <= 18 else f"...{name[-15:]}"] if name else []  # names differ at their ends
+    return "\n".join([*file, said if true is None else f"{true} / {said}"])
 
 
 def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) -> None:
@@ -223,7 +234,9 @@ def _confusion_figure(matrix: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def _prediction_figure(images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None) -> Figure:
+def _prediction_figure(
+    images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None, heading: str = ""
+) -> Figure:
     # One pair of axes, in inches, for all images: axes for each would take a second, most of it for layout and ticks.
     shown = images[:32].cpu().permute(0, 2, 3, 1)  # (N, H, W, C)
     num_rows, num_columns = ceil(len(shown) / 8), min(len(shown), 8)
@@ -231,21 +244,28 @@ def _prediction_figure(images: Tensor, titles: Sequence[str], wrong: Sequence[bo
     ratio = shown.shape[1] / shown.shape[2]
     width, height = min(room, room / ratio * 2.5), room * min(max(ratio, 0.4), 2.5)
     height = min(height, width * ratio)
-    step = height + 0.42  # a title has up to two lines
-    figure = Figure(figsize=((room + gap) * num_columns + gap, step * num_rows + gap))
+    texts = [[short(line, 18) for line in t.replace(" / ", " /\n").split("\n")] for t in titles[: len(shown)]]
+    step = height + 0.16 + 0.13 * max(2, *map(len, texts))  # inches, with room for the longest title
+    across = (room + gap) * num_columns + gap
+    lines = wrap(heading, int(13 * across))  # of this size 13 characters take an inch at most
+    start = 0.18 * len(lines) + 0.12 if lines else 0.0
+    figure = Figure(figsize=(across, start + step * num_rows + gap))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     for index, pixels in enumerate(shown):
         row, column = divmod(index, 8)
-        left, top = gap + (room + gap) * column + (room - width) / 2, step * (row + 1) - height
+        left, top = gap + (room + gap) * column + (room - width) / 2, start + step * (row + 1) - height
         extent = (left, left + width, top + height, top)
         axes.imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
         is_wrong = wrong is not None and wrong[index]
         if is_wrong:
             axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=RED, linewidth=2.5))
-        text = "\n".join(short(line, 18) for line in titles[index].replace(" / ", " /\n").split("\n"))
         color, weight = (RED, "bold") if is_wrong else (INK, "normal")
         place: dict[str, Any] = {"ha": "center", "va": "bottom", "linespacing": 1.0, "parse_math": False}
-        axes.text(left + width / 2, top - 0.05, text, fontsize=8, color=color, weight=weight, **place)
+        axes.text(
+            left + width / 2, top - 0.05, "\n".join(texts[index]), fontsize=8, color=color, weight=weight, **place
+        )
+    if lines:
+        axes.text(gap, 0.1, "\n".join(lines), fontsize=9, color=INK, va="top", parse_math=False)
     axes.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0))
     axes.set_axis_off()
     return figure

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from trainer.config.options import flatten
 from trainer.config.schema import Config
 from trainer.data.batches import Batches
 from trainer.data.splits import Split, Splits
+from trainer.data.stratify import mixed
 from trainer.engine import Evaluation
 from trainer.run import directory
 from trainer.run.directory import Run, command_for
@@ -119,11 +120,11 @@ def draw_run(
     if splits.task == "classification" and not few:
         confusion = metrics.classification_report(test.outputs, test.labels).confusion
         plots.confusion(confusion, splits.classes, folder / "confusion.png")
-        grid(splits, splits.test, test.outputs, folder / "predictions.png")
-        wrong = (test.outputs.argmax(1) != test.labels).nonzero().squeeze(1).cpu()[:NUM_IMAGES]
+        chances = build.probabilities(config.loss, test.outputs)
+        grid(splits, splits.test, chances, mixed(splits.test.y, NUM_IMAGES), folder / "predictions.png")
         names += ["confusion", "predictions"]
-        if len(wrong):
-            grid(splits, splits.test.take(wrong), test.outputs[wrong.to(test.outputs.device)], folder / "wrong.png")
+        if len(wrong := most_confident_mistakes(chances, test.labels)):
+            grid(splits, splits.test, chances, wrong, folder / "wrong.png", "the most confident mistakes: ")
             names.append("wrong")
         first_batch(splits, parts.train, folder / "batch.png")
         names.append("batch")
@@ -138,14 +139,27 @@ def draw_run(
         recorder.image(name, folder / f"{name}.png", progress.step)
 
 
-def grid(splits: Splits, split: Split, outputs: Tensor, path: Path) -> None:
-    """The first images of a split, each titled `true / predicted`."""
+def most_confident_mistakes(chances: Tensor, labels: Tensor) -> Tensor:
+    """The wrong predictions with the highest probability, highest first: up to NUM_IMAGES int64 indices."""
+    best = chances.max(1)
+    wrong = (best.indices != labels).nonzero().squeeze(1)
+    return wrong[best.values[wrong].argsort(descending=True, stable=True)][:NUM_IMAGES].cpu()
+
+
+def grid(splits: Splits, split: Split, chances: Tensor, rows: Tensor, path: Path, what: str = "") -> None:
+    """Some images of a split with the true class, the predicted one and its probability."""
     from trainer.plots import run as plots
 
-    shown = first(split)
-    predicted, true = outputs[: len(shown)].argmax(1).tolist(), split.y[: len(shown)].tolist()
-    titles = [f"{splits.classes[t]} / {splits.classes[p]}" for t, p in zip(true, predicted, strict=True)]
-    plots.prediction_grid(shown, titles, [t != p for t, p in zip(true, predicted, strict=True)], path)
+    shown, best = split.take(rows), chances[rows.to(chances.device)].max(1)
+    predicted, true = best.indices.tolist(), shown.y.tolist()
+    titles = [
+        plots.caption(splits.classes[k], p, true=splits.classes[t], name=PurePath(name).name)
+        for k, p, t, name in zip(predicted, best.values.tolist(), true, shown.names or [""] * len(true), strict=True)
+    ]
+    wrong = [t != k for t, k in zip(true, predicted, strict=True)]
+    file = "file, " if shown.names else ""
+    heading = f"{what}{file}true class / predicted class and its probability, red where they differ"
+    plots.prediction_grid(first(shown), titles, wrong, path, heading=heading)
 
 
 def first_batch(splits: Splits, batches: Batches, path: Path) -> None:
@@ -156,7 +170,8 @@ def first_batch(splits: Splits, batches: Batches, path: Path) -> None:
     shown = x[:NUM_IMAGES].float().cpu()
     mean, std = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.std))
     pixels = ((shown * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    plots.prediction_grid(pixels, [splits.classes[k] for k in y[:NUM_IMAGES].tolist()], None, path)
+    titles = [splits.classes[k] for k in y[:NUM_IMAGES].tolist()]
+    plots.prediction_grid(pixels, titles, None, path, heading="the first batch as the model sees it: true class")
 
 
 def first(split: Split) -> Tensor:
