@@ -145,13 +145,18 @@ def _ends(path: Path) -> bytes:
 
 def _prune(path: Path) -> None:
     """Remove earlier states of the set that was just written, and the entries used longest ago above CACHE_BYTES."""
-    others = [(entry, CACHE_NAME.fullmatch(entry.name)) for entry in path.parent.iterdir() if entry != path]
     own = CACHE_NAME.fullmatch(path.name)
     assert own is not None
+    entries = []
+    for entry in path.parent.iterdir():
+        match = CACHE_NAME.fullmatch(entry.name)
+        if match is not None and entry != path:
+            with suppress(FileNotFoundError):  # another process removes it
+                info = entry.stat()
+                entries.append((info.st_mtime_ns, info.st_size, entry, match[1] == own[1]))
     total, num_removed = path.stat().st_size, 0
-    entries = [(entry.stat(), entry, match[1] == own[1]) for entry, match in others if match is not None]
-    for info, entry, is_earlier in sorted(entries, key=lambda found: -found[0].st_mtime_ns):
-        total += 0 if is_earlier else info.st_size
+    for _, size, entry, is_earlier in sorted(entries, reverse=True):
+        total += 0 if is_earlier else size
         if is_earlier or total > CACHE_BYTES:
             entry.unlink(missing_ok=True)  # a process that has it open keeps its content
             num_removed += not is_earlier

@@ -108,10 +108,17 @@ def _files(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Ite
     except OSError as error:
         raise ConfigError(f"{folder}: this folder cannot be read: {error.strerror}.") from error
     for entry in inside:
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield prefix + entry.name, entry
         elif not entry.name.startswith("."):
             yield from _files(folder / entry.name, f"{prefix}{entry.name}/", (*above, own))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: decoding reports it if it is called an image
+        return False
 
 
 def scan(root: Path) -> Listing:
@@ -191,7 +198,9 @@ def _left_out(root: Path, folders: Mapping[str, str]) -> Iterator[str]:
     """Yield the images that belong to no class: loose ones, and those in folders beside the parts."""
     for base, prefix in [(root, ""), *((root / name, f"{name}/") for name in folders.values())]:
         with os.scandir(base) as entries:
-            yield from sorted(prefix + entry.name for entry in entries if is_image(entry.name) and not entry.is_dir())
+            yield from sorted(
+                prefix + entry.name for entry in entries if is_image(entry.name) and not _is_folder(entry)
+            )
     if folders:
         for name in sorted(set(_folders(root)) - set(folders.values())):
             with suppress(ConfigError):  # such as lost+found: not part of the set
@@ -204,7 +213,7 @@ def _folders(path: Path) -> list[str]:
         return []
     try:
         with os.scandir(path) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
     except OSError as error:
         raise ConfigError(f"{path}: this folder cannot be read: {error.strerror}.") from error
 
