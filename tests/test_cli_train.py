@@ -546,7 +546,10 @@ def test_predict_without_a_readable_file_is_refused(coloured: Path, cli: Cli) ->
         assert outcome.code == 2
         assert target.name in outcome.err
     (coloured / "hollow").mkdir()
-    assert cli("predict", "checkpoint=a", f"input={coloured / 'hollow'}").code == 2
+    (coloured / "hollow" / "notes.txt").write_text("no picture")
+    outcome = cli("predict", "checkpoint=a", f"input={coloured / 'hollow'}")
+    assert outcome.code == 2
+    assert "hollow: no images below this folder (1 other files ignored). Allowed: .apng, .bmp, " in outcome.err
     assert not Path("outputs/a/predictions.csv").exists()
 
 

@@ -13,7 +13,7 @@ from trainer.commands.evaluate import Trained, evaluate_data, load_trained
 from trainer.config.schema import Config
 from trainer.data.batches import eval_batch_size, normalizer
 from trainer.data.images import ImageError, read_image
-from trainer.data.listing import walk
+from trainer.data.listing import IMAGE_SUFFIXES, walk
 from trainer.data.stratify import mixed
 from trainer.run.parts import placement
 from trainer.run.result import NUM_IMAGES, grid
@@ -83,6 +83,9 @@ def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]
         inside = walk(target)
         paths = [target / name for name, _ in inside.images]
         ignored = f" ({inside.num_others:,} other files ignored)" if inside.num_others else ""
+        if not paths:
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise ConfigError(f"input={target}: no images below this folder{ignored}. Allowed: {suffixes}.")
         screen.say(f"{len(paths):,} images below {target}{ignored}")
     depth = config.data.options.get("depth", 16)
     found = label_files(trained, paths, depth)
