@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Cli, striped_pictures, write_class_folders
@@ -597,6 +598,35 @@ def test_predict_of_class_folders_gives_an_accuracy(coloured: Path, cli: Cli, tm
     assert "wrong: class1" in outcome.out
     shutil.copytree("pictures/test/class0", "mixed/others")
     assert "accuracy" not in cli("predict", "checkpoint=a", "input=mixed").out
+
+
+def test_predict_reads_16_bit_files_with_the_depth_of_the_run(cli: Cli, tmp_path: Path) -> None:
+    for part, n in (("train", 12), ("test", 4)):
+        for k, level in enumerate((200, 3900)):  # of 4095: dark and bright
+            (tmp_path / "p" / part / f"class{k}").mkdir(parents=True)
+            for i in range(n):
+                values = np.full((8, 8), level + 10 * i, dtype=np.uint16)
+                Image.fromarray(values).save(tmp_path / "p" / part / f"class{k}" / f"{i}.png")
+    words = ("data=folder", "data.root=p", "data.size=8", "data.channels=1", "data.depth=12", "model=softmax")
+    outcome = cli(*words, "batch_size=6", "epochs=5", "name=a", "plots=false", "data.augment=none")
+    assert outcome.code == 0, outcome.err
+    assert "data.depth" not in outcome.out
+    outcome = cli("predict", "checkpoint=a", "input=p/test", "plots=false")
+    assert "accuracy 1.0000 on 8 images" in outcome.out
+    assert cli("eval", "checkpoint=a", "plots=false").out.count("accuracy 1.0000") == 1
+
+
+def test_a_class_that_a_part_lacks_is_named(cli: Cli, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "p", {"train": 60, "test": 6}, size=8)
+    for path in sorted((tmp_path / "p" / "train" / "class2").iterdir())[1:]:
+        path.unlink()
+    words = ("data=folder", "data.root=p", "data.size=8", "model=softmax", "batch_size=5", "epochs=1", "plots=false")
+    outcome = cli(*words, "data.limit=6")
+    assert outcome.code == 0, outcome.err
+    assert "warning: the validation part has no example of 1 of 3 classes: class2" in outcome.out
+    assert "the training part" not in outcome.out
+    outcome = cli(*words, "data.limit=2", "batch_size=2")
+    assert "warning: the training part has no example of 1 of 3 classes: class2" in outcome.out
 
 
 def test_predict_takes_links_and_suffixes_as_training_does(coloured: Path, cli: Cli, tmp_path: Path) -> None:
