@@ -223,6 +223,7 @@ def test_sets_of_equal_names_sizes_and_times_do_not_share_a_cache_entry(tmp_path
     second = class_folders(Path(), cache, root=str(two), **options)
     assert [int(first.train.x[i].max()) for i in (0, 10)] == [0, 100]
     assert [int(second.train.x[i].max()) for i in (0, 10)] == [100, 0]
+    assert len(list(cache.iterdir())) == 2  # neither took the other for an earlier state of itself
     names = ["train/a/00.bmp", "train/b/00.bmp"]
     stamps = [(1, 1, 1)] * 2
     key = functools.partial(decoded._entry_name, frame=Frame(4, 1), keep=True, wanted=None)

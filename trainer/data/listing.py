@@ -84,7 +84,7 @@ def walk(folder: Path) -> Images:
     """
     images: list[tuple[str, Stamp]] = []
     num_others = 0
-    for name, entry in _files(folder, "", ()):
+    for name, entry in _files(folder):
         if not is_image(entry.name):
             num_others += 1
             continue
@@ -96,22 +96,26 @@ def walk(folder: Path) -> Images:
     return Images(sorted(images), num_others)
 
 
-def _files(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
-    """Yield (path relative to the first folder, entry) of each file; `above` are device and inode of the way here."""
-    try:
-        info = folder.stat()
-        own = (info.st_dev, info.st_ino)
-        if own in above:
-            return
-        with os.scandir(folder) as entries:
-            inside = list(entries)
-    except OSError as error:
-        raise ConfigError(f"{folder}: this folder cannot be read: {error.strerror}.") from error
-    for entry in inside:
-        if not _is_folder(entry):
-            yield prefix + entry.name, entry
-        elif not entry.name.startswith("."):
-            yield from _files(folder / entry.name, f"{prefix}{entry.name}/", (*above, own))
+def _files(folder: Path) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """Yield (path relative to the folder, entry) of each file below it, in no particular order."""
+    # Each folder comes with the device and inode of those above it: a loop of links ends where one comes again.
+    waiting: list[tuple[Path, str, tuple[tuple[int, int], ...]]] = [(folder, "", ())]
+    while waiting:
+        path, prefix, above = waiting.pop()
+        try:
+            info = path.stat()
+            own = (info.st_dev, info.st_ino)
+            if own in above:
+                continue
+            with os.scandir(path) as entries:
+                inside = list(entries)
+        except OSError as error:
+            raise ConfigError(f"{path}: this folder cannot be read: {error.strerror}.") from error
+        for entry in inside:
+            if not _is_folder(entry):
+                yield prefix + entry.name, entry
+            elif not entry.name.startswith("."):
+                waiting.append((path / entry.name, f"{prefix}{entry.name}/", (*above, own)))
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
