@@ -105,7 +105,7 @@ def check_cut(config: Config, content: Mapping[str, Any], splits: Splits, split_
     now, before = config.data.options, content["config"].get("data", {})
     test_is_cut = "test_fraction" in now and "test_fraction" not in splits.ignores
     keys = [*(["test_fraction"] if test_is_cut else []), *(CUT_OF_TRAINING if split_name != "test" else [])]
-    if splits.sha256 == content["data"]["sha256"]:
+    if content["data"]["sha256"] in (splits.sha256, splits.earlier_sha256):
         odd = [key for key in keys if key in before and now.get(key) != before[key]]
         if odd:
             was = f"data.{odd[0]}={as_yaml(now.get(odd[0]))}: the model was trained with {as_yaml(before[odd[0]])}"
