@@ -37,7 +37,7 @@ ONLY = {
     "trainer.engine": ("trainer.totals",),
     "trainer.models": ("trainer.utils.errors",),
     "trainer.config": ("trainer.utils",),
-    "trainer.plots": ("trainer.utils.objective",),
+    "trainer.plots": ("trainer.utils.objective", "trainer.utils.text"),
     "trainer.totals": (),
     "trainer.scratch": (),
     "trainer.schedules": (),
@@ -61,7 +61,7 @@ PACKAGES = {
 LAZY = ("torchvision", "hydra", "rich", "tensorboard", "torch.utils.tensorboard", "trainer.plots", "optuna", "cmaes")
 TORCH_FREE = (
     *("main", "trainer.schedules", "trainer.run.directory", "trainer.config", "trainer.sweep"),
-    *(f"trainer.utils.{name}" for name in ("errors", "files", "ranks", "screen", "signals")),
+    *(f"trainer.utils.{name}" for name in ("errors", "files", "ranks", "screen", "signals", "text")),
 )
 MAX_FILE = 330  # lines of a file of the program, scratch/ apart
 

@@ -169,6 +169,8 @@ def test_a_tables_columns_are_aligned() -> None:
         {"class": "cat", "precision": 0.5, "n": 3, "note": None},
         {"class": "hippopotamus", "precision": 0.00001, "n": 12345, "note": "rare"},
     ]
-    assert table(rows) == (
-        "class         precision  n      note\ncat           0.5000     3\nhippopotamus  1.0e-05    12345  rare"
-    )
+    assert table(rows) == [
+        "class         precision  n      note",
+        "cat           0.5000     3",
+        "hippopotamus  1.0e-05    12345  rare",
+    ]

@@ -23,6 +23,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from trainer.utils.text import emit
+
 if TYPE_CHECKING:
     from trainer.sweep.search_space import Space
     from trainer.sweep.study import Search
@@ -72,7 +74,7 @@ class OptunaSweeper(Sweeper):
                 returned += [result.return_value for result in results]  # raises what a job raised
                 for number in batch:
                     study.release(number)
-        print(f"\n{summary(self.sweeper, folder)}")
+        emit("", *str(summary(self.sweeper, folder)).split("\n"))
         return returned
 
     def next_batch(self, study: "Search", fixed: Sequence[str]) -> dict[int, list[str]]:

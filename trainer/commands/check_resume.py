@@ -28,6 +28,7 @@ from trainer.run.target import path_of
 from trainer.utils.errors import Interrupted, TrainerError, failure
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
+from trainer.utils.text import emit
 
 BATCHES, EPOCHS = 4, 3
 INTERRUPTIONS = ((2, signal.SIGKILL), (5, signal.SIGTERM), (9, signal.SIGKILL))  # once so many steps are saved
@@ -60,7 +61,7 @@ def run_check_resume(config: Config) -> None:
             return
         screen.say("they differ; a second straight run tells why")
         again = list(differences_between(straight, finished(short, "again")))
-    raise TrainerError(verdict(differences, again))
+    raise TrainerError(*verdict(differences, again))
 
 
 def shortened(config: Config, folder: str) -> Config:
@@ -98,7 +99,8 @@ def finished(config: Config, name: str, screen: Screen | None = None) -> dict[st
             process.join()
             code = process.exitcode
         if code not in (0, -signal.SIGKILL, 128 + signal.SIGTERM):
-            raise failure(code or 1, f"the run that is checked failed:\n{log.read_text().strip()}")
+            said = log.read_text(errors="replace").strip()
+            raise failure(code or 1, f"the run that is checked failed:\n{said}")
     if len(pending) == len(INTERRUPTIONS):
         raise TrainerError("nothing was checked: the run was over before it could be interrupted. Raise epochs.")
     content = read_checkpoint(steps_in(run.checkpoints)[-1])
@@ -127,7 +129,7 @@ def train_child(plain: Mapping[str, Any], log: str) -> None:
         with StopSignal() as stop:
             train(from_dict(plain), stop, batches=BATCHES)
     except (TrainerError, Interrupted) as error:
-        print(error, flush=True)
+        emit(*str(error).split("\n"))
         code = error.exit_code
     sys.exit(code)
 
@@ -173,10 +175,10 @@ def how_much(content: Mapping[str, Any]) -> str:
     return f"{tensors} tensors and {len(found) - tensors} other figures are equal"
 
 
-def verdict(differences: list[str], again: list[str]) -> str:
-    """What differs and why."""
-    shown = "".join(f"\n  {line}" for line in differences[:5])
-    rest = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
+def verdict(differences: list[str], again: list[str]) -> list[str]:
+    """What differs and why, line by line."""
+    shown = [f"  {line}" for line in differences[:5]]
+    rest = [f"  and {len(differences) - 5} more"] if len(differences) > 5 else []
     if again:
         why = (
             "Two straight runs differ as well, so it is not the interruption: something here does not repeat to the "
@@ -184,4 +186,4 @@ def verdict(differences: list[str], again: list[str]) -> str:
         )
     else:
         why = "Two straight runs are equal, so something that the run depends on is not in its checkpoints."
-    return f"not bit-identical. {len(differences)} differ:{shown}{rest}\n{why}"
+    return [f"not bit-identical. {len(differences)} differ:", *shown, *rest, why]

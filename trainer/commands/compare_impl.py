@@ -91,7 +91,7 @@ def run_compare_impl(config: Config) -> None:
     screen.say(f"device={first.parts.machine.device} device.precision={how} seed={config.seed}")
     train_by_turns(contenders, screen)
     rows = [row_of_library(c, first) for c in contenders]
-    screen.say(table([{key: as_text(value) for key, value in row.items()} for row in rows]))
+    screen.say(*table([{key: as_text(value) for key, value in row.items()} for row in rows]))
     write_comparison(config, contenders, rows, folder, screen)
 
 
@@ -116,7 +116,7 @@ def having_the_parts(config: Config, screen: Screen) -> dict[str, Config]:
         else:
             chosen[impl] = one
     if len(chosen) < 2:
-        raise ConfigError("there is nothing to compare.\n  " + "\n  ".join(reasons))
+        raise ConfigError("there is nothing to compare.", *(f"  {reason}" for reason in reasons))
     for reason in reasons:
         screen.say(reason)
     return chosen

@@ -153,7 +153,7 @@ def classify(splits: Splits, evaluation: Evaluation, sigmoids: bool, screen: Scr
     found = metrics.classification_report(evaluation.outputs, evaluation.labels, sigmoids=sigmoids)
     columns = zip(splits.classes, found.precision, found.recall, found.f1, found.confusion.sum(1).tolist(), strict=True)
     rows = [dict(zip(("class", "precision", "recall", "f1", "n"), values, strict=True)) for values in columns]
-    screen.say(table(rows))
+    screen.say(*table(rows))
     top5 = f"top-5 accuracy {found.top5_accuracy:.4f}, " if found.top5_accuracy is not None else ""
     screen.say(f"{top5}macro F1 {found.macro_f1:.4f}, calibration error {found.calibration_error:.4f} (ECE, 15 bins)")
     return {

@@ -21,6 +21,7 @@ from trainer.run.target import Target
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import write_csv
 from trainer.utils.screen import Screen, shown
+from trainer.utils.text import one_line
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,15 @@ def run_predict(config: Config, target: Target) -> None:
     if config.plots:
         screen.say(f"plot     {trained.folder / 'predictions.png'}")
     if unreadable:
-        raise ConfigError(
-            f"{len(unreadable)} files could not be read, the others are labelled:\n  " + "\n  ".join(unreadable)
-        )
+        said = f"{len(unreadable)} files could not be read, the others are labelled:"
+        raise ConfigError(said, *(f"  {reason}" for reason in unreadable))
 
 
 def predict_split(config: Config, trained: Trained, screen: Screen) -> list[str]:
     """Label the test split; returns what could not be read, which is nothing."""
     splits, evaluation = evaluate_data(config, trained, "test")
     root = config.data.options.get("root") or ""
-    names = [printable(os.path.join(root, name)) for name in splits.test.names]
+    names = [one_line(os.path.join(root, name)) for name in splits.test.names]
     names = names or [str(i) for i in range(len(evaluation.labels))]  # rows of a set that is not made of files
     chances = build.probabilities(config.loss, evaluation.outputs)
     write_predictions(trained, names, chances, evaluation.labels.tolist())
@@ -90,8 +90,8 @@ def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]
     depth = config.data.options.get("depth", 16)
     found = label_files(trained, paths, depth)
     if not found.paths:
-        raise ConfigError("\n  ".join([f"input={target}: no image could be read.", *found.unreadable]))
-    names = [printable(path) for path in found.paths]
+        raise ConfigError(f"input={target}: no image could be read.", *(f"  {reason}" for reason in found.unreadable))
+    names = [one_line(path) for path in found.paths]
     chances = build.probabilities(config.loss, found.outputs)
     labels = labels_of_folders([path.relative_to(target) for path in found.paths], trained.classes)
     write_predictions(trained, names, chances, labels or [""] * len(names))
@@ -144,7 +144,7 @@ def draw_files(
             continue
         k = int(best.indices[i])
         true = trained.classes[labels[i]] if labels else None
-        name = printable(paths[i].name)
+        name = one_line(paths[i].name)
         titles.append(plots.caption(trained.classes[k], float(best.values[i]), true=true, name=name))
         wrong.append(bool(labels) and labels[i] != k)
     heading = "predicted class and its probability"
@@ -154,11 +154,6 @@ def draw_files(
         plots.prediction_grid(
             torch.stack(images), titles, wrong, trained.folder / "predictions.png", heading=f"file, {heading}"
         )
-
-
-def printable(path: str | Path) -> str:
-    """Return a path as text that can be printed: a name may be any bytes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def label_files(trained: Trained, paths: Sequence[Path], depth: int) -> Labelled:
@@ -176,7 +171,7 @@ def label_files(trained: Trained, paths: Sequence[Path], depth: int) -> Labelled
                 batch.append(read_image(path, channels=channels, height=height, width=width, depth=depth))
                 found.append(path)
             except ImageError as error:
-                unreadable.append(f"{printable(path)}: {error}")
+                unreadable.append(f"{one_line(path)}: {error}")
         if batch:
             inputs = normalize(torch.stack(batch).to(trained.machine.device))
             outputs.append(engine.predict(trained.model, [inputs], trained.machine.autocast))

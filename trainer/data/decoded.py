@@ -23,6 +23,7 @@ from trainer.data.images import ImageError, check_regular, decode, quiet_pillow
 from trainer.data.listing import Stamp
 from trainer.data.workers import shutting_down, start_worker
 from trainer.utils.files import replacing
+from trainer.utils.text import emit
 
 CACHE_FORMAT = 2  # to be raised when decoding changes
 CACHE_BYTES = 50 * 10**9  # of all entries together; beyond it the one not used for longest goes
@@ -103,7 +104,7 @@ def cached(
     found = _load(path, len(names), num_wanted, frame, keep)
     if found is not None:
         return found
-    print(f"decoding {num_wanted:,} images of {root}, once; cache: {path}", flush=True)
+    emit(f"decoding {num_wanted:,} images of {root}, once; cache: {path}")
     decoded = decode_files(root, names, frame, keep=keep, wanted=wanted)
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ def cached(
             torch.save(vars(decoded) | {"crc": _crc(decoded)}, file)
         _prune(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        print(f"warning: {path} cannot be written ({error}); the next start decodes again", flush=True)
+        emit(f"warning: {path} cannot be written ({error}); the next start decodes again")
     return decoded
 
 
@@ -161,7 +162,7 @@ def _prune(path: Path) -> None:
             entry.unlink(missing_ok=True)  # a process that has it open keeps its content
             num_removed += not is_earlier
     if num_removed:
-        print(f"{path.parent} is kept below {CACHE_BYTES / 1e9:,.0f} GB: {num_removed} old set(s) removed", flush=True)
+        emit(f"{path.parent} is kept below {CACHE_BYTES / 1e9:,.0f} GB: {num_removed} old set(s) removed")
 
 
 def _load(path: Path, n: int, num_wanted: int, frame: Frame, keep: bool) -> Decoded | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import replacing
+from trainer.utils.text import emit, one_line
 
 PATIENCE = 7.0  # seconds without a byte, over all addresses of a file: an offline machine gets its error within 10 s
 MAX_BYTES = 256 * 2**20  # the largest official archive has 163 MiB
@@ -28,7 +29,7 @@ def save(path: Path, data: bytes) -> None:
         with replacing(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
-        print(f"warning: {path} cannot be written ({error}); the next start fetches it again", flush=True)
+        emit(f"warning: {path} cannot be written ({error}); the next start fetches it again")
 
 
 def read(path: Path) -> bytes:
@@ -88,9 +89,10 @@ def download(path: Path, addresses: Sequence[str], check: Callable[[bytes], byte
         return fetch(addresses, check)
     except ConnectionError as error:
         raise ConfigError(
-            f"{path} is missing and could not be downloaded:\n{error}\n"
+            f"{path} is missing and could not be downloaded:",
+            *str(error).split("\n"),
             f"Without a network: download {files} on another machine and put them into {path.parent}, or name a "
-            "folder that has this layout with paths.data=FOLDER. Another server: data.mirror=ADDRESS."
+            "folder that has this layout with paths.data=FOLDER. Another server: data.mirror=ADDRESS.",
         ) from error
 
 
@@ -111,7 +113,7 @@ def fetch(addresses: Sequence[str], check: Callable[[bytes], bytes]) -> bytes:
         try:
             return check(_transfer(address, PATIENCE / len(addresses)))
         except (OSError, ValueError, http.client.HTTPException) as error:
-            reasons.append(f"  {address}: {error}")
+            reasons.append(one_line(f"  {address}: {error}"))
     raise ConnectionError("\n".join(reasons))
 
 

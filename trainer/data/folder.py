@@ -18,6 +18,7 @@ from trainer.data.listing import PARTS, Listing, scan
 from trainer.data.splits import Source, Split
 from trainer.data.stratify import stratified
 from trainer.utils.errors import ConfigError
+from trainer.utils.text import emit
 
 TEST_SEED = 0  # the test part stays the same whatever data.split_seed says
 SAMPLE_SEED = 1  # not TEST_SEED: the images drawn first would all be in the test part
@@ -158,17 +159,13 @@ def _digests(listing: Listing, good: Tensor, digests: Tensor) -> tuple[str, str]
 def _check_depth(peak: int, depth: int) -> None:
     """Say so where the values of 16-bit files do not fill their range, or go beyond it."""
     if peak >= 2**depth:
-        print(
-            f"warning: data.depth={depth} makes all above {2**depth - 1:,} white: 16-bit images hold up to {peak:,}",
-            flush=True,
-        )
+        emit(f"warning: data.depth={depth} makes all above {2**depth - 1:,} white: 16-bit images hold up to {peak:,}")
     fitting = next(bits for bits in (8, 10, 12, 14, 16, 32) if peak < 2**bits)
     if peak > 0 and fitting < depth:
         share = f"of the {2**depth:,} levels of data.depth={depth}"
-        print(
+        emit(
             f"warning: the 16-bit images hold values up to {peak:,} {share}; data.depth={fitting} makes "
-            f"{2**fitting - 1:,} white instead",
-            flush=True,
+            f"{2**fitting - 1:,} white instead"
         )
 
 
@@ -176,10 +173,10 @@ def _report(root: Path, skipped: list[tuple[str, str]], on_error: str) -> None:
     """Refuse the bad images, or name them in a warning."""
     shown = [f"  {root / name}: {reason}" for name, reason in skipped[:5]]
     more = [f"  and {len(skipped) - 5:,} more"] if len(skipped) > 5 else []
-    lines = "\n".join(shown + more)
     if on_error == "fail":
-        raise ConfigError(f"{len(skipped):,} image(s) cannot be read; data.on_error=skip leaves them out:\n{lines}")
-    print(f"{len(skipped):,} image(s) cannot be read and are left out:\n{lines}", flush=True)
+        said = f"{len(skipped):,} image(s) cannot be read; data.on_error=skip leaves them out:"
+        raise ConfigError(said, *shown, *more)
+    emit(f"{len(skipped):,} image(s) cannot be read and are left out:", *shown, *more)
 
 
 def _in_memory(listing: Listing, num_bytes: int, resident: str | bool) -> bool:
@@ -191,11 +188,11 @@ def _in_memory(listing: Listing, num_bytes: int, resident: str | bool) -> bool:
     if not in_memory:
         half = f"{num_bytes / 1e6:,.0f} MB is more than half of the {available / 1e6:,.0f} MB available"
         where = f"streamed from disk: {half if resident == 'auto' else 'data.resident=false'}"
-    print(f"{len(listing.names):,} images {where}{ignored}", flush=True)
+    emit(f"{len(listing.names):,} images {where}{ignored}")
     if left_out := listing.left_out:
         more = f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else ""
         shown = ", ".join(str(listing.root / name) for name in left_out[:3])
-        print(f"warning: {len(left_out):,} images in no class folder are left out: {shown}{more}", flush=True)
+        emit(f"warning: {len(left_out):,} images in no class folder are left out: {shown}{more}")
     return in_memory
 
 

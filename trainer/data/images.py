@@ -17,6 +17,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from trainer.utils.text import emit
+
 # Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are less tested.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 52_000_000  # a 50-megapixel camera; decoding stays below 1 GB, and a PNG of 160 KB can ask for more
@@ -107,8 +109,7 @@ def _named_lines(path: Path | str, *, is_tiff: bool) -> Iterator[None]:
             os.close(before)
             lines.seek(0)
             for line in lines.read().decode("utf-8", "backslashreplace").splitlines():
-                name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a name may be any bytes
-                print(f"warning: {name}: libtiff: {line}", file=sys.stderr, flush=True)
+                emit(f"warning: {path}: libtiff: {line}", file=sys.stderr)
 
 
 def check_regular(path: Path | str) -> None:

@@ -25,6 +25,7 @@ from trainer.data.files import checker, download, folder_address, read, require,
 from trainer.data.folder import class_folders
 from trainer.data.splits import Source, Split
 from trainer.utils.errors import ConfigError
+from trainer.utils.text import emit
 
 # SHA-256 of the unpacked files that the sets' authors published.
 MNIST_SHA256 = {
@@ -116,7 +117,7 @@ def cifar10(
     if all((folder / name).is_file() for name in digests):
         batches = {name: read(folder / name) for name in digests}
     elif (tree / "train").is_dir():
-        print(f"CIFAR-10 from the images in {tree}, which are not the official files", flush=True)
+        emit(f"CIFAR-10 from the images in {tree}, which are not the official files")
         source = class_folders(root, cache, root=str(tree), size=32, channels=3)
         if source.classes != THINGS:
             raise ConfigError(f"{tree}: its classes are {', '.join(source.classes)}; expected: {', '.join(THINGS)}.")
@@ -126,7 +127,7 @@ def cifar10(
             data = read(archive)
         else:
             address = f"{folder_address(mirror)}{archive.name}" if mirror else _torchvision("CIFAR10").url
-            print(f"downloading CIFAR-10 from {address} to {root}", flush=True)
+            emit(f"downloading CIFAR-10 from {address} to {root}")
             data = download(archive, [address], checker(archive_sha256, bytes), archive.name)
         require(archive, data, "SHA-256", archive_sha256)
         batches = _members(archive, data, digests)
@@ -212,7 +213,7 @@ def _download_idx(
     if not missing:
         return {}
     bases = [folder_address(mirror)] if mirror else list(_torchvision(name).mirrors)
-    print(f"downloading {name} from {bases[0]} to {folder}", flush=True)
+    emit(f"downloading {name} from {bases[0]} to {folder}")
     files = ", ".join(f"{file}.gz" for file in missing)
     data = {}
     for file in missing:

@@ -34,6 +34,7 @@ from trainer.plots.style import (
     spans,
     style_with_cjk,
 )
+from trainer.utils.text import one_line
 
 MAX_POINTS = 5000  # a denser scatter is one blot
 Row = Mapping[str, float | None]  # one line of metrics.jsonl
@@ -92,9 +93,10 @@ def prediction_grid(
 
 def caption(predicted: str, probability: float, *, true: str | None = None, name: str = "") -> str:
     """Return the title of an image: its file, if it has one, the true class, if known, the prediction."""
+    name = one_line(name)
     said = f"{short(predicted, 12)} {probability:.0%}"
     file = [name if len(name) <= 18 else f"...{name[-15:]}"] if name else []  # names differ at their ends
-    return "\n".join([*file, said if true is None else f"{true} / {said}"])
+    return "\n".join([*file, said if true is None else f"{short(true, 60)} / {said}"])
 
 
 def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) -> None:

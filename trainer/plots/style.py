@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from trainer.utils.text import one_line
+
 # Okabe and Ito 2008: readers with any kind of colour vision can tell them apart.
 BLUE, ORANGE, GREEN, RED, INK, FAINT = "#0072B2", "#E69F00", "#009E73", "#C1272D", "#222222", "#B8B8B8"
 CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "SimHei")
@@ -47,7 +49,8 @@ def style_with_cjk() -> dict[Any, Any]:
 
 
 def short(text: str, width: int) -> str:
-    """Return at most `width` characters of a text."""
+    """Return at most `width` characters of a text, all of them printable."""
+    text = one_line(text)
     return text if len(text) <= width else text[: width - 3].rstrip() + "..."
 
 

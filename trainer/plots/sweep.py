@@ -95,7 +95,7 @@ def parallel_figure(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> F
         heights = [column[index] for column in columns]
         alpha = 0.08 + 0.92 * (rank / len(rows)) ** 3
         axes.plot(range(len(columns)), heights, color=BLUE, alpha=alpha, linewidth=1.4)
-    axes.set_xticks(range(len(columns)), [*keys, rows[0]["metric"]], parse_math=False)
+    axes.set_xticks(range(len(columns)), [*(short(key, 40) for key in keys), rows[0]["metric"]], parse_math=False)
     axes.set_xlim(-0.1, len(keys) + 0.35)
     axes.set_yticks([])
     axes.grid(False)

@@ -19,6 +19,7 @@ from trainer.run.progress import EARLY_STOP, Progress
 from trainer.run.safe_load import weights_to_use
 from trainer.run.seeds import restore_rng, rng_state
 from trainer.utils.errors import ConfigError, listed
+from trainer.utils.text import one_line
 
 
 def pack(parts: Parts, progress: Progress) -> dict[str, Any]:
@@ -95,7 +96,9 @@ def check_fits(content: dict[str, Any], splits: Splits, path: Path) -> None:
             f"{path} takes inputs of shape {tuple(content['arch']['in_shape'])}; this data has {splits.in_shape}."
         )
     if content["classes"] != list(splits.classes):
-        was, now = ", ".join(content["classes"]) or "none", ", ".join(splits.classes) or "none"
+        was, now = (
+            listed([one_line(name, 60) for name in names]) or "none" for names in (content["classes"], splits.classes)
+        )
         raise ConfigError(f"{path} knows the classes {was}; this data has {now}, or the same in another order.")
 
 

@@ -28,7 +28,7 @@ def explain(error: BaseException, config: Config) -> BaseException:
         return Interrupted(error.signum, f"interrupted; {command_for(config, 'resume')} continues.")
     text = str(error) or type(error).__name__
     if isinstance(error, ConfigError) and "Original Traceback" in text:  # raised in a worker process
-        return ConfigError(text.strip().splitlines()[-1].partition("ConfigError: ")[2])
+        return ConfigError(str(error.args[0]).strip().splitlines()[-1].partition("ConfigError: ")[2])
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ResourceError(f"the disk is full: {error}. Make room, then give the command again or resume=.")
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text

@@ -13,6 +13,7 @@ from torch import nn
 
 from trainer.run import directory
 from trainer.utils.files import replacing
+from trainer.utils.text import one_line
 
 
 class Recorder:
@@ -124,7 +125,7 @@ class Recorder:
         """The settings beside the final metrics, in this same TensorBoard run (add_hparams would open another)."""
         from torch.utils.tensorboard.summary import hparams
 
-        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
+        plain = {k: v if isinstance(v, (bool, int, float)) else one_line(v) for k, v in settings.items()}
         for summary in hparams(plain, dict(metrics)):
             self._board("file_writer.add_summary", summary)
         self.scalars(metrics, step)

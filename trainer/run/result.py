@@ -22,6 +22,7 @@ from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder
 from trainer.utils.files import write_csv
 from trainer.utils.screen import Screen, shown
+from trainer.utils.text import one_line
 
 NUM_IMAGES = 32  # in a grid
 
@@ -170,7 +171,7 @@ def first_batch(splits: Splits, batches: Batches, path: Path) -> None:
     shown = x[:NUM_IMAGES].float().cpu()
     mean, std = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.std))
     pixels = ((shown * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    titles = [splits.classes[k] for k in y[:NUM_IMAGES].tolist()]
+    titles = [one_line(splits.classes[k]) for k in y[:NUM_IMAGES].tolist()]
     plots.prediction_grid(pixels, titles, None, path, heading="the first batch as the model sees it: true class")
 
 

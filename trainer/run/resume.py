@@ -60,9 +60,9 @@ def find_start(target: Target, screen: Screen) -> Start | None:
             screen.say(f"warning: {reason} It is kept as {bad.stem}.corrupt; {path.name} is taken instead.")
         return start
     if damaged:
-        reasons = "".join(f"\n  {reason}" for reason in damaged.values())
-        hint = f"\nIf {run.checkpoints / 'best.pt'} is whole, resume={run.name}:best continues from it."
-        raise ConfigError(f"{run.name} has no checkpoint that can be read; nothing was changed.{reasons}{hint}")
+        hint = f"If {run.checkpoints / 'best.pt'} is whole, resume={run.name}:best continues from it."
+        reasons = [f"  {reason}" for reason in damaged.values()]
+        raise ConfigError(f"{run.name} has no checkpoint that can be read; nothing was changed.", *reasons, hint)
     check_never_saved(run)
     return None
 

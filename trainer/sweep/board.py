@@ -9,7 +9,8 @@ from typing import Any
 from trainer.run import directory
 from trainer.sweep.job import as_words, told_in
 from trainer.utils.objective import deciding_metric, score
-from trainer.utils.screen import is_terminal, shown
+from trainer.utils.screen import MAX_CELL, is_terminal, shown
+from trainer.utils.text import one_line
 
 LOOKS_PER_SECOND = 2
 LINES_BESIDE = 8  # of the terminal: heading, frame, and what is printed above the board
@@ -46,6 +47,7 @@ class Board:
     def table(self) -> Any:
         """The board as rich draws it: as many jobs as there is room for, what runs and what failed before the rest."""
         from rich.table import Table
+        from rich.text import Text  # a plain str could hold markup
 
         lines = self.lines()
         counts = {state: sum(line["state"] == state for line in lines) for state in ("done", "failed", "running")}
@@ -55,7 +57,8 @@ class Board:
             board.add_column(name, overflow="fold")
         room = max(4, self._live.console.height - LINES_BESIDE) if self._live is not None else len(lines)
         for line in chosen(lines, room):
-            board.add_row(*(line[name] for name in COLUMNS), style=STYLES.get(line["state"]))
+            cells = (Text(one_line(line[name], MAX_CELL)) for name in COLUMNS)
+            board.add_row(*cells, style=STYLES.get(line["state"]))
         return board
 
     def lines(self) -> list[dict[str, str]]:

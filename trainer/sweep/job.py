@@ -15,15 +15,16 @@ from trainer.config.roles import FREE_ON_RESUME, HOW_FAR
 from trainer.config.schema import Config
 from trainer.run import directory
 from trainer.utils import ranks
-from trainer.utils.errors import ConfigError
+from trainer.utils.errors import ConfigError, TrainerError
 from trainer.utils.files import read_json, write_json
 from trainer.utils.screen import is_terminal
+from trainer.utils.text import emit, one_line
 
 
 def log_failure(folder: Path, text: str) -> None:
     """Append why a job failed to its train.log, also where it failed before its directory was made."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "train.log", "a") as file:
+    with open(folder / "train.log", "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
 
 
@@ -70,10 +71,11 @@ def fail(job: Job, folder: Path, error: BaseException) -> float:
     """Note and say why a job failed."""
     if not ranks.of_environment().is_first:
         return math.nan
-    reason = f"{type(error).__name__}: {error}"
+    told = str(error) if isinstance(error, TrainerError) else one_line(error)  # whose line ends are ours
+    reason = f"{type(error).__name__}: {told}"
     note(job, folder, reason)
     log = folder / str(job.number) / "train.log"
-    print(f"[{folder.name}/{job.number}] failed: {reason} See {log}.", file=sys.stderr, flush=True)
+    emit(*f"[{folder.name}/{job.number}] failed: {reason} See {log}.".split("\n"), file=sys.stderr)
     log_failure(log.parent, "".join(traceback.format_exception(error)))
     return math.nan
 
@@ -81,7 +83,7 @@ def fail(job: Job, folder: Path, error: BaseException) -> float:
 def say(line: str) -> None:
     """Print a line where no board shows the same."""
     if not is_terminal():
-        print(line, flush=True)
+        emit(line)
 
 
 def note(job: Job, folder: Path, error: str = "") -> None:

@@ -26,6 +26,7 @@ from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed
 from trainer.utils.files import read_json, write_json
 from trainer.utils.signals import StopSignal, end_with_parent
+from trainer.utils.text import emit
 
 
 def name_sweep(command: Command) -> str:
@@ -76,7 +77,7 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
         check_same_sweep(folder, engines["hydra/sweeper"], dict(map(split_word, words)))
         found = [line for job in jobs if job.config is not None for line in without_effect("sweep", job.config)]
         for line in dict.fromkeys([*warnings.values(), *found]):
-            print(line, flush=True)
+            emit(line)
         try:
             with Board(folder, {job.number: job.text for job in jobs}):
                 if jobs:

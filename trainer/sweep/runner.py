@@ -14,6 +14,7 @@ from trainer.utils import ranks
 from trainer.utils.errors import BusyError, ConfigError, Interrupted, ProcessLost
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
+from trainer.utils.text import emit
 
 if TYPE_CHECKING:
     from trainer.sweep.trial import Trial
@@ -48,7 +49,7 @@ def stacks_of(jobs: Sequence[Job], folder: Path) -> dict[int, list[Job]]:
     for reason in dict.fromkeys(found.reasons.values()):
         alone = [str(fine[i].number) for i, why in found.reasons.items() if why == reason]
         which = f"jobs {', '.join(alone)}" if len(alone) < len(jobs) else "all jobs"
-        print(f"one after another, {which}: {reason}", flush=True)
+        emit(f"one after another, {which}: {reason}")
     stacks = [[fine[i] for i in members] for members in found.stacks]
     return {job.number: stack for stack in stacks for job in stack}
 

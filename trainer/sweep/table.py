@@ -13,6 +13,7 @@ from trainer.utils.errors import TrainerError, listed
 from trainer.utils.files import write_csv
 from trainer.utils.objective import score
 from trainer.utils.screen import shown, table
+from trainer.utils.text import emit
 
 FIGURES = ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds")  # what is averaged over seeds
 
@@ -51,7 +52,7 @@ def row_of_job(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[s
         "metric": result["objective"]["metric"] if result else None,
         "objective": result["objective"]["value"] if result else None,
         "seconds": result["seconds"] if result else None,
-        "error": job["error"],
+        "error": " ".join(job["error"].split("\n")),
     }
 
 
@@ -106,12 +107,12 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
     if settings:
         write_csv(folder / "summary.csv", settings)
     shown = ("job", "overrides", "status", *FIGURES, "stopped", "error")
-    print("\n" + table(without_empty([{key: row[key] for key in shown} for row in best_first(rows)])))
+    emit("", *table(without_empty([{key: row[key] for key in shown} for row in best_first(rows)])))
     if len(settings) > 1 and any(line["of"] > 1 for line in settings):
-        print("\n" + table(without_empty([in_short(line) for line in settings])))
+        emit("", *table(without_empty([in_short(line) for line in settings])))
     metrics = {line["metric"] for line in settings}
     if len(metrics) > 1:
-        print(f"no best one: {listed(sorted(metrics))} cannot be compared")
+        emit(f"no best one: {listed(sorted(metrics))} cannot be compared")
     elif settings:
         best = best_first(rows)[0]
         saved = directory.read_config(folder / str(best["job"]))
@@ -134,7 +135,7 @@ def draw_best(folder: Path, number: int, saved: Mapping[str, Any]) -> None:
     try:
         draw_all(run)
     except (TrainerError, OSError) as error:  # its files or its data may be elsewhere
-        print(f"warning: without plots of {name}: {error}")
+        emit(f"warning: without plots of {name}: {error}")
 
 
 def without_empty(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -156,10 +157,10 @@ def in_short(line: Mapping[str, Any]) -> dict[str, Any]:
 def say_best(best: Mapping[str, Any], saved: Mapping[str, Any], folder: Path, paths: str) -> None:
     """The best job with its checkpoint, and what to type next; `saved` are its settings."""
     run = f"{folder.name}/{best['job']}"
-    print(f"best         {run} ({best['overrides']}): {best['metric']} {shown(best['objective'])}")
-    print(f"checkpoint   {Path(saved['paths']['checkpoints']) / run / 'best.pt'}")
-    print(f"eval         python main.py eval checkpoint={run}{paths}")
-    print(f"tensorboard  tensorboard --logdir {shlex.quote(str(folder))}")
+    emit(f"best         {run} ({best['overrides']}): {best['metric']} {shown(best['objective'])}")
+    emit(f"checkpoint   {Path(saved['paths']['checkpoints']) / run / 'best.pt'}")
+    emit(f"eval         python main.py eval checkpoint={run}{paths}")
+    emit(f"tensorboard  tensorboard --logdir {shlex.quote(str(folder))}")
     if saved["plots"]:
-        print(f"plots        {folder / 'plots'}")
-    print(f"table        {folder / 'sweep.csv'}, {folder / 'summary.csv'}")
+        emit(f"plots        {folder / 'plots'}")
+    emit(f"table        {folder / 'sweep.csv'}, {folder / 'summary.csv'}")

@@ -3,12 +3,20 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+from trainer.utils.text import one_line
+
 
 class TrainerError(Exception):
-    """Base of all errors that end in a message instead of a traceback; `exit_code` is what the shell sees."""
+    """Base of all errors that end in a message instead of a traceback; `exit_code` is what the shell sees.
+
+    Each argument is a line of the message: a line end inside one came with a name or value, and is escaped.
+    """
 
     exit_code = 1
     agreed = False  # when several processes train together: whether all of them have it, at the same place
+
+    def __str__(self) -> str:
+        return "\n".join(map(one_line, self.args))
 
 
 class SweepError(TrainerError):
@@ -74,7 +82,7 @@ class ProcessLost(Interrupted):
 def failure(exit_code: int, message: str) -> TrainerError:
     """Return the error that has this exit code."""
     kinds = (DivergedError, ResourceError, BusyError, ConfigError)
-    return next((kind for kind in kinds if kind.exit_code == exit_code), TrainerError)(message)
+    return next((kind for kind in kinds if kind.exit_code == exit_code), TrainerError)(*message.split("\n"))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

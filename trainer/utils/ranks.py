@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainer.utils.errors import ConfigError, Interrupted, ProcessLost, TrainerError, failure
 from trainer.utils.signals import StopSignal, end_with_parent
+from trainer.utils.text import emit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -238,7 +239,7 @@ def leave(error: TrainerError | Interrupted, text: str) -> int:
     except ConfigError:  # which may be the error
         is_first = True
     if is_first:
-        print(text, file=sys.stderr)
+        emit(*text.split("\n"), file=sys.stderr)  # their own line ends are escaped by now
     elif error.agreed and not isinstance(error, ProcessLost):
         return 0
     elif not error.agreed:

@@ -8,6 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from trainer.utils.text import emit, one_line
+
+MAX_CELL = 1000  # characters in a column of a table
 REDRAW_SECONDS = 0.2  # a redraw costs as much as a step of a small model
 
 
@@ -35,19 +38,14 @@ class Screen:
         for line in early:
             self.note(line)
 
-    def say(self, line: str) -> None:
-        """Print a line."""
-        if not self._job:
-            self._print(line)
-        elif line.startswith("warning"):
-            self._print(f"[{self._job}] {line}")
-        self.note(line)
-
-    def _print(self, line: str) -> None:
-        try:
-            print(line, flush=True)
-        except OSError:  # the reader has closed the pipe, as `| head` does, or the disk is full: train.log has it all
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    def say(self, *lines: str) -> None:
+        """Print lines, each of them as utils.text makes it."""
+        for line in lines:
+            if not self._job:
+                emit(line)
+            elif line.startswith("warning"):
+                emit(f"[{self._job}] {line}")
+            self.note(line)
 
     def note(self, line: str) -> None:
         """Write a line to train.log only."""
@@ -55,10 +53,10 @@ class Screen:
             self._early.append(line)
             return
         try:
-            with open(self._log, "a") as file:
-                file.write(line + "\n")
+            with open(self._log, "a", encoding="utf-8") as file:
+                file.write(one_line(line) + "\n")
         except OSError as error:  # a full disk does not end a run
-            print(f"warning: {self._log} cannot be written any more: {error.strerror}", flush=True)
+            emit(f"warning: {self._log} cannot be written any more: {error.strerror}")
             self._log = Path(os.devnull)
 
     def __enter__(self) -> "Screen":
@@ -105,7 +103,7 @@ class Screen:
         self.say(f"{row['epoch']:>4}/{epochs:<4}{values}{row['samples_per_second']:13,.0f}")
         if self._job and not is_terminal():
             said = "  ".join(f"{name} {shown(value)}" for name, value in columns)
-            self._print(f"[{self._job}] epoch {row['epoch']}/{epochs}  {said}")
+            emit(f"[{self._job}] epoch {row['epoch']}/{epochs}  {said}")
 
 
 def is_terminal() -> bool:
@@ -121,14 +119,12 @@ def shown(value: float) -> str:
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows with the same keys as aligned columns under a header."""
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return rows with the same keys as aligned columns under a header, line by line."""
     cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
+    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
 
 def _cell(value: Any) -> str:
-    return shown(value) if isinstance(value, float) else "" if value is None else " ".join(str(value).split())
+    return shown(value) if isinstance(value, float) else "" if value is None else one_line(value, MAX_CELL)

@@ -1,0 +1,61 @@
+"""Text on its way to a person: what is printed, logged or drawn passes here. Torch-free.
+
+Names of files and classes, and what stands in a file that somebody sent, may hold anything: sequences that clear the
+screen, line ends that add a line of their own, ten million characters, bytes that are no text. Here they become one
+line of printable characters that the stream can take.
+"""
+
+import os
+import sys
+from typing import IO
+
+MAX_CHARS = 4000  # of a line: a path may have that many, and what to type next stands at the end
+
+
+def one_line(text: object, most: int = MAX_CHARS) -> str:
+    """A text as one line: what is not printable is escaped (\\x1b, \\n, \\u200d), what is too long loses its middle.
+
+    A byte that is not UTF-8, as file names may have, becomes \\xff. What passed once passes again unchanged.
+
+    Args:
+        text: anything; str() of it is taken.
+        most: characters.
+    """
+    said = _without_middle(str(text), most)  # first, since it may have millions
+    if said.isprintable():
+        return said
+    return _without_middle("".join(c if c.isprintable() else _escaped(c) for c in said), most)
+
+
+def _escaped(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # how Python keeps a byte that is not UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def _without_middle(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    gap = f" ...({len(text):,} characters)... "
+    if most <= 3 * len(gap):
+        return text[: max(0, most - 3)] + "..."
+    tail = (most - len(gap)) // 3
+    return text[: most - len(gap) - tail] + gap + text[-tail:]
+
+
+def emit(*lines: object, file: IO[str] | None = None) -> None:
+    """Print lines, each as one_line makes it, whatever the encoding of the stream; never fails.
+
+    Args:
+        lines: one argument each.
+        file: the stream; None: stdout.
+    """
+    stream = sys.stdout if file is None else file
+    if stream is None:  # closed before the program was started
+        return
+    text = "\n".join(map(one_line, lines))
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except OSError:  # the reader has closed the pipe, as `| head` does, or the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
