@@ -52,7 +52,7 @@ def run_one(command: Command, stop: StopSignal) -> None:
     saved = found.saved_config() if found is not None else None
     words = list(command.overrides)
     if saved is not None:
-        choices = from_dict(saved).to_dict()["choices"]
+        choices = from_dict(saved, complete=False).to_dict()["choices"]
         # first, so that Hydra knows the options of the saved choices, while typed choices still win
         words = [f"{group}={name}" for group, name in choices.items() if group not in command.values] + words
 

@@ -10,9 +10,11 @@ import hashlib
 import importlib
 import io
 import json
+import multiprocessing.process
 import os
 import pickle
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -282,7 +284,10 @@ def test_row_15_a_checkpoint_of_another_architecture_is_refused_by_both_shapes(h
     for reader in (EVAL, PREDICT):
         assert_refused(cli(*read_each_way(path)[reader]), "changed.pt", "(8,)", "(9,)")
     assert_refused(cli(*read_each_way(path)[RESUME]), "changed.pt", "model.num_hiddens [9], not [8]")
+    # without the run's own record the file does not say where the pictures are
     elsewhere = ("paths.outputs=new/o", "paths.checkpoints=new/c")
+    assert_refused(cli(*read_each_way(path)[RESUME], *elsewhere), "data.root=")
+    elsewhere += ("data.root=pictures",)
     assert_refused(cli(*read_each_way(path)[RESUME], *elsewhere), "changed.pt", "(8,)", "(9,)")
 
 
@@ -520,7 +525,12 @@ def test_row_20_a_target_in_a_saved_config_is_an_unknown_key(
 
 @pytest.mark.parametrize(
     ("group", "choice"),
-    [*((group, "evil_module.run") for group in GROUPS), ("model", "../../evil"), ("data", "/etc/passwd"), ("loss", "")],
+    [
+        *((group, "evil_module.run") for group in GROUPS if group != "device"),
+        ("model", "../../evil"),
+        ("data", "/etc/passwd"),
+        ("loss", ""),
+    ],
 )
 def test_row_20_a_saved_choice_that_is_no_name_of_ours_is_refused(
     group: str, choice: str, evil_module: Callable[[], bool], home: Path, cli: Cli
@@ -528,6 +538,136 @@ def test_row_20_a_saved_choice_that_is_no_name_of_ours_is_refused(
     path = changed(home, lambda content: content["config"]["choices"].update({group: choice}))
     assert_refused(cli("eval", f"checkpoint={path}"), f"{group}={choice}")
     assert not evil_module()
+
+
+# a checkpoint chooses no address, folder, device or process
+
+
+@dataclass
+class Watched:
+    """What a command did besides computing."""
+
+    hosts: list[str]
+    processes: list[str]
+    threads: list[int]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Notes each host that is looked up, each process that is started and each number of threads that is set."""
+    seen = Watched([], [], [])
+
+    def lookup(host: Any, *_: Any, **__: Any) -> Any:
+        seen.hosts.append(str(host))
+        raise OSError("no network in this test")
+
+    def begin(name: str) -> Callable[..., Any]:
+        def started(*args: Any, **_: Any) -> Any:
+            seen.processes.append(f"{name} {args[:1]}")
+            raise OSError("no process in this test")
+
+        return started
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: lookup(address[0]))
+    for name in ("fork", "posix_spawn", "system", "execv", "execve"):
+        monkeypatch.setattr(os, name, begin(name))
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", begin("Process"))
+    original = torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: (seen.threads.append(n), original(n))[1])
+    monkeypatch.setattr(torch.nn.Module, "compile", begin("compile"))
+    return seen
+
+
+CHOOSING: dict[str, Any] = {  # what a file would like this machine to do, by setting
+    "choices.device": "cuda",
+    "device.index": 7,
+    "device.num_threads": 1024,
+    "device.compile": True,
+    "device.deterministic": True,
+    "data.mirror": "http://attacker.example/x/",
+    "data.root": "/net/attacker.example/share",
+    "data.workers": 64,
+    "data.resident": False,
+    "paths.data": "/tmp/chosen/data",
+    "paths.outputs": "/tmp/chosen/outputs",
+    "paths.checkpoints": "/tmp/chosen/checkpoints",
+    "paths.cache": "/tmp/chosen/cache",
+    "input": "/etc/passwd",
+    "checkpoint": "/etc/passwd",
+    "resume": "/etc/passwd",
+    "init_from": "/etc/passwd",
+    "resume_allow": ["seed"],
+    "plots": True,
+    "split": "train",
+}
+
+
+def choose(config: dict[str, Any], keys: Sequence[str]) -> None:
+    """Write what the attacker wants into a saved config."""
+    for key in keys:
+        node, _, leaf = key.rpartition(".")
+        (config[node] if node else config)[leaf] = CHOOSING[key]
+
+
+@pytest.mark.parametrize("keys", [*([key] for key in CHOOSING), list(CHOOSING)], ids=lambda keys: keys[0])
+def test_a_checkpoint_chooses_no_address_folder_device_or_process(
+    keys: list[str], home: Path, cli: Cli, watched: Watched
+) -> None:
+    allowed = [key for key in keys if key not in ("data.mirror", "device.index")]  # no options of data=folder and cpu
+    path = changed(home, lambda content: choose(content["config"], allowed))
+    shutil.rmtree(home / "outputs")  # a stranger's file: there is no run of this name here
+    before = files_below(home)
+    threads = torch.get_num_threads()
+    for words in (
+        ("eval", f"checkpoint={path}", "data.root=pictures", "plots=false"),
+        ("predict", f"checkpoint={path}", "input=pictures/test", "plots=false"),
+        (f"resume={path}", "epochs=3", "data.root=pictures", "plots=false"),
+    ):
+        outcome = cli(*words)
+        assert outcome.code == 0, (words, outcome.err)
+        assert "on cuda" not in outcome.out
+    assert (watched.hosts, watched.processes) == ([], [])
+    assert set(watched.threads) <= {threads, TORCH_THREADS}
+    assert not Path("/tmp/chosen").exists()
+    new = files_below(home).keys() - before.keys()
+    assert {path.relative_to(home).parts[0] for path in new} <= {"outputs", "checkpoints", "datasets"}
+    assert not list((home / "outputs").rglob("plots"))
+
+
+def test_a_mirror_that_was_saved_is_asked_for_nothing(tiny_mnist: Path, cli: Cli, watched: Watched) -> None:
+    assert cli(*MNIST[:-1], f"paths.data={tiny_mnist}").code == 0
+    content = content_of(newest(Path(), "new"))
+    content["config"]["data"]["mirror"] = CHOOSING["data.mirror"]
+    content["config"]["device"]["index"] = 7
+    del content["config"]["device"]["index"]
+    torch.save(content, "sent.pt")
+    record = Path("outputs/new/config.json")
+    plain = json.loads(record.read_text())
+    plain["config"]["data"]["mirror"] = CHOOSING["data.mirror"]
+    record.write_text(json.dumps(plain))
+    shutil.rmtree(tiny_mnist)  # so that it has to be downloaded
+    for target in ("sent.pt", "new"):
+        for words in (
+            ("eval", f"checkpoint={target}"),
+            ("predict", f"checkpoint={target}"),
+            (f"resume={target}", "epochs=2"),
+        ):
+            outcome = cli(*words)
+            assert outcome.code == 2, outcome
+            assert "attacker" not in outcome.err + outcome.out
+    assert watched.hosts
+    assert not [host for host in watched.hosts if "attacker" in host]
+
+
+def test_its_own_record_gives_a_run_its_folders_again(tiny_mnist: Path, cli: Cli) -> None:
+    """What was typed on this machine when the run was started; a file of that run gets it too."""
+    assert cli(*MNIST[:-1], f"paths.data={tiny_mnist}", "device.num_threads=1").code == 0
+    assert cli("eval", "checkpoint=new", "plots=false").code == 0
+    assert cli("eval", "checkpoint=checkpoints/new/best.pt", "plots=false").code == 0
+    shutil.copy("checkpoints/new/best.pt", "copy.pt")
+    assert cli("resume=copy.pt", "epochs=2").code == 0
+    assert json.loads(Path("outputs/new/config.json").read_text())["config"]["paths"]["data"] == str(tiny_mnist)
 
 
 # rows 25 and 26

@@ -21,6 +21,8 @@ from trainer.config.roles import (
     FREE_ON_RESUME,
     IDENTITY,
     NO_EFFECT,
+    OF_THE_COMMAND,
+    OF_THIS_MACHINE,
     REFUSED,
     ROWS,
     USED,
@@ -32,6 +34,7 @@ from trainer.config.roles import (
     verdict_on,
 )
 from trainer.config.schema import BUILT, GROUPS, Config
+from trainer.run.target import settings_of_file
 from trainer.utils.errors import ConfigError
 
 KEYS = sorted(all_keys() | {f"recipe/{group}" for group in ("optimizer", "schedule")})
@@ -89,6 +92,30 @@ def test_what_resume_may_change_is_what_no_result_depends_on() -> None:
     """A fingerprint in an old checkpoint is made of the rest: this set stays as it is."""
     keys = {*every_default(), *(f"choices.{group}" for group in GROUPS)}
     assert {key for key in keys if key.startswith(FREE_ON_RESUME)} == FREE_BY_HAND
+
+
+REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, devices, processes, and what a command is told
+    *("data.mirror", "data.root", "data.workers", "data.resident"),
+    *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache"),
+    *("choices.device", "device.index", "device.num_threads", "device.compile", "device.deterministic"),
+    *("checkpoint", "input", "split", "resume", "resume_allow", "plots"),
+}
+
+
+def test_a_checkpoint_chooses_nothing_that_reaches_beyond_the_numbers() -> None:
+    """init_from is left: a resumed run does not read it again. Every other setting is a number, a word or a table's."""
+    keys = {*every_default(), *(f"choices.{group}" for group in GROUPS)}
+    assert {key for key in keys if key.startswith((*OF_THE_COMMAND, *OF_THIS_MACHINE))} == REACHING_BY_HAND
+    for data in choices_of("data"):
+        choices = group_choices({"data": data}) | {"device": "cuda"}
+        saved: dict[str, Any] = {"choices": choices}
+        for key in sorted(REACHING_BY_HAND & set(defaults_of(choices))):
+            node, _, leaf = key.rpartition(".")
+            (saved.setdefault(node, {}) if node else saved)[leaf] = "chosen by the file"
+        kept = from_dict(settings_of_file(saved, {}), complete=False)
+        assert flatten(kept.to_dict()) == flatten(
+            from_dict({"choices": choices | {"device": "auto"}}, complete=False).to_dict()
+        )
 
 
 def test_a_sweep_and_a_study_are_recognised_by_what_their_results_depend_on() -> None:

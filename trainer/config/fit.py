@@ -33,7 +33,7 @@ def check_fit(config: Config) -> None:
     if model.get("bias_std") and (model["init_std"] == "torch" or not model["bias"]):
         reason = "model.bias=false has none" if not model["bias"] else "model.init_std=torch draws them itself"
         raise ConfigError(f"model.bias_std={model['bias_std']:g} is for the initial biases, but {reason}. Allowed: 0.")
-    if config.data.name == "folder" and not config.data["root"]:
+    if config.data.name == "folder" and not config.data["root"] and config.input is None:  # else it is not read
         raise ConfigError("data=folder needs data.root=<a folder with a folder of images for each class>.")
     if config.reference.metric is not None and config.reference.value is None:
         raise ConfigError("reference.metric needs reference.value: the published figure, shown beside the result.")

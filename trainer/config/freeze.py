@@ -18,13 +18,14 @@ from trainer.config.schema import BUILT, GROUPS, Choice, Config
 from trainer.utils.errors import ConfigError, listed
 
 
-def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = ()) -> Config:
+def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = (), *, complete: bool = True) -> Config:
     """Check plain nested data (a saved config, or what Hydra composed) and freeze it.
 
     Args:
         plain: settings nested as in YAML, and `choices`: {group: name}. A missing setting takes its default, as in a
             file that an earlier version wrote.
         typed: the dotted keys that were named on the command line.
+        complete: nothing is added to them later, so that they have to go together.
     Raises:
         ConfigError: a name, type, range or combination is not allowed.
     """
@@ -48,7 +49,8 @@ def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = ()) -> Config:
     settings = [f for f in fields(Config) if f.name not in (*GROUPS, "typed", "recipes")]
     values |= {f.name: _node(cast(type, f.type), flat, f.name) for f in settings}
     config = Config(**values, typed=tuple(typed))
-    check_fit(config)  # last, since it may rely on each value being allowed alone
+    if complete:
+        check_fit(config)  # last, since it may rely on each value being allowed alone
     return config
 
 
@@ -128,7 +130,7 @@ def _drop_optimizer(merged: dict[str, Any], now: Mapping[str, Any], typed: Seque
 
 def _take_the_command_s_own(merged: dict[str, Any], now: Mapping[str, Any], typed: Sequence[str]) -> None:
     """Rule 5: what belongs to one command is never inherited: a saved paths.outputs would redirect this command."""
-    merged |= {key: now[key] for key in OF_THE_COMMAND}
+    merged |= {key: now[key] for key in OF_THE_COMMAND if key in now}
 
 
 def with_values(composed: DictConfig, values: Mapping[str, Any], choices: Mapping[str, str]) -> DictConfig:

@@ -41,7 +41,8 @@ NUMBERS   data data.                                         +     +      +     
 NUMBERS   data.val_fraction data.split_seed data.limit       +     +      +     -     -         +            +
 NUMBERS   data.normalize data.augment                        +     +      +     -     -         +            +
 NUMBERS   data.order_seed data.drop_last                     +     +      +     -     -         +            +
-MACHINE   data.mirror data.resident data.workers             +     +      +     +     +         +            +
+COMMAND   data.mirror                                        +     +      +     +     +         +            +
+MACHINE   data.resident data.workers                         +     +      +     +     +         +            +
 NUMBERS   model loss optimizer schedule                      +     +      +     x     x         +            +
 NUMBERS   model. loss. optimizer. schedule.                  +     +      +     -     -         +            +
 NUMBERS   impl model.impl                                    +     +      +     +     +         +            x
@@ -108,6 +109,9 @@ def _names(*roles: Role) -> tuple[str, ...]:
 
 
 OF_THE_COMMAND = _names(Role.COMMAND)
+# What a file that somebody sent does not choose either: a device, a folder, processes. This machine's defaults, its own
+# record of the run and the command line do.
+OF_THIS_MACHINE = (*_names(Role.MACHINE), "device.compile", "data.root")
 # With other values of these the run is still the same run, apart from how far it gets.
 FREE_ON_RESUME = _names(*(set(Role) - {Role.NUMBERS, Role.ROUNDING}))
 HOW_FAR = _names(Role.FAR)

@@ -15,6 +15,7 @@ from trainer.run.recorder import SilentRecorder
 from trainer.run.result import draw_run, hyperparameters, result_of, say_result
 from trainer.run.safe_load import read_checkpoint, weights_to_use
 from trainer.run.session import Session
+from trainer.run.target import settings_of_run
 from trainer.utils.files import read_json, write_json
 
 
@@ -67,9 +68,15 @@ def conclude(s: Session, test: Evaluation) -> None:
     directory.write_status(s.run, "done", s.started)  # last: who reads "done" finds the rest
 
 
-def draw_all(run: Run) -> None:
-    """Draw all plots of a run that is done, which were left out because it is a job of a sweep."""
-    config, machine = resolve_auto(from_dict(directory.read_config(run.outputs)))
+def draw_all(run: Run, cache: str) -> None:
+    """Draw all plots of a run that is done, which were left out because it is a job of a sweep.
+
+    Args:
+        run: the run.
+        cache: paths.cache of this command.
+    """
+    saved = settings_of_run(run)
+    config, machine = resolve_auto(from_dict(saved | {"paths": saved["paths"] | {"cache": cache}}))
     parts = assemble(config, data.load(config.data, config.paths), machine)
     best = run.checkpoints / "best.pt"
     load_model(parts.measured, weights_to_use(read_checkpoint(best)), best)

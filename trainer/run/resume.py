@@ -8,7 +8,7 @@ from typing import Any
 from trainer.config.freeze import from_dict
 from trainer.config.options import flatten
 from trainer.config.ranges import as_yaml
-from trainer.config.roles import FREE_ON_RESUME, HOW_FAR, decisive
+from trainer.config.roles import FREE_ON_RESUME, HOW_FAR
 from trainer.config.schema import Config
 from trainer.run import directory
 from trainer.run.checkpoint_files import give_name, keep_as_best, path_of_step, step_of, steps_in
@@ -17,7 +17,7 @@ from trainer.run.environment import rounding
 from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.safe_load import read_checkpoint
-from trainer.run.target import Target
+from trainer.run.target import Target, decisive_elsewhere
 from trainer.utils.errors import ConfigError, DamagedError, nearest
 from trainer.utils.files import read_json
 from trainer.utils.screen import Screen
@@ -92,7 +92,7 @@ def check_owner(run: Run, start: Start, allowed: Sequence[str], screen: Screen) 
     """
     if not (run.outputs / "config.json").is_file():
         return
-    own, of_file = decisive(directory.read_config(run.outputs)), decisive(start.content["config"])
+    own, of_file = map(decisive_elsewhere, (directory.read_config(run.outputs), start.content["config"]))
     odd = [f"{key} {of_file.get(key)}, not {own.get(key)}" for key in own | of_file if own.get(key) != of_file.get(key)]
     if odd and not allowed:
         shown = f"{start.path} was written with other settings than {run.outputs} has: {', '.join(odd[:3])}"

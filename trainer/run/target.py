@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.config.options import flatten
+from trainer.config.roles import OF_THE_COMMAND, OF_THIS_MACHINE, decisive
 from trainer.run import directory
 from trainer.run.directory import Run
 from trainer.utils.errors import ConfigError
@@ -21,14 +23,14 @@ class Target:
     content: Mapping[str, Any] = field(default_factory=dict)  # what is in that file
 
     def saved_config(self) -> dict[str, Any]:
-        """The plain config that the run was started with, or that stands in the file."""
+        """The plain config that the run was started with, or that stands in the file: what counts of it here."""
         if self.file is None:
-            return directory.read_config(self.run.outputs)
-        saved = dict(self.content["config"])
-        own = self.run.checkpoints / self.file.name
-        if not own.is_file() or not own.samefile(self.file):
-            saved["paths"] = {}  # the file was brought here: its folders are of the machine that it was written on
-        return saved
+            return settings_of_run(self.run)
+        try:
+            record = settings_of_run(self.run)
+        except ConfigError:  # the file was brought here
+            record = {}
+        return settings_of_file(self.content["config"], record)
 
     def path(self) -> Path:
         """The file to measure: the one that was named, the run's newest for RUN:last, else the run's best.
@@ -55,6 +57,54 @@ class Target:
         from trainer.run.safe_load import read_checkpoint  # imports torch
 
         return path, read_checkpoint(path)
+
+
+def settings_of_run(run: Run) -> dict[str, Any]:
+    """The settings in a run's own record, without what belongs to one command, as an address does.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    return without(directory.read_config(run.outputs), OF_THE_COMMAND)
+
+
+def settings_of_file(saved: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """What counts of the settings in a checkpoint, which may come from anywhere: the one place that decides it.
+
+    Nothing in it chooses an address, a folder, a device or processes. Those of the run's own record count if the file
+    names the same data; else a setting that is left out has its default.
+
+    Args:
+        saved: what stands in the file.
+        record: the settings of this machine's run of the same name; empty where it has none.
+    """
+    kept = without(saved, (*OF_THE_COMMAND, *OF_THIS_MACHINE))
+    if isinstance(kept.get("choices"), dict):
+        kept["choices"]["device"] = "auto"
+    of_file, of_run = flatten(saved), flatten(record)
+    if any(of_file.get(key) != of_run.get(key) for key in ("choices.data", "data.root")):
+        return kept
+    for node, values in record.items():
+        if isinstance(values, Mapping):
+            here = {key: value for key, value in values.items() if f"{node}.{key}".startswith(OF_THIS_MACHINE)}
+            kept[node] = kept.get(node, {}) | here
+    return kept
+
+
+def without(saved: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Nested settings without those whose dotted name begins with one of these."""
+    kept: dict[str, Any] = {}
+    for key, value in saved.items():
+        if isinstance(value, Mapping):
+            kept[key] = {name: leaf for name, leaf in value.items() if not f"{key}.{name}".startswith(names)}
+        elif not str(key).startswith(names):
+            kept[key] = value
+    return kept
+
+
+def decisive_elsewhere(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the results depend on, on whatever machine."""
+    return {key: value for key, value in decisive(saved).items() if not key.startswith(OF_THIS_MACHINE)}
 
 
 def find_run(target: str, *, outputs: str, checkpoints: str) -> Target | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.config.options import run_settings
 from trainer.run import directory
 from trainer.run.directory import Run
 from trainer.sweep.job import Job, as_words, told_in
@@ -99,6 +100,7 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
         waiting: all jobs, where they are known beforehand.
         paths: the paths.* settings as typed, for the commands that are printed.
     """
+    folders = dict(run_settings()) | dict(word.split("=", 1) for word in paths)  # never those that a job's files name
     rows = rows_of(folder, waiting)
     if not rows:  # a launcher that never came to a job
         return rows
@@ -121,19 +123,20 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
 
             draw_sweep(rows, swept(rows), folder / "plots")
             if saved["plots"] == "auto":
-                draw_best(folder, best["job"], saved)
-        say_best(best, saved, folder, "".join(f" {shlex.quote(word)}" for word in paths))
+                draw_best(folder, best["job"], folders)
+        words = "".join(f" {shlex.quote(word)}" for word in paths)
+        say_best(best, bool(saved["plots"]), folder, folders["paths.checkpoints"], words)
     return rows
 
 
-def draw_best(folder: Path, number: int, saved: Mapping[str, Any]) -> None:
+def draw_best(folder: Path, number: int, folders: Mapping[str, str]) -> None:
     """All plots of the best job, of which only the curves were drawn."""
     from trainer.run.end import draw_all  # imports torch
 
     name = f"{folder.name}/{number}"
-    run = Run(name, folder / str(number), Path(saved["paths"]["checkpoints"]) / name)
+    run = Run(name, folder / str(number), Path(folders["paths.checkpoints"]) / name)
     try:
-        draw_all(run)
+        draw_all(run, folders["paths.cache"])
     except (TrainerError, OSError) as error:  # its files or its data may be elsewhere
         emit(f"warning: without plots of {name}: {error}")
 
@@ -154,13 +157,13 @@ def in_short(line: Mapping[str, Any]) -> dict[str, Any]:
     return short
 
 
-def say_best(best: Mapping[str, Any], saved: Mapping[str, Any], folder: Path, paths: str) -> None:
-    """The best job with its checkpoint, and what to type next; `saved` are its settings."""
+def say_best(best: Mapping[str, Any], has_plots: bool, folder: Path, checkpoints: str, paths: str) -> None:
+    """The best job with its checkpoint, and what to type next; `paths` are the folders as typed."""
     run = f"{folder.name}/{best['job']}"
     emit(f"best         {run} ({best['overrides']}): {best['metric']} {shown(best['objective'])}")
-    emit(f"checkpoint   {Path(saved['paths']['checkpoints']) / run / 'best.pt'}")
+    emit(f"checkpoint   {Path(checkpoints) / run / 'best.pt'}")
     emit(f"eval         python main.py eval checkpoint={run}{paths}")
     emit(f"tensorboard  tensorboard --logdir {shlex.quote(str(folder))}")
-    if saved["plots"]:
+    if has_plots:
         emit(f"plots        {folder / 'plots'}")
     emit(f"table        {folder / 'sweep.csv'}, {folder / 'summary.csv'}")
