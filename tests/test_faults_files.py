@@ -600,6 +600,7 @@ CHOOSING: dict[str, Any] = {  # what a file would like this machine to do, by se
     "resume_allow": ["seed"],
     "plots": True,
     "split": "train",
+    "overwrite": True,
 }
 
 

@@ -98,7 +98,7 @@ REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, device
     *("data.mirror", "data.root", "data.workers", "data.resident"),
     *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache"),
     *("choices.device", "device.index", "device.num_threads", "device.compile", "device.deterministic"),
-    *("checkpoint", "input", "split", "resume", "resume_allow", "plots"),
+    *("overwrite", "checkpoint", "input", "split", "resume", "resume_allow", "plots"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from trainer.config.freeze import from_dict
 from trainer.config.options import flatten
 from trainer.config.ranges import as_yaml
-from trainer.config.roles import FREE_ON_RESUME, HOW_FAR
+from trainer.config.roles import FREE_ON_RESUME, HOW_FAR, OF_THIS_MACHINE
 from trainer.config.schema import Config
 from trainer.run import directory
 from trainer.run.checkpoint_files import give_name, keep_as_best, path_of_step, step_of, steps_in
@@ -107,8 +107,10 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
     Raises:
         ConfigError: names the setting, what it was and what it is now.
     """
-    # through from_dict, which gives a setting that an earlier version did not know its default
-    before, now = flatten(from_dict(target.saved_config()).to_dict()), flatten(config.to_dict())
+    saved, now = target.saved_config(), flatten(config.to_dict())
+    # a setting that an earlier version did not know had its default; what a file does not choose, it did not have
+    before = flatten(from_dict(saved, complete=False).to_dict())
+    before = {key: was for key, was in before.items() if key in flatten(saved) or not key.startswith(OF_THIS_MACHINE)}
     for name in config.resume_allow:
         known = {key.removeprefix("choices.") for key in now}
         if name not in known:
