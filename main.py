@@ -22,6 +22,7 @@ from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, Interrupted, TrainerError
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
+from trainer.utils.text import emit
 
 # NumPy's threads would spin for a tenth of a second after each product, on the cores that torch's threads need: with
 # impl=numpy a step would take four times as long. OpenBLAS reads this when NumPy is imported, so it has to stand here.
@@ -99,7 +100,7 @@ def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal,
 def main() -> int:
     """Run the command line; returns the exit code."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(help_text(), end="")
+        emit(*help_text().splitlines())
         return 0
     try:
         if not ranks.of_environment().is_first:
@@ -114,7 +115,7 @@ def main() -> int:
     except Exception as error:
         if not (stop.signum and type(error).__module__.startswith("omegaconf.")):
             raise
-        print("interrupted", file=sys.stderr)  # Interrupted left OmegaConf with half-composed settings, which fail
+        emit("interrupted", file=sys.stderr)  # Interrupted left OmegaConf with half-composed settings, which fail
         return 128 + stop.signum
     finally:
         end_workers()

@@ -373,3 +373,22 @@ def test_a_backend_that_matplotlib_does_not_know_keeps_no_plot_from_being_drawn(
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     assert (tmp_path / "outputs/a/plots/curves.png").is_file()
+
+
+STREAMS = [(">&-", "--help", 0), (">/dev/full", "--help", 0), (">&-", "--cfg job", 0), (">/dev/full", "--cfg job", 0)]
+STREAMS += [("2>/dev/full", "seed=x", 2), (">&- 2>&-", "optimizer.lr=-1", 2), (">/dev/full 2>&1", "eval", 2)]
+
+
+@pytest.mark.parametrize(("streams", "words", "code"), STREAMS)
+def test_a_stream_that_takes_nothing_changes_no_exit_code(streams: str, words: str, code: int, tmp_path: Path) -> None:
+    command = f"{sys.executable} {ROOT / 'main.py'} {words} {streams}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, text=True, capture_output=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_cfg_prints_the_settings(tmp_path: Path) -> None:
+    process = start("--cfg", "job", "seed=7", cwd=tmp_path)
+    out, _ = process.communicate(timeout=60)
+    assert "\nseed: 7\n" in f"\n{out}"
+    assert "\n  impl: null\n" in out  # the indents stay

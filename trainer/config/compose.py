@@ -1,5 +1,7 @@
 """Hydra composes the settings of a command line, and its refusals are put into plain words."""
 
+import contextlib
+import io
 import itertools
 import os
 import re
@@ -14,6 +16,7 @@ from trainer.config.options import CONFIGS, defaults_of, group_choices, unknown_
 from trainer.config.schema import Config
 from trainer.utils.errors import ConfigError, Interrupted
 from trainer.utils.signals import StopSignal
+from trainer.utils.text import emit
 
 
 def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any], stop: StopSignal) -> None:
@@ -28,8 +31,11 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any],
     # hydra.main reads the command line itself; there is no other public way to run sweepers and launchers
     sys.argv = [sys.argv[0], *command.flags, *(["--multirun"] if command.multirun else []), *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error and exits with 1
+    composed = io.StringIO()
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
+        with contextlib.redirect_stdout(composed) if command.flags else contextlib.nullcontext():
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
+        emit(*composed.getvalue().splitlines())  # what --cfg prints: Hydra fails where stdout is closed or full
     except HydraException as error:
         if stop.signum:  # Hydra has wrapped the Interrupted
             raise Interrupted(stop.signum) from None
