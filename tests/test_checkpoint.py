@@ -21,7 +21,9 @@ from trainer import build
 from trainer.config.schema import Choice
 from trainer.run.checkpoint import load_backbone, load_model, load_optimizer, optimizer_state
 from trainer.run.checkpoint_files import FORMAT, keep_as_best, path_of_step, steps_in, tidy, write_checkpoint
-from trainer.run.safe_load import SCHEMA, read_checkpoint, read_weights
+from trainer.run.gate import SCHEMA
+from trainer.run.safe_load import read_checkpoint, read_weights
+from trainer.run.seeds import rng_state
 from trainer.utils.errors import ConfigError, ResourceError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +42,8 @@ def content_of(numbers: int = 12, **changes: Any) -> dict[str, Any]:
         "optimizer": {"name": "sgd", "state": {"w": {"momentum_buffer": torch.randn(numbers, generator=draw)}}},
         "progress": {"epoch": 2, "step": 10},
         "early_stop": {"bad_epochs": 0, "stopped": ""},
-        "best": {"metric": "val_loss", "value": 0.5},
-        "rng": [{"cpu": torch.get_rng_state(), "cuda": None}],
+        "best": {"metric": "val_loss", "value": 0.5, "epoch": 1, "step": 5},
+        "rng": [rng_state(torch.device("cpu"))],
         "config": {"name": "first", "seed": 0, "optimizer": {"lr": 0.1}},
         "fingerprint": "0" * 64,
         "env": {"torch": "2.0", "threads": 1},
@@ -272,7 +274,7 @@ def test_a_newer_format_is_told_by_its_number_even_if_it_holds_other_things(tmp_
 
 
 @pytest.mark.parametrize("wrong", ["absent", "of another type"])
-@pytest.mark.parametrize("key", SCHEMA)
+@pytest.mark.parametrize("key", [key for key in SCHEMA if not key.endswith("?")])
 def test_what_is_absent_or_of_another_type_is_refused_by_its_name(key: str, wrong: str, tmp_path: Path) -> None:
     content = copy.deepcopy(content_of())
     node, _, leaf = key.rpartition(".")
@@ -280,7 +282,9 @@ def test_what_is_absent_or_of_another_type_is_refused_by_its_name(key: str, wron
     del parent[leaf]
     if wrong == "of another type":
         parent[leaf] = 1.5
-    with pytest.raises(ConfigError, match=f"no checkpoint of this program: it has no {key}"):
+    absent = f"no checkpoint of this program: it has no {key}"
+    other = f"no checkpoint of this program: it has no format|has format 1.5|refused: its {key} is 1.5, not "
+    with pytest.raises(ConfigError, match=absent if wrong == "absent" else other):
         read_checkpoint(saved(tmp_path, content))
 
 

@@ -19,12 +19,12 @@ from trainer.run.directory import Run
 from trainer.run.target import Target, find_run, path_of
 from trainer.sweep.job import log_failure
 from trainer.utils.errors import BusyError, ConfigError
-from trainer.utils.files import read_json, write_csv, write_json
+from trainer.utils.files import write_csv, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def plant(root: Path, name: str, started: str = "2024-01-01T00:00:00") -> Run:
+def plant(root: Path, name: str, started: str = "2024-01-01T00:00:00+00:00") -> Run:
     """A run as the train command leaves it."""
     run = directory.locate(name, outputs=str(root / "outputs"), checkpoints=str(root / "checkpoints"))
     run.outputs.mkdir(parents=True)
@@ -76,9 +76,9 @@ def test_a_job_of_a_sweep_is_found_by_its_number(tmp_path: Path) -> None:
 
 
 def test_last_is_the_run_that_was_started_last(tmp_path: Path) -> None:
-    plant(tmp_path, "zzz", "2024-01-01T00:00:00")
-    newest = plant(tmp_path, "sweep/0", "2024-01-03T00:00:00")
-    plant(tmp_path, "aaa", "2024-01-02T00:00:00")
+    plant(tmp_path, "zzz", "2024-01-01T00:00:00+00:00")
+    newest = plant(tmp_path, "sweep/0", "2024-01-03T00:00:00+00:00")
+    plant(tmp_path, "aaa", "2024-01-02T00:00:00+00:00")
     assert find(tmp_path, "last") == Target(newest, "")
     assert find(tmp_path, "last:best") == Target(newest, "best")
 
@@ -127,10 +127,10 @@ def test_a_run_exists_from_its_config_on(tmp_path: Path) -> None:
 
 
 def test_the_saved_config_and_status_come_back(tmp_path: Path) -> None:
-    run = plant(tmp_path, "first", "noon")
+    run = plant(tmp_path, "first", "2024-01-01T12:00:00+00:00")
     assert directory.read_config(run.outputs) == {"seed": 3}
     assert directory.read_status(run.outputs) == {
-        **{"state": "done", "started": "noon", "reason": "", "run": "first", "checkpoint": ""}
+        **{"state": "done", "started": "2024-01-01T12:00:00+00:00", "reason": "", "run": "first", "checkpoint": ""}
     }
     (run.outputs / "status.json").unlink()
     assert directory.read_status(run.outputs) == {}
@@ -158,7 +158,7 @@ def test_json_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "replace", look_first)
     write_json(path, {"a": 2})
     assert seen == [{"a": 2}, {"a": 1}]  # the new one is whole before the old one goes
-    assert read_json(path) == {"a": 2}
+    assert json.loads(path.read_text()) == {"a": 2}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -167,7 +167,7 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
-    assert read_json(path) == {"a": 1}
+    assert json.loads(path.read_text()) == {"a": 1}
 
 
 def test_csv_quotes_what_needs_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from trainer.config.schema import Config
 from trainer.data.splits import Source, Splits
 from trainer.run import directory, resume
 from trainer.run.announce import announce, describe_parts
-from trainer.run.checkpoint import check_architecture, load_backbone, unpack
+from trainer.run.checkpoint import check_architecture, check_savable, load_backbone, unpack
 from trainer.run.directory import Run
 from trainer.run.distributed import check_processes, distribute
 from trainer.run.environment import provenance
@@ -216,6 +216,7 @@ def open_session(
     """Make the run's directory and files: from here on the run exists, and how it ends is noted there."""
     run, ranks, started = run_of(config), parts.ranks, ""
     with ranks.together():
+        check_savable(parts)
         if ranks.is_first:
             if begun.is_new or not run.outputs.is_dir():
                 held.enter_context(directory.make(run, config.overwrite))
@@ -228,6 +229,7 @@ def write_first_files(config: Config, run: Run, machine: Machine, screen: Screen
     screen.log_to(run.outputs / "train.log")
     # a resumed run keeps its first start, by which `last` means the newest run
     started = directory.read_status(run.outputs).get("started", datetime.now(UTC).isoformat())
+    directory.set_aside_damaged(run, screen)
     saved = replace(config, resume=None, resume_allow=[])  # of this command: the next resume has its own
     write_json(run.outputs / "config.json", {"config": saved.to_dict()} | provenance(machine))
     directory.write_status(run, "running", started)

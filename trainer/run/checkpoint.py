@@ -14,11 +14,12 @@ from trainer import build
 from trainer.config.schema import Config
 from trainer.data.splits import Splits
 from trainer.run.environment import rounding
+from trainer.run.gate import check_description
 from trainer.run.parts import Parts
 from trainer.run.progress import EARLY_STOP, Progress
 from trainer.run.safe_load import weights_to_use
 from trainer.run.seeds import restore_rng, rng_state
-from trainer.utils.errors import ConfigError, listed
+from trainer.utils.errors import ConfigError, DamagedError, listed
 from trainer.utils.text import one_line
 
 
@@ -39,6 +40,20 @@ def pack(parts: Parts, progress: Progress) -> dict[str, Any]:
         "rng": parts.ranks.gather(rng_state(parts.machine.device)),
         "env": rounding(parts.machine) | {"world": parts.ranks.world},
     }
+
+
+def check_savable(parts: Parts) -> None:
+    """Refuse a run none of whose checkpoints could be read again: known now, and not after its last epoch.
+
+    Raises:
+        ConfigError: names what no checkpoint may hold.
+    """
+    model, has_ema = parts.model, parts.update.ema is not None
+    most = len(model.state_dict()) * (2 if has_ema else 1) + 3 * len(list(model.parameters())) + 4 * parts.ranks.world
+    try:
+        check_description(parts.identity, most)
+    except DamagedError as error:
+        raise ConfigError(f"no checkpoint of this run could be read again: {error}.") from None
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

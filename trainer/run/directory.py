@@ -5,7 +5,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -14,15 +13,19 @@ import shutil
 import socket
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from trainer.config.schema import Config
-from trainer.utils.errors import BusyError, ConfigError, nearest
-from trainer.utils.files import read_json, write_json
+from trainer.run import records
+from trainer.run.records import read_record
+from trainer.utils.errors import BusyError, ConfigError, DamagedError, nearest
+from trainer.utils.files import write_json
+from trainer.utils.screen import Screen
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-JOB = re.compile(rf"{NAME.pattern}(/\d+)?")  # a run, or one of the numbered jobs of a sweep
+JOB = re.compile(rf"{NAME.pattern}(/[0-9]{{1,9}})?")  # a run, or one of the numbered jobs of a sweep
 RESERVED = ("auto", "last", "best")
 
 
@@ -67,8 +70,8 @@ def locate(name: str, *, outputs: str, checkpoints: str) -> Run:
 
 
 def exists(name: str, outputs: str) -> bool:
-    """Whether a run of this name was ever started."""
-    return (Path(outputs) / name / "config.json").is_file()
+    """Whether a run of this name was ever started; config.json may be lost since."""
+    return any((Path(outputs) / name / file).is_file() for file in ("config.json", "status.json"))
 
 
 def occupied(run: Run) -> Path | None:
@@ -147,12 +150,29 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The plain config that a run was started with.
 
     Raises:
-        ConfigError: its config.json is missing or damaged.
+        DamagedError: its config.json is missing or damaged.
     """
-    saved = read_json(folder / "config.json").get("config")
-    if not isinstance(saved, dict):
-        raise ConfigError(f"{folder / 'config.json'} cannot be read: it holds no settings.")
+    saved: dict[str, Any] = read_record(folder / "config.json", records.OF_CONFIG)["config"]
     return saved
+
+
+def set_aside_damaged(run: Run, screen: Screen) -> None:
+    """Keep records of a run that cannot be read as *.corrupt, before others are written in their place, and say so."""
+    kinds = {"config.json": records.OF_CONFIG, "status.json": records.OF_STATUS, "result.json": records.OF_RESULT}
+    for name, fields in kinds.items():
+        if reason := set_aside(run.outputs / name, fields):
+            screen.say(f"warning: {reason} It is kept as {Path(name).stem}.corrupt.")
+
+
+def set_aside(path: Path, fields: records.Fields) -> str:
+    """Rename a record that is there but cannot be read to *.corrupt; returns why, or ""."""
+    try:
+        read_record(path, fields)
+    except DamagedError as error:
+        if os.path.lexists(path):
+            path.rename(path.with_suffix(".corrupt"))
+            return str(error)
+    return ""
 
 
 def write_status(run: Run, state: str, started: str, reason: str = "", *, checkpoint: str = "") -> None:
@@ -171,33 +191,33 @@ def write_status(run: Run, state: str, started: str, reason: str = "", *, checkp
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The status of a run; empty where none was written, or a power cut took it."""
+    """The status of a run; empty where none was written.
+
+    Of a damaged one only "started" is known, as the time at which the file was written last.
+    """
+    path = folder / "status.json"
     try:
-        return read_json(folder / "status.json")
-    except ConfigError:
-        return {}
+        return read_record(path, records.OF_STATUS)
+    except DamagedError:
+        with contextlib.suppress(OSError):
+            return {"started": datetime.fromtimestamp(path.lstat().st_mtime, UTC).isoformat()}
+    return {}
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a run; None where there is none that can be used."""
     try:
-        result = read_json(folder / "result.json")
-        complete = {"best", "test", "seconds"} <= set(result) and float(result["objective"]["value"]) is not None
-    except (ConfigError, KeyError, TypeError, ValueError):
+        return read_record(folder / "result.json", records.OF_RESULT)
+    except DamagedError:
         return None
-    return result if complete else None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; lines that a crash cut short or a disk garbled are left out."""
-    path = folder / "metrics.jsonl"
-    rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and "epoch" in row:
-                rows.append(row)
-    return rows
+    try:
+        return records.whole_rows(records.text_of(folder / "metrics.jsonl"))[0]
+    except ConfigError:
+        return []
 
 
 def check_writable(*folders: Path) -> None:

@@ -16,7 +16,7 @@ from trainer.run.result import draw_run, hyperparameters, result_of, say_result
 from trainer.run.safe_load import read_checkpoint, weights_to_use
 from trainer.run.session import Session
 from trainer.run.target import settings_of_run
-from trainer.utils.files import read_json, write_json
+from trainer.utils.files import write_json
 
 
 def finish_run(s: Session) -> None:
@@ -48,7 +48,8 @@ def load_best(s: Session) -> None:
     step, wanted = content["progress"]["step"], s.progress.best
     if step != wanted["step"]:
         rows = [row for row in directory.read_metrics(s.run.outputs) if row["step"] == step]
-        row = rows[0] | {"value": rows[0][wanted["metric"]]} if rows else content["best"]  # its own best so far
+        found = rows and wanted["metric"] in rows[0]
+        row = rows[0] | {"value": rows[0][wanted["metric"]]} if found else content["best"] or wanted  # its own best
         s.screen.say(f"warning: the file of epoch {wanted['epoch']} is gone; {best} is of epoch {row['epoch']}.")
         s.progress.best = wanted | {key: row.get(key) for key in ("value", "epoch", "step", "val_loss", "val_accuracy")}
 
@@ -79,8 +80,9 @@ def draw_all(run: Run, cache: str) -> None:
     config, machine = resolve_auto(from_dict(saved | {"paths": saved["paths"] | {"cache": cache}}))
     parts = assemble(config, data.load(config.data, config.paths), machine)
     best = run.checkpoints / "best.pt"
-    load_model(parts.measured, weights_to_use(read_checkpoint(best)), best)
+    content = read_checkpoint(best)
+    load_model(parts.measured, weights_to_use(content), best)
     test = parts.measure(eval_batches(config, parts.splits, parts.splits.test, machine))
     step = step_of(steps_in(run.checkpoints)[-1])
-    progress = Progress(step=step, best=read_json(run.outputs / "result.json")["best"])
+    progress = Progress(step=step, best=(directory.read_result(run.outputs) or {"best": content["best"]})["best"])
     draw_run(config, parts, progress, run, test, SilentRecorder())

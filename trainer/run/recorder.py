@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.run import directory
+from trainer.run import records
 from trainer.utils.files import replacing
 from trainer.utils.text import one_line
 
@@ -44,12 +44,11 @@ class Recorder:
 
         self.path = folder / "metrics.jsonl"
         self.warn = warn
-        rows = directory.read_metrics(folder)
-        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
-        if len(lines) > len(rows) + 1:  # more than a torn last one
+        rows, damaged = records.whole_rows(records.text_of(self.path)) if self.path.is_file() else ([], False)
+        if damaged:
             shutil.copyfile(self.path, self.path.with_suffix(".corrupt"))
             warn(f"warning: {self.path} has unreadable lines; it is kept as metrics.corrupt.")
-        by_epoch = {row["epoch"]: row for row in [*map(json.loads, waiting.splitlines()), *rows]}
+        by_epoch = {row["epoch"]: row for row in [*records.whole_rows(waiting)[0], *rows]}
         with replacing(self.path) as temporary:
             kept = [json.dumps(by_epoch[epoch]) + "\n" for epoch in sorted(by_epoch) if epoch <= epochs_done]
             temporary.write_text("".join(kept))

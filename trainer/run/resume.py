@@ -19,7 +19,6 @@ from trainer.run.progress import Progress
 from trainer.run.safe_load import read_checkpoint
 from trainer.run.target import Target, decisive_elsewhere
 from trainer.utils.errors import ConfigError, DamagedError, nearest
-from trainer.utils.files import read_json
 from trainer.utils.screen import Screen
 
 # the checkpoint would not fit, or the new weights would not be used
@@ -107,7 +106,14 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
     Raises:
         ConfigError: names the setting, what it was and what it is now.
     """
-    saved, now = target.saved_config(), flatten(config.to_dict())
+    try:
+        saved, now = target.saved_config(), flatten(config.to_dict())
+    except DamagedError as error:
+        if config.resume != "auto":
+            raise
+        check_never_saved(target.run)
+        screen.say(f"warning: {error} Nothing was saved: {target.run.name} starts anew.")
+        return []
     # a setting that an earlier version did not know had its default; what a file does not choose, it did not have
     before = flatten(from_dict(saved, complete=False).to_dict())
     before = {key: was for key, was in before.items() if key in flatten(saved) or not key.startswith(OF_THIS_MACHINE)}
@@ -148,10 +154,9 @@ def already_done(config: Config, target: Target, changed: Sequence[str], screen:
     run = target.run
     if target.file is not None or target.which:  # a file that was named is continued from, done or not
         return None
-    path = run.outputs / "result.json"
-    if directory.read_status(run.outputs).get("state") != "done" or not path.is_file():
+    result = directory.read_result(run.outputs)
+    if directory.read_status(run.outputs).get("state") != "done" or result is None:  # a damaged one is made again
         return None
-    result = read_json(path)
     if config.epochs > result["epochs"] and any(key.startswith(HOW_FAR) for key in changed):
         return None
     if config.epochs < result["epochs"] and config.resume != "auto" and "stopped" not in result:

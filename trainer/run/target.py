@@ -1,5 +1,6 @@
 """What resume=, checkpoint= and init_from= point at: looked up once, its file read once. Torch-free but for files."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from trainer.config.options import flatten
 from trainer.config.roles import OF_THE_COMMAND, OF_THIS_MACHINE, decisive
 from trainer.run import directory
 from trainer.run.directory import Run
-from trainer.utils.errors import ConfigError
+from trainer.utils.errors import ConfigError, DamagedError
+from trainer.utils.text import emit
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Target:
         if self.file is None:
             return settings_of_run(self.run)
         try:
-            record = settings_of_run(self.run)
-        except ConfigError:  # the file was brought here
+            record = directory.read_config(self.run.outputs)
+        except DamagedError:  # the file was brought here
             record = {}
         return settings_of_file(self.content["config"], record)
 
@@ -62,10 +64,28 @@ class Target:
 def settings_of_run(run: Run) -> dict[str, Any]:
     """The settings in a run's own record, without what belongs to one command, as an address does.
 
+    A record that is missing or damaged is made up for from the newest checkpoint that can be read, which says
+    nothing of this machine.
+
     Raises:
-        ConfigError: it is missing or damaged.
+        DamagedError: there is none.
     """
-    return without(directory.read_config(run.outputs), OF_THE_COMMAND)
+    try:
+        return without(directory.read_config(run.outputs), OF_THE_COMMAND)
+    except DamagedError as error:
+        from trainer.run.checkpoint_files import steps_in  # imports torch
+        from trainer.run.safe_load import read_checkpoint
+
+        for path in (*reversed(steps_in(run.checkpoints)), run.checkpoints / "best.pt"):
+            with contextlib.suppress(ConfigError):
+                content = read_checkpoint(path)
+                emit(
+                    f"warning: {error} Its settings are taken from {path}, "
+                    "those of device=, data.root= and paths.data= from this command."
+                )
+                return settings_of_file(content["config"], {})
+        hint = f"No checkpoint has its settings either: start anew under another name=, or remove {run.outputs}."
+        raise DamagedError(f"{error} {hint}") from None
 
 
 def settings_of_file(saved: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:

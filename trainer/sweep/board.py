@@ -90,14 +90,15 @@ def line_of(own: Path, error: str) -> dict[str, str]:
     if error:
         return line | {"state": "failed", "best metric": error}
     if status:
-        line["state"] = {"diverged": "failed", "interrupted": "waiting"}.get(status["state"], status["state"])
+        state = status.get("state", "waiting")
+        line["state"] = {"diverged": "failed", "interrupted": "waiting"}.get(state, state)
         began = datetime.fromisoformat(status["started"])
         line["time"] = f"{(datetime.now(UTC) - began).total_seconds():.0f} s"
     rows = directory.read_metrics(own)
     if rows:
         line["epoch"] = str(rows[-1]["epoch"])
         metric = deciding_metric(rows[-1])
-        best = max((row[metric] for row in rows), key=lambda value: score(metric, value))
+        best = max((row[metric] for row in rows if metric in row), key=lambda value: score(metric, value))
         line["best metric"] = f"{metric} {shown(best)}"
     if line["state"] == "done":
         line["time"] = f"{sum(row['seconds'] for row in rows):.1f} s"

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -13,10 +14,11 @@ from trainer.config.freeze import from_dict
 from trainer.config.options import flatten
 from trainer.config.roles import FREE_ON_RESUME, HOW_FAR
 from trainer.config.schema import Config
-from trainer.run import directory
+from trainer.run import directory, records
+from trainer.run.records import read_record
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, TrainerError
-from trainer.utils.files import read_json, write_json
+from trainer.utils.files import write_json
 from trainer.utils.screen import is_terminal
 from trainer.utils.text import emit, one_line
 
@@ -32,9 +34,10 @@ def told_in(folder: Path, pattern: str = "*.json") -> dict[int, dict[str, Any]]:
     """What each job of the sweep in `folder` was told and why it failed, by number, as far as it can be read."""
     found = {}
     for path in (folder / "jobs").glob(pattern):
-        with contextlib.suppress(ConfigError, ValueError):
-            content = read_json(path)
-            found[int(path.stem)] = {"job": int(path.stem), "overrides": {}, "error": ""} | content
+        if re.fullmatch("[0-9]{1,9}", path.stem):
+            with contextlib.suppress(ConfigError):
+                own = {"job": int(path.stem), "overrides": {}, "error": ""}
+                found[int(path.stem)] = own | read_record(path, records.OF_JOB) | {"job": int(path.stem)}
     return found
 
 

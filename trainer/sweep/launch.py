@@ -17,14 +17,14 @@ from trainer.config.compose import each_value, explain_refusal, frozen, parse_ov
 from trainer.config.freeze import with_values
 from trainer.config.options import CONFIGS, chosen_engines
 from trainer.config.roles import check_typed, identifies, without_effect
-from trainer.run import directory
+from trainer.run import directory, records
 from trainer.sweep.board import Board
 from trainer.sweep.job import INTERRUPTED, Job
 from trainer.sweep.runner import on_a_gpu, run_all, run_job, wait_for_jobs
 from trainer.sweep.table import finish_sweep
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed
-from trainer.utils.files import read_json, write_json
+from trainer.utils.files import write_json
 from trainer.utils.signals import StopSignal, end_with_parent
 from trainer.utils.text import emit
 
@@ -237,10 +237,14 @@ def check_same_sweep(folder: Path, sweeper: str, words: Mapping[str, str]) -> No
     """
     made_of = {key: value for key, value in sorted(words.items()) if identifies("sweep", key)}
     path = folder / "sweep.json"
+    if reason := directory.set_aside(path, records.OF_SWEEP):
+        emit(f"warning: {reason} It is kept as sweep.corrupt; the jobs are compared with these settings one by one.")
     if not path.is_file():
         write_json(path, {"sweeper": sweeper, "made_of": made_of})
         return
-    before = read_json(path)  # an earlier version may have counted more settings among these
+    before = records.read_record(
+        path, records.OF_SWEEP
+    )  # an earlier version may have counted more settings among these
     was = {key: value for key, value in before.get("made_of", {}).items() if identifies("sweep", key)}
     was |= {"hydra/sweeper": before.get("sweeper")}
     now = made_of | {"hydra/sweeper": sweeper}

@@ -10,7 +10,7 @@ from trainer.config.options import run_settings
 from trainer.run import directory
 from trainer.run.directory import Run
 from trainer.sweep.job import Job, as_words, told_in
-from trainer.utils.errors import TrainerError, listed
+from trainer.utils.errors import DamagedError, TrainerError, listed
 from trainer.utils.files import write_csv
 from trainer.utils.objective import score
 from trainer.utils.screen import shown, table
@@ -117,16 +117,24 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
         emit(f"no best one: {listed(sorted(metrics))} cannot be compared")
     elif settings:
         best = best_first(rows)[0]
-        saved = directory.read_config(folder / str(best["job"]))
-        if saved["plots"] and (is_news or not (folder / "plots").is_dir()):
+        plots = plots_of(folder / str(best["job"]))
+        if plots and (is_news or not (folder / "plots").is_dir()):
             from trainer.plots.sweep import draw_sweep  # matplotlib takes 0.4 s
 
             draw_sweep(rows, swept(rows), folder / "plots")
-            if saved["plots"] == "auto":
+            if plots == "auto":
                 draw_best(folder, best["job"], folders)
         words = "".join(f" {shlex.quote(word)}" for word in paths)
-        say_best(best, bool(saved["plots"]), folder, folders["paths.checkpoints"], words)
+        say_best(best, bool(plots), folder, folders["paths.checkpoints"], words)
     return rows
+
+
+def plots_of(own: Path) -> Any:
+    """What plots= was for a job; False where its record is lost."""
+    try:
+        return directory.read_config(own).get("plots")
+    except DamagedError:
+        return False
 
 
 def draw_best(folder: Path, number: int, folders: Mapping[str, str]) -> None:

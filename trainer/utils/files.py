@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.utils.errors import ConfigError
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -29,17 +27,6 @@ def remove_temporary(folder: Path) -> None:
     """Remove files that a killed process left half written; only for a folder that no other process writes to."""
     for path in folder.glob(".tmp-*"):
         path.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file as a dict, or raise a ConfigError that names the file."""
-    try:
-        loaded = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} cannot be read: it is not a JSON object.")
-    return loaded
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

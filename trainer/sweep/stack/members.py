@@ -39,7 +39,7 @@ def begin_members(
             config = replace(config, resume="auto", device=device)
             status = directory.read_status(Path(config.paths.outputs, str(config.name)))
             if status.get("state") == "diverged":  # it would diverge again
-                outcomes[k] = DivergedError(str(status["reason"]).removeprefix("DivergedError: "))
+                outcomes[k] = DivergedError(str(status.get("reason", "")).removeprefix("DivergedError: "))
                 continue
             try:
                 config, begun = begin(config, None, ALONE, screens[k], held)

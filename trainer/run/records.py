@@ -1,0 +1,170 @@
+"""What stands in the files of a run and of a sweep: a schema for each, checked where it is read. Torch-free.
+
+A file may have been damaged by a disk, edited, or written by another version: a field that is missing or of another
+kind is found here, by name, and not where it is used. Fields that no schema knows are left alone.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from trainer.config.ranges import OneOf, Range, Rule, Such
+from trainer.utils.errors import ConfigError, DamagedError
+from trainer.utils.objective import DECIDING
+from trainer.utils.text import one_line
+
+MAX_RECORD = 2**26  # of a record: 100,000 epochs take 30 MB
+MAX_TEXT = 100_000  # characters: a list of the reasons why jobs failed is long
+MAX_FIELDS = 1000
+STATES = ("running", "done", "interrupted", "failed", "diverged")
+
+WHOLE = Range(0, 2**53, whole=True)
+NUMBER = Range(-1.7e308, 1.7e308)
+FIGURE = Such("a number", lambda value: type(value) in (int, float))  # a test loss may be too large for a float
+ANY_TEXT = Such("text", lambda value: isinstance(value, str) and len(value) <= MAX_TEXT)
+
+
+def time_with_zone(value: Any) -> bool:
+    """Whether this is a time in ISO 8601 that can be compared with now."""
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def all_of(key: Rule, value: Rule) -> Callable[[Any], bool]:
+    """Whether something is a dict of such keys and values, and not too many."""
+    return lambda found: (
+        isinstance(found, dict)
+        and len(found) <= MAX_FIELDS
+        and all(accepts(key, k) and accepts(value, v) for k, v in found.items())
+    )
+
+
+TIME = Such("a time with its zone", time_with_zone)
+WORDS = Such("settings and their values as text", all_of(ANY_TEXT, ANY_TEXT))
+Fields = Mapping[str, Rule]  # by dotted name; one that ends in ? may be missing
+OF_STATUS: Fields = {
+    "state": OneOf(STATES),
+    "started": TIME,
+    "reason?": ANY_TEXT,
+    "run?": ANY_TEXT,
+    "checkpoint?": ANY_TEXT,
+}
+OF_ROW: Fields = {
+    "epoch": Range(1, 10**9, whole=True),
+    "step": WHOLE,
+    "lr": NUMBER,
+    "train_loss": NUMBER,
+    "train_accuracy?": NUMBER,
+    "val_loss?": NUMBER,
+    "val_accuracy?": NUMBER,
+    "seconds": NUMBER,
+    "samples_per_second": NUMBER,
+}
+OF_RESULT: Fields = {
+    "epochs": WHOLE,
+    "seconds": NUMBER,
+    "stopped?": ANY_TEXT,
+    "objective": Such("a metric and its value", all_of(ANY_TEXT, Such("", lambda value: True))),
+    "objective.metric": OneOf(DECIDING),
+    "objective.value": NUMBER,
+    "best": Such("figures", all_of(ANY_TEXT, FIGURE)),
+    "best.epoch": WHOLE,
+    "test": Such("figures", all_of(ANY_TEXT, FIGURE)),
+    "test.loss": FIGURE,
+    "test.n": WHOLE,
+}
+OF_CONFIG: Fields = {"config": Such("settings", lambda value: isinstance(value, dict))}
+OF_SWEEP: Fields = {"sweeper": ANY_TEXT, "made_of": WORDS}
+OF_JOB: Fields = {"job?": WHOLE, "overrides?": WORDS, "error?": ANY_TEXT}  # a missing one has its default
+
+
+def accepts(rule: Rule, value: Any) -> bool:
+    """Whether a value is as a rule says."""
+    try:
+        rule(value)
+    except (ValueError, OverflowError, TypeError, RuntimeError):  # a tensor has no truth value
+        return False
+    return True
+
+
+def fault_of(content: Any, fields: Fields) -> str:
+    """What is wrong with the content of a record, by the name of the field; "" where it is as it should be."""
+    if not isinstance(content, dict):
+        return "it is not a JSON object"
+    for name, rule in fields.items():
+        key, optional = name.removesuffix("?"), name.endswith("?")
+        node, _, leaf = key.rpartition(".")
+        parent = content[node] if node else content  # a node stands before its leaves
+        if leaf not in parent:
+            if optional:
+                continue
+            return f"it has no {key}"
+        if not accepts(rule, parent[leaf]):
+            return f"its {key} is {one_line(short_repr(parent[leaf]), 80)}, not {rule}"
+    return ""
+
+
+def short_repr(value: Any) -> str:
+    """A value for a message; a nested one only by its type, since a small file can hold one without end."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**30:
+        return "a number of many digits"  # str() of one may fail
+    return repr(value) if isinstance(value, (str, int, float, bytes, type(None))) else type(value).__name__
+
+
+def read_record(path: Path, fields: Fields) -> dict[str, Any]:
+    """The content of a JSON file of ours.
+
+    Raises:
+        DamagedError: it is missing, cannot be read, or a field is not what it has to be; names the file and the field.
+    """
+    try:
+        content = parse(text_of(path))
+    except ConfigError as error:
+        raise DamagedError(f"{path} cannot be read: {error}.") from None
+    if fault := fault_of(content, fields):
+        raise DamagedError(f"{path} cannot be read: {fault}.")
+    assert isinstance(content, dict)
+    return content
+
+
+def text_of(path: Path) -> str:
+    """The text of a record; ConfigError with a reason where it cannot be read."""
+    try:
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise ConfigError("it is no file" if path.exists() else "there is no such file")
+        if path.stat().st_size > MAX_RECORD:
+            raise ConfigError(f"it is larger than {MAX_RECORD:,} bytes")
+        return path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise ConfigError(str(error.strerror)) from None
+
+
+def parse(text: str) -> Any:
+    """What a JSON text says; ConfigError with a reason where it is none."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ConfigError("it is nested without end") from None
+    except ValueError as error:
+        raise ConfigError(f"it is no JSON: {error}") from None
+
+
+def whole_rows(text: str) -> tuple[list[dict[str, Any]], bool]:
+    """The lines of a metrics.jsonl that are whole, and whether others are damaged and not merely the last one torn."""
+    rows, damaged = [], False
+    lines = [line for line in text.split("\n") if line.strip()]
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse(line)
+        except ConfigError:
+            damaged |= number < len(lines)
+            continue
+        if fault_of(row, OF_ROW):
+            damaged = True
+        else:
+            rows.append(row)
+    return rows, damaged
