@@ -19,7 +19,7 @@ from trainer.run.directory import Run
 from trainer.run.target import Target, find_run, path_of
 from trainer.sweep.job import log_failure
 from trainer.utils.errors import BusyError, ConfigError
-from trainer.utils.files import write_csv, write_json
+from trainer.utils.files import read_csv, write_csv, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -175,6 +175,35 @@ def test_csv_quotes_what_needs_it(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", rows)
     with open(tmp_path / "a.csv", newline="") as file:
         assert list(csv.DictReader(file)) == rows
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=HYPERLINK(1)",
+        "@SUM(1)",
+        "-rf.png",
+        "+x",
+        "\t=1",
+        "\r=1",
+        "'=1",
+        "''",
+        "'tis",
+        "a=b",
+        "-1.5",
+        "1e3",
+        "",
+        "''-'",
+    ],
+)
+def test_a_spreadsheet_runs_no_cell_and_the_reader_gets_it_back(text: str, tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [{"=key": text, "n": -1.5}])
+    with open(tmp_path / "a.csv", newline="") as file:
+        raw = list(csv.reader(file))
+    assert raw[0] == ["'=key", "n"]
+    runs = text.startswith(("=", "+", "-", "@", "\t", "\r")) and text != "-1.5"
+    assert raw[1] == [f"'{text}" if runs or text.startswith("'") else text, "-1.5"]
+    assert read_csv(tmp_path / "a.csv") == [{"=key": text, "n": "-1.5"}]
 
 
 def test_failures_are_appended_to_the_log(tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ from typing import Any
 
 from trainer.config.schema import BUILT
 from trainer.utils.errors import listed
+from trainer.utils.text import short_repr
 
 
 def as_yaml(value: Any) -> str:
     """A value as YAML writes it, for messages: a large one shortened, an address without its password."""
     if isinstance(value, (list, dict)):  # in an untrusted file a few bytes can stand for 2^60 items
         return reprlib.repr(value)
+    if not isinstance(value, (str, int, float, type(None))) or (isinstance(value, int) and abs(value) > 10**100):
+        return short_repr(value)
     text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
     return f"***@{text.rpartition('@')[2]}" if "@" in text else text
 

@@ -157,6 +157,8 @@ def check_content(content: Any) -> None:
     refuse(fault_of(content["best"], BEST) if content["best"] else "", "best: ")
     for state in content["rng"]:
         refuse(fault_of(state, RNG), "rng: ")
+    if odd := next((name for name, leaf in leaves_of(content["config"]) if not is_plain(leaf)), None):
+        raise DamagedError(f"its config.{odd} is no plain value")
     check_relations(content)
     for weights in (content["model"], *([content["ema"]] if content.get("ema") is not None else [])):
         check_weights(weights)
@@ -199,8 +201,8 @@ def check_relations(content: Mapping[str, Any]) -> None:
         raise DamagedError(f"{mean[:4]}, {std[:4]} are no mean and std of its inputs")
 
 
-def tensors_in(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dicts and lists, with its dotted name.
+def leaves_of(content: Any) -> Iterator[tuple[str, Any]]:
+    """Everything in nested dicts and lists that is neither, with its dotted name.
 
     Raises:
         DamagedError: there is no end to it; a small file can hold dicts that hold each other.
@@ -208,7 +210,7 @@ def tensors_in(content: Any) -> Iterator[tuple[str, Tensor]]:
     entries, todo = 0, [("", 0, content)]
     while todo:
         name, depth, node = todo.pop()
-        if isinstance(node, Tensor):
+        if not isinstance(node, (Mapping, list, tuple)):
             yield name, node
         pairs: list[tuple[Any, Any]] = []
         if isinstance(node, Mapping):
@@ -223,7 +225,9 @@ def tensors_in(content: Any) -> Iterator[tuple[str, Tensor]]:
 
 def check_tensors(content: Any) -> None:
     """Refuse a tensor that is not plain numbers, or claims more of them than it has bytes for, wherever it is."""
-    for name, tensor in tensors_in(content):
+    for name, tensor in leaves_of(content):
+        if not isinstance(tensor, Tensor):
+            continue
         kind = tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_neg()
         if kind or tensor.device.type != "cpu" or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise DamagedError(f"{name} is no plain tensor, or claims more numbers than the file holds")

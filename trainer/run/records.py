@@ -13,7 +13,7 @@ from typing import Any
 from trainer.config.ranges import OneOf, Range, Rule, Such
 from trainer.utils.errors import ConfigError, DamagedError
 from trainer.utils.objective import DECIDING
-from trainer.utils.text import one_line
+from trainer.utils.text import one_line, short_repr
 
 MAX_RECORD = 2**26  # of a record: 100,000 epochs take 30 MB
 MAX_TEXT = 100_000  # characters: a list of the reasons why jobs failed is long
@@ -106,13 +106,6 @@ def fault_of(content: Any, fields: Fields) -> str:
         if not accepts(rule, parent[leaf]):
             return f"its {key} is {one_line(short_repr(parent[leaf]), 80)}, not {rule}"
     return ""
-
-
-def short_repr(value: Any) -> str:
-    """A value for a message; a nested one only by its type, since a small file can hold one without end."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**30:
-        return "a number of many digits"  # str() of one may fail
-    return repr(value) if isinstance(value, (str, int, float, bytes, type(None))) else type(value).__name__
 
 
 def read_record(path: Path, fields: Fields) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from trainer.run.checkpoint_files import FORMAT
 from trainer.run.gate import MAX_PLAIN, MAX_TENSORS, check_content, check_tensors, check_weights, is_weights
-from trainer.run.records import short_repr
 from trainer.utils.errors import ConfigError, DamagedError, ResourceError
+from trainer.utils.text import short_repr
 
 MAX_MEMBERS = MAX_TENSORS + 100  # of the zip file: one for each tensor and a few of torch's own
 # What torch would also build for a file, and none of ours needs: a few bytes can ask for 10^12 of them, or for hours.

@@ -37,12 +37,37 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())  # otherwise a power cut could leave the new name with no content
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with one of these in front a spreadsheet runs a cell
+
+
+def quote_cell(value: Any) -> Any:
+    """A text that a spreadsheet would run gets a ' in front, which it does not show; numbers stay as they are."""
+    if not isinstance(value, str) or not value.startswith((*FORMULA, "'")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def unquote_cell(text: str) -> str:
+    """The text that quote_cell got."""
+    return text[1:] if text.startswith("'") and text[1:].startswith((*FORMULA, "'")) else text
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file that write_csv wrote, as text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{unquote_cell(k): unquote_cell(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Replace a CSV file by rows with the same keys under a header; return whether that changed it."""
+    """Replace a CSV file by rows with the same keys under a header; return whether that changed it. See quote_cell."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text)
+    writer.writerow(map(quote_cell, rows[0]))
+    writer.writerows(map(quote_cell, row.values()) for row in rows)
     content = text.getvalue().encode("utf-8", errors="backslashreplace")
     if path.is_file() and path.read_bytes() == content:
         return False

@@ -27,6 +27,13 @@ def one_line(text: object, most: int = MAX_CHARS) -> str:
     return _without_middle("".join(c if c.isprintable() else _escaped(c) for c in said), most)
 
 
+def short_repr(value: object) -> str:
+    """A value for a message; a nested one only by its type, since a small file can hold one without end."""
+    if isinstance(value, int) and abs(value) > 10**100:
+        return "a number of over 100 digits"  # str() of one may fail
+    return repr(value) if isinstance(value, (str, int, float, bytes, type(None))) else type(value).__name__
+
+
 def _escaped(char: str) -> str:
     if "\udc80" <= char <= "\udcff":  # how Python keeps a byte that is not UTF-8
         return f"\\x{ord(char) - 0xDC00:02x}"
