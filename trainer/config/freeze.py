@@ -54,6 +54,14 @@ def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = (), *, complete: 
     return config
 
 
+def flat_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config by dotted name: with defaults for what an earlier version did not know; as it is where damaged."""
+    try:
+        return flatten(from_dict(saved, complete=False).to_dict())
+    except ConfigError:
+        return flatten(saved)
+
+
 def _frozen_options(flat: Mapping[str, Any], group: str) -> Mapping[str, Any]:
     return {key.removeprefix(f"{group}."): value for key, value in flat.items() if key.startswith(f"{group}.")}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config.freeze import from_dict
+from trainer.config.freeze import flat_settings
 from trainer.config.options import flatten
 from trainer.config.ranges import as_yaml
 from trainer.config.roles import FREE_ON_RESUME, HOW_FAR, OF_THIS_MACHINE
@@ -114,13 +114,12 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
         check_never_saved(target.run)
         screen.say(f"warning: {error} Nothing was saved: {target.run.name} starts anew.")
         return []
-    # a setting that an earlier version did not know had its default; what a file does not choose, it did not have
-    before = flatten(from_dict(saved, complete=False).to_dict())
-    before = {key: was for key, was in before.items() if key in flatten(saved) or not key.startswith(OF_THIS_MACHINE)}
+    known = flatten(saved)  # what a file does not choose did not have its default
+    before = {k: was for k, was in flat_settings(saved).items() if k in known or not k.startswith(OF_THIS_MACHINE)}
     for name in config.resume_allow:
-        known = {key.removeprefix("choices.") for key in now}
-        if name not in known:
-            raise ConfigError(f"resume_allow=[{name}]: {name} is not a setting of this run.{nearest(name, known)}")
+        names = {key.removeprefix("choices.") for key in now}
+        if name not in names:
+            raise ConfigError(f"resume_allow=[{name}]: {name} is not a setting of this run.{nearest(name, names)}")
     changed = [key for key in now if key in before and now[key] != before[key]]
     if "epochs" in changed and config.schedule.name in ("cosine", "onecycle"):
         covers = f"schedule={config.schedule.name} now covers {config.epochs} epochs instead of {before['epochs']}"

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config.freeze import from_dict
-from trainer.config.options import flatten
+from trainer.config.freeze import flat_settings
 from trainer.config.roles import FREE_ON_RESUME, HOW_FAR
 from trainer.config.schema import Config
 from trainer.run import directory, records
@@ -105,11 +104,11 @@ def objective_of(job: Job, own: Path) -> float | None:
     if job.config is None or directory.read_status(own).get("state") != "done" or result is None:
         return None
     try:
-        saved = from_dict(directory.read_config(own)).to_dict()  # an earlier version did not save every setting
+        saved = directory.read_config(own)
     except ConfigError:
         return None
     was, now = (
-        {k: v for k, v in flatten(plain).items() if k.startswith(HOW_FAR) or not k.startswith(FREE_ON_RESUME)}
+        {k: v for k, v in flat_settings(plain).items() if k.startswith(HOW_FAR) or not k.startswith(FREE_ON_RESUME)}
         for plain in (saved, job.config.to_dict())
     )
     settled = {key for key, value in now.items() if key.startswith("device.") and value == "auto"}  # the run chose it

@@ -58,7 +58,7 @@ def emit(*lines: object, file: IO[str] | None = None) -> None:
         file: the stream; None: stdout.
     """
     stream = sys.stdout if file is None else file
-    if stream is None:  # closed before the program was started
+    if stream is None or not lines:  # closed before the program was started
         return
     text = "\n".join(map(one_line, lines))
     encoding = getattr(stream, "encoding", None) or "utf-8"
