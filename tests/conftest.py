@@ -48,6 +48,11 @@ def assert_refused(outcome: Outcome, *said: str) -> None:
         assert part in outcome.err
 
 
+def predictions(folder: Path = Path("outputs/a")) -> Path:
+    """The CSV file that predict wrote last."""
+    return max(folder.glob("predictions*.csv"), key=lambda path: path.stat().st_mtime_ns)
+
+
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Runs `python main.py <words>` in this process, in an empty folder; returns exit code and output.

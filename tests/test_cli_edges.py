@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Cli, start, write_class_folders
+from conftest import ROOT, Cli, predictions, start, write_class_folders
 
 from trainer.config.freeze import from_dict
 from trainer.config.options import group_choices
@@ -140,7 +140,7 @@ def test_pictures_may_have_any_name(cli: Cli, tmp_path: Path) -> None:
     shutil.copy(next((tmp_path / "p" / "test").rglob("*.png")), odd)
     outcome = cli("predict", "checkpoint=a", "input=odd")
     assert outcome.code == 0, outcome.err
-    assert "\\xff.png" in Path("outputs/a/predictions.csv").read_text()
+    assert "\\xff.png" in predictions().read_text()
 
 
 def test_pictures_may_go_from_disk_to_memory_between_two_runs(cli: Cli, tmp_path: Path) -> None:

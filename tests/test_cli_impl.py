@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Cli, assert_refused
+from conftest import Cli, assert_refused, predictions
 from PIL import Image
 from threadpoolctl import threadpool_info
 
@@ -298,7 +298,7 @@ def test_the_probability_of_a_network_of_sigmoids_is_its_sigmoid(cli: Cli, tiny_
     assert cli("data=mnist", "model=mlp", "loss=quadratic", "epochs=1", "name=a", *words).code == 0
     outcome = cli("predict", "checkpoint=a", *words)
     assert outcome.code == 0, outcome.err
-    with Path("outputs/a/predictions.csv").open() as file:
+    with predictions().open() as file:
         found = [float(row["probability"]) for row in csv.DictReader(file)]
     # weights near 0: the sigmoids are near 1/2, where a softmax over ten classes would say 1/10
     assert min(found) > 0.3

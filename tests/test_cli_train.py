@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Cli, striped_pictures, write_class_folders
+from conftest import Cli, predictions, striped_pictures, write_class_folders
 from PIL import Image
 
 from trainer.build import LOSSES, OPTIMIZERS
@@ -485,7 +485,7 @@ def test_pictures_of_predictions_show_every_class_and_the_most_confident_mistake
     chances = [int(title.rpartition(" ")[2].rstrip("%")) for title in titles]
     assert chances == sorted(chances, reverse=True)
     assert cli("predict", "checkpoint=a").code == 0
-    rows = [row for row in rows_of(Path("outputs/a/predictions.csv")) if row["label"] != row["true_label"]]
+    rows = [row for row in rows_of(predictions()) if row["label"] != row["true_label"]]
     highest = sorted((float(row["probability"]) for row in rows), reverse=True)[: len(chances)]
     assert chances == [round(100 * p) for p in highest]
     assert len(chances) == min(32, len(rows)) > 20
@@ -517,7 +517,7 @@ def coloured(cli: Cli, tmp_path: Path) -> Path:
 def test_predict_labels_the_good_files_and_names_the_bad(coloured: Path, cli: Cli) -> None:
     outcome = cli("predict", "checkpoint=a", f"input={coloured}")
     assert outcome.code == 2
-    rows = rows_of(Path("outputs/a/predictions.csv"))
+    rows = rows_of(predictions())
     assert [Path(row["input"]).name for row in rows] == ["a(1).png", "b=c.png"]
     assert [row["class"] for row in rows] == ["class1", "class2"]
     assert [row["label"] for row in rows] == ["1", "2"]
@@ -529,14 +529,14 @@ def test_predict_labels_the_good_files_and_names_the_bad(coloured: Path, cli: Cl
         line = next(line for line in outcome.err.splitlines() if name in line)
         assert len(line.partition(f"{name}: ")[2]) > 3  # a reason
     assert "Traceback" not in outcome.err
-    assert Path("outputs/a/predictions.png").is_file()
+    assert predictions().with_suffix(".png").is_file()
 
 
 def test_predict_of_one_file_and_of_another_overwrites(coloured: Path, cli: Cli) -> None:
     for name, label in (("a(1).png", "class1"), ("deeper/b=c.png", "class2")):
         outcome = cli("predict", "checkpoint=a", f"input={coloured / name}", "plots=false")
         assert outcome.code == 0, outcome.err
-        (row,) = rows_of(Path("outputs/a/predictions.csv"))
+        (row,) = rows_of(predictions())
         assert (row["input"], row["class"]) == (str(coloured / name), label)
         assert label in outcome.out
 
@@ -559,7 +559,7 @@ def test_a_colour_model_takes_grey_pictures_of_any_size(coloured: Path, cli: Cli
         assert image.mode == "L"
         image.convert("RGB").resize((64, 64), Image.Resampling.NEAREST).save(coloured / "colour.png")
     assert cli("predict", "checkpoint=a", f"input={coloured / 'colour.png'}", "plots=false").code == 0
-    (row,) = rows_of(Path("outputs/a/predictions.csv"))
+    (row,) = rows_of(predictions())
     assert row["class"] == "class1"
 
 
@@ -571,7 +571,7 @@ def test_predict_of_a_folder_set_names_the_files_and_shows_the_result(
     shutil.copy(tmp_path / "pictures" / "train" / "class1" / "0001.png", "pictures/test/class0/deep/swapped.png")
     outcome = cli("predict", "checkpoint=a", f"data.resident={resident}")
     assert outcome.code == 0, outcome.err
-    rows = rows_of(Path("outputs/a/predictions.csv"))
+    rows = rows_of(predictions())
     files = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "pictures" / "test").rglob("*.png"))
     assert [row["input"] for row in rows] == files
     assert [f"class{row['true_label']}" for row in rows] == [name.split("/")[2] for name in files]
@@ -584,7 +584,7 @@ def test_predict_of_class_folders_gives_an_accuracy(coloured: Path, cli: Cli, tm
     for folder, count in (("pictures/test", 6), ("pictures", 66), ("pictures/train/class2", 20)):
         outcome = cli("predict", "checkpoint=a", f"input={folder}", "plots=false")
         assert outcome.code == 0, outcome.err
-        rows = rows_of(Path("outputs/a/predictions.csv"))
+        rows = rows_of(predictions())
         assert len(rows) == count
         if folder.endswith("class2"):  # the folder itself is no longer on the way
             assert {row["true_label"] for row in rows} == {""}
@@ -638,17 +638,41 @@ def test_predict_takes_links_and_suffixes_as_training_does(coloured: Path, cli: 
         image.save(tmp_path / "pictures/test/class0/x.jfif", "JPEG")
     outcome = cli("predict", "checkpoint=a", "input=linked")
     assert outcome.code == 0, outcome.err
-    assert len(rows_of(Path("outputs/a/predictions.csv"))) == 7
+    assert len(rows_of(predictions())) == 7
 
 
 def test_predict_without_input_labels_the_test_split(cli: Cli, tiny: Path) -> None:
     outcome = cli("predict", "checkpoint=a")
     assert outcome.code == 0, outcome.err
-    rows = rows_of(tiny / "a" / "predictions.csv")
+    rows = rows_of(predictions(tiny / "a"))
     assert set(rows[0]) == {"input", "label", "class", "probability", "true_label"}
     assert [row["input"] for row in rows] == [str(i) for i in range(100)]
     _, labels = striped_pictures(100, 10, 28, seed=1)
     assert [int(row["true_label"]) for row in rows] == labels.tolist()
     hits = sum(row["label"] == row["true_label"] for row in rows)
     assert hits / 100 == read(tiny / "a" / "result.json")["test"]["accuracy"]
-    assert (tiny / "a" / "predictions.png").is_file()
+    assert predictions(tiny / "a").with_suffix(".png").is_file()
+
+
+def test_predictions_take_the_place_of_no_others(cli: Cli, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "p", {"": 40}, size=8)
+    words = ("data=folder", "data.root=p", "data.size=8", "data.channels=1", "model=softmax", "batch_size=8")
+    assert cli(*words, *QUICK, "name=a", "epochs=1").code == 0
+    predict = ("predict", "checkpoint=a", "plots=false")
+    names = ["predictions.csv", "predictions-p.csv", "predictions-class0.csv"]
+    for words in ((), ("input=p",), ("input=p/class0",)):
+        assert cli(*predict, *words).code == 0
+    contents = {name: Path("outputs/a", name).read_bytes() for name in names}
+    assert cli(*predict, "input=p").code == 0  # the same again: the same file
+    (tmp_path / "q").mkdir()
+    shutil.copytree("p/class1", "q/p")  # others of the same name
+    outcome = cli(*predict, "input=q/p")
+    assert "written  outputs/a/predictions-p-2.csv" in outcome.out
+    assert {name: Path("outputs/a", name).read_bytes() for name in names} == contents
+    assert sorted(path.name for path in Path("outputs/a").glob("*.csv")) == sorted([*names, "predictions-p-2.csv"])
+    assert cli(*predict, "input=p", "output=~/mine/x.csv".replace("~", str(tmp_path))).code == 0
+    assert (tmp_path / "mine/x.csv").read_bytes() == contents["predictions-p.csv"]
+    for word, said in ((f"output={tmp_path}/mine/x.csv", "exists already"), ("output=x.png", "has to end in .csv")):
+        outcome = cli(*predict, "input=p", word)
+        assert outcome.code == 2
+        assert said in outcome.err

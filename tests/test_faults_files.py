@@ -342,7 +342,7 @@ def test_row_16_predict_takes_the_names_from_the_checkpoint(home: Path, cli: Cli
     lines = []
     for target in (newest(home), path):
         assert cli("predict", f"checkpoint={target}", f"input={picture}", "plots=false").code == 0
-        (table,) = (home / "outputs").rglob("predictions.csv")
+        (table,) = (home / "outputs").rglob("predictions*.csv")
         lines.append(table.read_text().splitlines()[1].split(","))
         table.unlink()
     assert lines[0][1] == lines[1][1]  # the label's number
@@ -594,6 +594,7 @@ CHOOSING: dict[str, Any] = {  # what a file would like this machine to do, by se
     "paths.checkpoints": "/tmp/chosen/checkpoints",
     "paths.cache": "/tmp/chosen/cache",
     "input": "/etc/passwd",
+    "output": "/tmp/chosen/x.csv",
     "checkpoint": "/etc/passwd",
     "resume": "/etc/passwd",
     "init_from": "/etc/passwd",

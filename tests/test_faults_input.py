@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Cli, Outcome, assert_refused, start, write_class_folders
+from conftest import ROOT, Cli, Outcome, assert_refused, predictions, start, write_class_folders
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -572,7 +572,7 @@ def test_row_28_of_odd_pictures_the_good_are_labelled_and_the_bad_are_named(labe
     command = ("predict", "checkpoint=a", "plots=false", "device=cpu")
     expected = measured(*command, "input=plain", cwd=tmp_path)
     assert expected.outcome.code == 0, expected.outcome.err
-    labels = {Path(row["input"]).name: row["label"] for row in rows_of(tmp_path / "outputs/a/predictions.csv")}
+    labels = {Path(row["input"]).name: row["label"] for row in rows_of(predictions(tmp_path / "outputs/a"))}
     assert set(labels.values()) == {"0", "1", "2"}
     found = measured(*command, "input=odd", cwd=tmp_path)
 
@@ -583,7 +583,7 @@ def test_row_28_of_odd_pictures_the_good_are_labelled_and_the_bad_are_named(labe
         line = next(line for line in found.outcome.err.splitlines() if f"odd/{name}: " in line)
         assert reason in line
         assert len(line.partition(f"{name}: ")[2]) > 3
-    rows = rows_of(tmp_path / "outputs/a/predictions.csv")
+    rows = rows_of(predictions(tmp_path / "outputs/a"))
     assert {Path(row["input"]).name: row["label"] for row in rows} == {
         name.removesuffix(".png"): label for name, label in labels.items()
     }

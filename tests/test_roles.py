@@ -78,7 +78,19 @@ def every_default() -> dict[str, Any]:
 
 
 FREE_BY_HAND = {
-    *("checkpoint", "input", "split", "resume", "resume_allow", "overwrite", "name", "plots", "epochs", "sweep.stack"),
+    *(
+        "checkpoint",
+        "input",
+        "output",
+        "split",
+        "resume",
+        "resume_allow",
+        "overwrite",
+        "name",
+        "plots",
+        "epochs",
+        "sweep.stack",
+    ),
     *("early_stopping.patience", "early_stopping.min_delta", "save.every_steps", "save.every_seconds"),
     *("stop_at.train_loss", "stop_at.train_accuracy", "stop_at.val_loss", "stop_at.val_accuracy"),
     *("record.every_steps", "record.histograms_every", "reference.source", "reference.metric", "reference.value"),
@@ -98,7 +110,7 @@ REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, device
     *("data.mirror", "data.root", "data.workers", "data.resident"),
     *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache"),
     *("choices.device", "device.index", "device.num_threads", "device.compile", "device.deterministic"),
-    *("overwrite", "checkpoint", "input", "split", "resume", "resume_allow", "plots"),
+    *("overwrite", "checkpoint", "input", "output", "split", "resume", "resume_allow", "plots"),
 }
 
 

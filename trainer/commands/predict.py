@@ -1,6 +1,8 @@
 """The predict command: what a trained model says about images."""
 
+import itertools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,12 @@ from trainer.data.batches import eval_batch_size, normalizer
 from trainer.data.images import ImageError, read_image
 from trainer.data.listing import IMAGE_SUFFIXES, walk
 from trainer.data.stratify import mixed
+from trainer.run import directory
 from trainer.run.parts import placement
 from trainer.run.result import NUM_IMAGES, grid
 from trainer.run.target import Target
 from trainer.utils.errors import ConfigError
-from trainer.utils.files import write_csv
+from trainer.utils.files import csv_bytes, replacing
 from trainer.utils.screen import Screen, shown
 from trainer.utils.text import one_line
 
@@ -34,7 +37,7 @@ class Labelled:
 
 
 def run_predict(config: Config, target: Target) -> None:
-    """Label the images of input=, or the test split; writes predictions.csv and predictions.png.
+    """Label the images of input=, or the test split; writes a CSV file and a plot beside it.
 
     Raises:
         ConfigError: at the end, if some images could not be read; the others are labelled all the same.
@@ -44,34 +47,57 @@ def run_predict(config: Config, target: Target) -> None:
     if not trained.classes:
         raise ConfigError(f"{trained.path} predicts numbers, not classes: predict is for images; eval measures it.")
     label = predict_split if config.input is None else predict_files
-    unreadable = label(config, trained, screen)
-    screen.say(f"written  {trained.folder / 'predictions.csv'}")
+    path, unreadable = label(config, trained, place_of(config, trained), screen)
+    screen.say(f"written  {path}")
     if config.plots:
-        screen.say(f"plot     {trained.folder / 'predictions.png'}")
+        screen.say(f"plot     {path.with_suffix('.png')}")
     if unreadable:
         said = f"{len(unreadable)} files could not be read, the others are labelled:"
         raise ConfigError(said, *(f"  {reason}" for reason in unreadable))
 
 
-def predict_split(config: Config, trained: Trained, screen: Screen) -> list[str]:
-    """Label the test split; returns what could not be read, which is nothing."""
+def place_of(config: Config, trained: Trained) -> Path:
+    """The CSV file to write: output=, or one that is named after the input, in the run's folder.
+
+    Raises:
+        ConfigError: output= exists, or is no name of a CSV file.
+    """
+    if config.output is None:
+        name = (
+            ""
+            if config.input is None
+            else re.sub(r"[^\w.-]+", "_", f"-{os.path.basename(os.path.abspath(config.input))}")[:60]
+        )
+        return trained.folder / f"predictions{name}.csv"
+    path = Path(config.output)
+    if path.suffix != ".csv":
+        raise ConfigError(f"output={path}: the name has to end in .csv.")
+    for place in (path, path.with_suffix(".png")):
+        if place.exists():
+            raise ConfigError(f"output={path}: {place} exists already. Choose another name, or delete it first.")
+    directory.check_writable(path.parent)
+    return path
+
+
+def predict_split(config: Config, trained: Trained, path: Path, screen: Screen) -> tuple[Path, list[str]]:
+    """Label the test split; returns the file that was written and what could not be read, which is nothing."""
     splits, evaluation = evaluate_data(config, trained, "test")
     root = config.data.options.get("root") or ""
     names = [one_line(os.path.join(root, name)) for name in splits.test.names]
     names = names or [str(i) for i in range(len(evaluation.labels))]  # rows of a set that is not made of files
     chances = build.probabilities(config.loss, evaluation.outputs)
-    write_predictions(trained, names, chances, evaluation.labels.tolist())
+    path = write_predictions(path, trained.classes, names, chances, evaluation.labels.tolist())
     rows = mixed(splits.test.y, NUM_IMAGES)
     say_predictions(trained, names, chances, evaluation.labels.tolist(), rows.tolist(), screen)
     figures = f"accuracy {evaluation.accuracy:.4f}, loss {shown(evaluation.loss)}"
     screen.say(f"test: {figures} on {len(names):,} examples")
     if config.plots:
-        grid(splits, splits.test, chances, rows, trained.folder / "predictions.png")
-    return []
+        grid(splits, splits.test, chances, rows, path.with_suffix(".png"))
+    return path, []
 
 
-def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]:
-    """Label the file or the files below the folder input=; returns what could not be read, with the reasons.
+def predict_files(config: Config, trained: Trained, path: Path, screen: Screen) -> tuple[Path, list[str]]:
+    """Label the file or the files below input=; returns the file that was written and what could not be read.
 
     Where all files lie in folders named after classes, as in a data set, the true classes are known.
     """
@@ -94,7 +120,7 @@ def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]
     names = [one_line(path) for path in found.paths]
     chances = build.probabilities(config.loss, found.outputs)
     labels = labels_of_folders([path.relative_to(target) for path in found.paths], trained.classes)
-    write_predictions(trained, names, chances, labels or [""] * len(names))
+    path = write_predictions(path, trained.classes, names, chances, labels or [""] * len(names))
     rows = list(range(len(names)))
     if len(rows) > NUM_IMAGES:  # evenly over the classes
         rows = sorted(mixed(torch.tensor(labels) if labels else chances.argmax(1).cpu(), NUM_IMAGES).tolist())
@@ -103,8 +129,8 @@ def predict_files(config: Config, trained: Trained, screen: Screen) -> list[str]
         right = sum(k == t for k, t in zip(chances.argmax(1).tolist(), labels, strict=True))
         screen.say(f"accuracy {right / len(labels):.4f} on {len(labels):,} images, whose folders name the true class")
     if config.plots:
-        draw_files(trained, found.paths, chances, labels, rows, depth)
-    return found.unreadable
+        draw_files(trained, found.paths, chances, labels, rows, depth, path.with_suffix(".png"))
+    return path, found.unreadable
 
 
 def labels_of_folders(names: Sequence[Path], classes: Sequence[str]) -> list[int]:
@@ -125,13 +151,13 @@ def say_predictions(
             wrong = f"  wrong: {trained.classes[labels[i]]}"
         screen.say(f"{names[i]}  {trained.classes[k]}  {float(best.values[i]):.0%}{wrong}")
     if len(rows) < len(names):
-        screen.say(f"and {len(names) - len(rows):,} more in predictions.csv")
+        screen.say(f"and {len(names) - len(rows):,} more in the CSV file")
 
 
 def draw_files(
-    trained: Trained, paths: list[Path], chances: Tensor, labels: list[int], rows: list[int], depth: int
+    trained: Trained, paths: list[Path], chances: Tensor, labels: list[int], rows: list[int], depth: int, path: Path
 ) -> None:
-    """Draw predictions.png of some files, which are read once more: all of them may need more memory than there is."""
+    """Draw some files, which are read once more: all of them may need more memory than there is."""
     from trainer.plots import run as plots  # matplotlib takes 0.4 s
 
     channels, height, width = trained.in_shape
@@ -151,9 +177,7 @@ def draw_files(
     if labels:
         heading = f"true class / {heading}, red where they differ"
     if images:
-        plots.prediction_grid(
-            torch.stack(images), titles, wrong, trained.folder / "predictions.png", heading=f"file, {heading}"
-        )
+        plots.prediction_grid(torch.stack(images), titles, wrong, path, heading=f"file, {heading}")
 
 
 def label_files(trained: Trained, paths: Sequence[Path], depth: int) -> Labelled:
@@ -178,12 +202,25 @@ def label_files(trained: Trained, paths: Sequence[Path], depth: int) -> Labelled
     return Labelled(found, torch.cat(outputs) if outputs else torch.empty(0), unreadable)
 
 
-def write_predictions(trained: Trained, names: list[str], chances: Tensor, labels: Sequence[int | str]) -> None:
-    """predictions.csv: input, label, class, probability, and the true label, empty where it is not known."""
-    trained.folder.mkdir(parents=True, exist_ok=True)
+def write_predictions(
+    path: Path, classes: Sequence[str], names: list[str], chances: Tensor, labels: Sequence[int | str]
+) -> Path:
+    """Write input, label, class, probability, and the true label, empty where it is not known.
+
+    Returns:
+        The file: `path`, or with -2, -3 ... where there are other predictions of this name, which stay.
+    """
     best = chances.max(1)
     rows = [
-        {"input": name, "label": k, "class": trained.classes[k], "probability": f"{p:.6f}", "true_label": t}
+        {"input": name, "label": k, "class": classes[k], "probability": f"{p:.6f}", "true_label": t}
         for name, k, p, t in zip(names, best.indices.tolist(), best.values.tolist(), labels, strict=True)
     ]
-    write_csv(trained.folder / "predictions.csv", rows)
+    content, first = csv_bytes(rows), path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(2):
+        if not path.exists() or (path.is_file() and path.read_bytes() == content):
+            break
+        path = first.with_name(f"{first.stem}-{number}.csv")
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return path

@@ -25,7 +25,9 @@ VERBS = ("train", "eval", "predict", "check-resume", "compare-impl")
 TYPED_GROUPS = (*GROUPS, "experiment")
 RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 # Text whatever it looks like: name=1e3 is no number. It is quoted, so that Hydra's grammar does not parse it.
-PLAIN_TEXT = re.compile(r"(checkpoint|resume|input|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$")
+PLAIN_TEXT = re.compile(
+    r"(checkpoint|resume|input|output|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$"
+)
 ENGINES = ("hydra/sweeper", "hydra/launcher")
 PLUGINS = {  # the package of each launcher
     "processes": "hydra-joblib-launcher",

@@ -154,7 +154,7 @@ SHARE = Range(0, 1, open_high=True)
 POSITIVE = Range(0, 1e6, open_low=True)
 IMPLS = ("concise", "autograd", "scratch", "numpy")
 RANGES: dict[str, Rule] = {
-    **{key: FilePath() for key in ("resume", "checkpoint", "input", "init_from", "data.root")},
+    **{key: FilePath() for key in ("resume", "checkpoint", "input", "output", "init_from", "data.root")},
     **{f"paths.{folder}": FilePath() for folder in ("data", "outputs", "checkpoints", "cache")},
     "seed": SEED,
     "epochs": Range(1, 100_000, whole=True),

@@ -62,13 +62,18 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return [{unquote_cell(k): unquote_cell(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Replace a CSV file by rows with the same keys under a header; return whether that changed it. See quote_cell."""
+def csv_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows with the same keys as CSV under a header, see quote_cell."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(map(quote_cell, rows[0]))
     writer.writerows(map(quote_cell, row.values()) for row in rows)
-    content = text.getvalue().encode("utf-8", errors="backslashreplace")
+    return text.getvalue().encode("utf-8", errors="backslashreplace")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Replace a CSV file by rows with the same keys under a header; return whether that changed it."""
+    content = csv_bytes(rows)
     if path.is_file() and path.read_bytes() == content:
         return False
     with replacing(path) as temporary:
