@@ -16,6 +16,7 @@ from trainer.config.ranges import OF_LAUNCHERS, RANGES, TEXT, OneOf, Range, Rule
 from trainer.config.schema import GROUPS
 from trainer.utils.errors import ConfigError, listed, nearest
 
+MAX_ITEMS = 1000  # of a list: a model of that many layers is built in half a second
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -143,7 +144,7 @@ def check_value(key: str, value: Any, default: Any) -> Any:
             return _list(value, rule)
         return rule(value)
     except (ValueError, OverflowError):  # a whole number can be too large for a float
-        allowed = f"a list, each of {rule}" if isinstance(default, list) else str(rule)
+        allowed = f"a list of at most {MAX_ITEMS:,}, each of {rule}" if isinstance(default, list) else str(rule)
         allowed += " or null" if default is None and "null" not in allowed else ""
         hint = nearest(as_yaml(value), [str(w) for w in rule.words]) if isinstance(rule, OneOf) else ""
         raise ConfigError(f"{key}={as_yaml(value)} is not allowed.{hint} Allowed: {allowed}.") from None
@@ -174,8 +175,10 @@ def check_hydra_option(group: str, choice: str, option: str, value: str) -> None
 
 
 def _list(value: Any, rule: Rule) -> list[Any]:
-    if not isinstance(value, list) or (
-        isinstance(rule, Range) and (len(value) != rule.length if rule.length else not value)
+    if (
+        not isinstance(value, list)
+        or len(value) > MAX_ITEMS
+        or (isinstance(rule, Range) and (len(value) != rule.length if rule.length else not value))
     ):
         raise ValueError
     return [rule(item) for item in value]

@@ -17,9 +17,9 @@ from trainer.utils.text import short_repr
 
 def as_yaml(value: Any) -> str:
     """A value as YAML writes it, for messages: a large one shortened, an address without its password."""
-    if isinstance(value, (list, dict)):  # in an untrusted file a few bytes can stand for 2^60 items
+    if isinstance(value, (list, dict, tuple, set)):  # in an untrusted file a few bytes can stand for 2^60 items
         return reprlib.repr(value)
-    if not isinstance(value, (str, int, float, type(None))) or (isinstance(value, int) and abs(value) > 10**100):
+    if isinstance(value, int) and abs(value) > 10**4000:  # str() fails on some
         return short_repr(value)
     text = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
     return f"***@{text.rpartition('@')[2]}" if "@" in text else text

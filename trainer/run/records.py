@@ -94,7 +94,7 @@ def accepts(rule: Rule, value: Any) -> bool:
 def fault_of(content: Any, fields: Fields) -> str:
     """What is wrong with the content of a record, by the name of the field; "" where it is as it should be."""
     if not isinstance(content, dict):
-        return "it is not a JSON object"
+        return "it holds no fields by name"
     for name, rule in fields.items():
         key, optional = name.removesuffix("?"), name.endswith("?")
         node, _, leaf = key.rpartition(".")

@@ -4,6 +4,7 @@ gate.py says what the content may be; checkpoint.pack puts it together.
 """
 
 import errno
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from trainer.run.gate import MAX_PLAIN, MAX_TENSORS, check_content, check_tensor
 from trainer.utils.errors import ConfigError, DamagedError, ResourceError
 from trainer.utils.text import short_repr
 
+MAX_OPS = 300_000  # of the pickle of a file, and 60 for each tensor; they take a third of a second
 MAX_MEMBERS = MAX_TENSORS + 100  # of the zip file: one for each tensor and a few of torch's own
 # What torch would also build for a file, and none of ours needs: a few bytes can ask for 10^12 of them, or for hours.
 NOT_OURS = re.compile(
@@ -100,8 +102,35 @@ def check_zip(file: IO[bytes], size: int) -> None:
             )
         if (bad := archive.testzip()) is not None:
             raise ConfigError(f"the checksum of {bad} is wrong.")
-        if any(NOT_OURS.search(archive.read(member)) for member in plain):
-            raise ConfigError("it asks for objects that no checkpoint has.")
+        for member in plain:
+            check_calls(archive.read(member), MAX_OPS + 60 * len(members))
+
+
+def check_calls(pickled: bytes, most: int) -> None:
+    """Refuse a pickle that makes torch's reader work for long: what it calls, and with what, is counted before.
+
+    Each tensor of a real one is two calls: one without arguments, for its hooks, and one with three or more.
+
+    Args:
+        pickled: the bytes.
+        most: operations.
+    """
+    many = ConfigError("it asks for objects that no checkpoint has.")
+    if NOT_OURS.search(pickled):
+        raise many
+    depth, size, marks, builds = 0, 0, list[int](), 0  # size: of the tuple that was made last; 0: something else was
+    for number, (op, _, _) in enumerate(pickletools.genops(pickled)):
+        builds += op.name == "BUILD"
+        if number > most or builds > 10 or (op.name == "REDUCE" and size < 3):
+            raise many
+        if op.name == "MARK":
+            marks.append(depth)
+        elif op.name in ("TUPLE", "APPENDS", "SETITEMS"):
+            size = depth - marks[-1] if op.name == "TUPLE" else 0
+            depth = marks.pop() + (op.name == "TUPLE")
+        elif "PUT" not in op.name:
+            depth += len(op.stack_after) - len(op.stack_before)
+            size = {"TUPLE3": 3, "EMPTY_TUPLE": 3}.get(op.name, 0)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
