@@ -89,9 +89,11 @@ def check_owner(run: Run, start: Start, allowed: Sequence[str], screen: Screen) 
     Raises:
         ConfigError: a file that was named is of another run of the same name.
     """
-    if not (run.outputs / "config.json").is_file():
+    try:
+        own = decisive_elsewhere(directory.read_config(run.outputs))
+    except DamagedError:  # there is no such run here, or its record is lost
         return
-    own, of_file = map(decisive_elsewhere, (directory.read_config(run.outputs), start.content["config"]))
+    of_file = decisive_elsewhere(start.content["config"])
     odd = [f"{key} {of_file.get(key)}, not {own.get(key)}" for key in own | of_file if own.get(key) != of_file.get(key)]
     if odd and not allowed:
         shown = f"{start.path} was written with other settings than {run.outputs} has: {', '.join(odd[:3])}"

@@ -1,5 +1,6 @@
 """The tables of a sweep: sweep.csv, summary.csv, what is printed, and the plots."""
 
+import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,8 @@ def by_setting(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for figure in ("objective", *FIGURES):
             values = [row[figure] for row in members if row[figure] is not None]
             line[f"{figure}_mean"] = statistics.fmean(values) if values else None
-            line[f"{figure}_std"] = statistics.stdev(values) if len(values) > 1 else None
+            spread = len(values) > 1 and all(map(math.isfinite, values))  # a test loss may be too large for a float
+            line[f"{figure}_std"] = statistics.stdev(values) if spread else None
         found.append(line)
     return [dict(line) for line in best_first(found, "objective_mean")]
 
