@@ -179,14 +179,15 @@ def test_row_08_a_screen_that_goes_to_a_full_disk_does_not_end_a_run(tmp_path: P
 def test_row_08_lines_of_metrics_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     recorder = Recorder(tmp_path, warn=said.append)
-    recorder.epoch({"epoch": 1, "step": 1})
+    figures = {"lr": 0.1, "train_loss": 1.0, "seconds": 1.0, "samples_per_second": 1.0}
+    recorder.epoch(figures | {"epoch": 1, "step": 1})
     path = recorder.path
     recorder.path = Path("/dev/full")
     monkeypatch.setattr(os, "truncate", lambda *_: None)
-    recorder.epoch({"epoch": 2, "step": 2})
-    recorder.epoch({"epoch": 3, "step": 3})
+    recorder.epoch(figures | {"epoch": 2, "step": 2})
+    recorder.epoch(figures | {"epoch": 3, "step": 3})
     recorder.path = path
-    recorder.epoch({"epoch": 4, "step": 4})
+    recorder.epoch(figures | {"epoch": 4, "step": 4})
     recorder.close()
     assert [row["epoch"] for row in directory.read_metrics(tmp_path)] == [1, 2, 3, 4]
     assert len(said) == 1
@@ -445,11 +446,10 @@ def test_garbled_metrics_and_a_torn_status_lose_nothing_else(cli: Cli, signal_at
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + b"\xff\xfe{[1]\n[1]\n" + lines[1] + lines[2])
     Path("outputs/a/status.json").write_bytes(b"")
-    outcome = cli("resume=last")  # the other run is the newest that says when it was started
-    assert outcome.code == 0, outcome.err
-    outcome = cli("resume=a")
+    outcome = cli("resume=last")  # the time of a torn status.json says when it was started, as well as is known
     assert outcome.code == 0, outcome.err
     assert "kept as metrics.corrupt" in outcome.out
+    assert "kept as status.corrupt" in outcome.out
     assert_same("straight", "a")
 
 
