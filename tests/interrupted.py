@@ -275,6 +275,8 @@ def big_content(number: int) -> dict[str, Any]:
     """A checkpoint of the agreed form with 2 million weights that follow from `number`."""
     import torch
 
+    from trainer.run.seeds import rng_state
+
     return {
         "format": 1,
         "kind": "train",
@@ -286,7 +288,7 @@ def big_content(number: int) -> dict[str, Any]:
         "progress": {"epoch": 1, "step": number},
         "early_stop": {"bad_epochs": 0, "stopped": ""},
         "best": {},
-        "rng": [],
+        "rng": [rng_state(torch.device("cpu"))],
         "config": {"name": "run"},
         "fingerprint": "",
         "env": {},
