@@ -15,7 +15,7 @@ from trainer.config.freeze import from_dict
 from trainer.config.help import help_text
 from trainer.config.roles import check_typed, without_effect
 from trainer.config.schema import Config
-from trainer.run import directory
+from trainer.run import directory, folders
 from trainer.run.target import Target, find, resolve_resume
 from trainer.sweep.launch import run_sweep
 from trainer.utils import ranks
@@ -107,7 +107,8 @@ def main() -> int:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (rank 0 speaks for all, to the end)
         with StopSignal() as stop:
             command = parse_command(sys.argv[1:])
-            (run_sweep if command.multirun else run_one)(command, stop)
+            with folders.explained(command.folders):
+                (run_sweep if command.multirun else run_one)(command, stop)
     except TrainerError as error:
         return ranks.leave(error, f"error: {error}")
     except Interrupted as error:

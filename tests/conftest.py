@@ -148,10 +148,10 @@ def write_class_folders(root: Path, parts: dict[str, int], *, size: int = 16, nu
 
 
 @pytest.fixture
-def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """signal_at(step, signum): sends this process the signal while it records that step (record.every_steps=1)."""
+def change_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """change_at(step, change): calls change() once, while that step is recorded (record.every_steps=1)."""
 
-    def arrange(step: int, signum: int = signal.SIGTERM) -> None:
+    def arrange(step: int, change: Callable[[], object]) -> None:
         original = Recorder.scalars
         pending = [step]
 
@@ -159,8 +159,18 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             original(self, values, at)
             if pending and at == pending[0]:
                 pending.clear()
-                os.kill(os.getpid(), signum)
+                change()
 
         monkeypatch.setattr(Recorder, "scalars", scalars)
+
+    return arrange
+
+
+@pytest.fixture
+def signal_at(change_at: Callable[..., None]) -> Callable[..., None]:
+    """signal_at(step, signum): sends this process the signal while it records that step (record.every_steps=1)."""
+
+    def arrange(step: int, signum: int = signal.SIGTERM) -> None:
+        change_at(step, lambda: os.kill(os.getpid(), signum))
 
     return arrange

@@ -60,7 +60,7 @@ PACKAGES = {
 # these take long to import, so they are imported where they are used
 LAZY = ("torchvision", "hydra", "rich", "tensorboard", "torch.utils.tensorboard", "trainer.plots", "optuna", "cmaes")
 TORCH_FREE = (
-    *("main", "trainer.schedules", "trainer.run.directory", "trainer.config", "trainer.sweep"),
+    *("main", "trainer.schedules", "trainer.run.directory", "trainer.run.folders", "trainer.config", "trainer.sweep"),
     *(f"trainer.utils.{name}" for name in ("errors", "files", "ranks", "screen", "signals", "text")),
 )
 MAX_FILE = 330  # lines of a file of the program, scratch/ apart

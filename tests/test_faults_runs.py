@@ -27,7 +27,7 @@ from trainer.commands import train
 from trainer.commands.check_resume import differences_between
 from trainer.config.freeze import from_dict
 from trainer.data.images import ImageError
-from trainer.run import checkpoint, checkpoint_files, directory, epochs, failures, resume
+from trainer.run import checkpoint, checkpoint_files, directory, end, epochs, failures, resume
 from trainer.run.environment import rounding
 from trainer.run.epochs import MAX_FAILED_SAVES
 from trainer.run.parts import Parts
@@ -85,6 +85,235 @@ def flip_a_bit(path: Path) -> None:
 @pytest.fixture
 def pictures(tmp_path: Path) -> None:
     write_class_folders(tmp_path / "p", {"train": 60, "test": 6}, size=8)
+
+
+# folders that are moved, removed or replaced while a run writes to them, or that cannot be used
+
+
+def put_file(path: str) -> None:
+    """A file in place of whatever is at a path."""
+    shutil.rmtree(path, ignore_errors=True)
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).write_text("something else")
+
+
+def put_folder(path: str) -> None:
+    """A folder in place of whatever file is at a path."""
+    Path(path).unlink(missing_ok=True)
+    Path(path).mkdir(parents=True)
+
+
+FROM_FILE = "python main.py resume=checkpoints/a/step_00000036.pt continues"
+GONE = ("outputs/a is gone", FROM_FILE)
+IN_THE_WAY = "is a folder where a file belongs. Move it away"
+CHANGES: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {  # the change, what is said, of resume=a
+    "outputs moved": (lambda: os.rename("outputs/a", "moved"), GONE, FROM_FILE),
+    "outputs removed": (lambda: shutil.rmtree("outputs/a"), GONE, FROM_FILE),
+    "all outputs removed": (lambda: shutil.rmtree("outputs"), ("outputs is gone", FROM_FILE), FROM_FILE),
+    "outputs a file": (lambda: put_file("outputs/a"), ("outputs/a is no folder", FROM_FILE), FROM_FILE),
+    "metrics removed": (
+        lambda: os.unlink("outputs/a/metrics.jsonl"),
+        ("outputs/a/metrics.jsonl is gone", "python main.py resume=a continues"),
+        "",
+    ),
+    "metrics a folder": (lambda: put_folder("outputs/a/metrics.jsonl"), ("metrics.jsonl " + IN_THE_WAY,), IN_THE_WAY),
+    "result a folder": (lambda: put_folder("outputs/a/result.json"), ("result.json " + IN_THE_WAY,), IN_THE_WAY),
+    "status a folder": (lambda: put_folder("outputs/a/status.json"), ("status.json " + IN_THE_WAY,), IN_THE_WAY),
+    "plots a file": (lambda: put_file("outputs/a/plots"), ("outputs/a/plots is no folder",), "plots is no folder"),
+    "checkpoints a file": (
+        lambda: put_file("checkpoints/a"),
+        ("checkpoints/a is no folder", "No file is saved there"),
+        "checkpoints/a is no folder. Move it away.",
+    ),
+    "best a folder": (lambda: put_folder("checkpoints/a/best.pt"), ("best.pt " + IN_THE_WAY,), IN_THE_WAY),
+}
+
+
+def one_line(outcome: Any, *codes: int) -> str:
+    """The one line that a refused or failed command ends in."""
+    assert outcome.code in codes, outcome.err
+    assert "Traceback" not in outcome.out + outcome.err
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    return str(outcome.err)
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_what_changes_under_a_run_ends_it_in_one_line_and_costs_no_step(
+    case: str, cli: Cli, change_at: Callable[..., None]
+) -> None:
+    change, said, resumed = CHANGES[case]
+    words = [word for word in (*LINE, "name=a") if word != "plots=false" or "plots" not in case]
+    change_at(12, change)
+    line = one_line(cli(*words), 4)
+    assert all(part in line for part in said), line
+    assert "checkpoints/a" in line
+    again = one_line(cli(*words), 2)
+    assert "resume=" in again or "Move it away" in again
+    if resumed:
+        assert resumed in one_line(cli("resume=a"), 2, 4)
+    else:
+        assert cli("resume=a").code == 0
+
+
+def test_a_run_whose_outputs_are_gone_is_finished_from_its_checkpoint(cli: Cli, change_at: Callable[..., None]) -> None:
+    assert cli(*LINE, "name=straight").code == 0
+    change_at(12, lambda: shutil.rmtree("outputs/a"))
+    assert FROM_FILE in one_line(cli(*LINE, "name=a"), 4)
+    assert cli("resume=checkpoints/a/step_00000036.pt").code == 0
+    results = [json.loads(Path("outputs", name, "result.json").read_text()) for name in ("straight", "a")]
+    assert results[0] | {"run": "", "seconds": 0} == results[1] | {"run": "", "seconds": 0}
+    # the line of the first epoch went with the folder, the others waited in the checkpoint
+    assert [row["epoch"] for row in left_metrics("a")] == [2, 3, 4]
+    assert status_of("a")["state"] == "done"
+
+
+@pytest.mark.parametrize("command", [("name=a",), ("-m", "name=a", "optimizer.lr=0.1,0.2")], ids=["run", "sweep"])
+@pytest.mark.parametrize(
+    ("case", "codes", "said"),
+    [
+        ("dangling", (2,), "outputs is a link that leads nowhere"),
+        ("looping", (2,), "outputs is a link that leads nowhere"),
+        ("checkpoints", (2,), "checkpoints is a link that leads nowhere"),
+        ("lock", (4,), "outputs/a/run.lock " + IN_THE_WAY),
+        ("paths.outputs=" + "/".join(["d" * 200] * 25), (2, 4), "File name too long"),
+        ("paths.checkpoints=" + "x" * 300, (2,), "File name too long"),
+        ("paths.outputs=/sys/x", (2,), "/sys/x cannot be written: "),
+        ("paths.outputs=file/x", (2,), "file/x cannot be written: Not a directory"),
+        ("paths.checkpoints=file", (2,), "file cannot be written: Not a directory"),
+    ],
+)
+def test_folders_that_cannot_be_used_are_refused_before_the_first_step(
+    case: str, codes: tuple[int, ...], said: str, command: tuple[str, ...], cli: Cli
+) -> None:
+    Path("file").write_text("")
+    if case in ("dangling", "looping", "checkpoints"):
+        name = "checkpoints" if case == "checkpoints" else "outputs"
+        Path(name).symlink_to(name if case == "looping" else "nowhere/at/all")
+    if case == "lock":
+        put_folder("outputs/a/run.lock")
+    before = sorted(Path().rglob("*"))
+    outcome = cli(*command, *LINE, *([case] if "=" in case else []))
+    line = one_line(outcome, *codes)
+    assert said in line
+    assert len(line) < 600
+    assert "epoch" not in outcome.out
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_working_directory_that_is_removed_is_named(when: str, tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    words = [*LINE, "epochs=1000", "name=a"]
+    command = ["bash", "-c", 'rmdir "$PWD"; exec "$0" "$@"'] if when == "before" else []
+    command += [sys.executable, str(ROOT / "main.py"), *last_wins(words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=inner, **pipes) as process:  # type: ignore[call-overload]
+        if when == "during":
+            wait_for(lambda: (inner / "checkpoints/a/best.pt").exists(), process)
+            os.rename(inner, tmp_path / "other")
+            shutil.rmtree(tmp_path / "other")
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert "Traceback" not in out + err
+    assert "the working directory of this command was removed: go to one that exists with cd" in err
+    assert err.count("\n") == 1
+
+
+def test_a_sweep_goes_on_without_the_job_whose_folder_was_removed(cli: Cli, change_at: Callable[..., None]) -> None:
+    words = ("-m", *LINE, "name=s", "optimizer.lr=0.01,0.02,0.03", "sweep.stack=false")
+    change_at(12, lambda: shutil.rmtree("outputs/s/0"))
+    outcome = cli(*words)
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.out + outcome.err
+    assert "outputs/s/0 is gone" in outcome.err
+    assert "1 of 3 jobs failed" in outcome.err
+    assert [status_of(f"s/{n}")["state"] for n in (1, 2)] == ["done", "done"]
+    again = cli(*words)
+    assert again.code == 1
+    assert "resume=checkpoints/s/0/step_00000036.pt continues" in again.err
+    assert "To start anew, move checkpoints/s/0 away." in again.err
+    assert cli("resume=checkpoints/s/0/step_00000036.pt").code == 0
+    assert cli(*words).code == 0
+    with open("outputs/s/sweep.csv") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["done"] * 3
+
+
+@pytest.mark.parametrize(("path", "stack"), [("1", "true"), ("1", "false"), ("jobs", "false"), ("sweep.csv", "true")])
+def test_a_file_in_place_of_a_sweeps_folder_is_named(
+    path: str, stack: str, cli: Cli, change_at: Callable[..., None]
+) -> None:
+    change_at(12, lambda: put_folder("outputs/s/sweep.csv") if path == "sweep.csv" else put_file(f"outputs/s/{path}"))
+    words = ("-m", *LINE, "name=s", "optimizer.lr=0.01,0.02,0.03", f"sweep.stack={stack}")
+    for _ in range(2):
+        outcome = cli(*words)
+        assert outcome.code == (1 if path == "1" else 4)
+        assert "Traceback" not in outcome.out + outcome.err
+        assert f"outputs/s/{path} is " in outcome.err
+        assert "Move it away" in outcome.err
+        if path == "1":
+            assert [status_of(f"s/{n}")["state"] for n in (0, 2)] == ["done", "done"]
+    shutil.rmtree("outputs/s/sweep.csv") if path == "sweep.csv" else os.unlink(f"outputs/s/{path}")
+    if path != "1":
+        assert cli(*words).code == 0
+
+
+@pytest.mark.parametrize("case", ["best of an earlier epoch", "best of the last epoch", "gone", "newest too"])
+def test_a_best_file_that_is_damaged_at_the_very_end_is_replaced_and_said(
+    case: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = UPS_AND_DOWNS if case == "best of an earlier epoch" else LINE
+    assert cli(*words, "name=straight").code == 0
+    original = end.load_best
+
+    def load_best(s: Any) -> None:
+        files = checkpoint_files.steps_in(s.run.checkpoints)
+        for path in {"gone": [], "newest too": [files[-1]]}.get(case, []):
+            content = path.read_bytes()
+            path.unlink()  # not the bytes that best.pt shares
+            path.write_bytes(content)
+            flip_a_bit(path)
+        best = s.run.checkpoints / "best.pt"
+        content = best.read_bytes()
+        best.unlink()
+        if case != "gone":
+            best.write_bytes(content)
+            flip_a_bit(best)
+        original(s)
+
+    monkeypatch.setattr(end, "load_best", load_best)
+    outcome = cli(*words, "name=a")
+    assert outcome.code == 0, outcome.err
+    assert "takes its place" in outcome.out
+    assert Path("checkpoints/a/best.corrupt").exists() == (case != "gone")
+    kept = read_checkpoint(Path("checkpoints/a/best.pt"))
+    results = [json.loads(Path("outputs", name, "result.json").read_text()) for name in ("straight", "a")]
+    if case in ("best of the last epoch", "gone"):
+        assert results[0] | {"run": "", "seconds": 0} == results[1] | {"run": "", "seconds": 0}
+        assert kept["progress"]["step"] == 36
+    else:
+        files = checkpoint_files.steps_in(Path("checkpoints/a"))
+        assert kept["progress"]["step"] == checkpoint_files.step_of(files[-2 if case == "newest too" else -1])
+        assert f"best.pt is of epoch {results[1]['best']['epoch']}." in outcome.out
+        (row,) = [row for row in left_metrics("a") if row["step"] == kept["progress"]["step"]]
+        assert results[1]["best"] == {"epoch": row["epoch"], "val_loss": row["val_loss"]}
+
+
+def left_metrics(name: str) -> list[dict[str, Any]]:
+    return directory.read_metrics(Path("outputs", name))
+
+
+def test_a_run_without_any_whole_file_at_its_end_says_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = end.load_best
+
+    def load_best(s: Any) -> None:
+        shutil.rmtree(s.run.checkpoints)
+        original(s)
+
+    monkeypatch.setattr(end, "load_best", load_best)
+    assert "no checkpoint of it can be read any more" in one_line(cli(*LINE, "name=a"), 4)
+    assert "is not started over" in one_line(cli("resume=a"), 2)
 
 
 # disks

@@ -67,7 +67,7 @@ def ended_by(error: BaseException, config: Config, session: Session | None) -> B
     if session is None:
         return error if isinstance(error, Interrupted) else explain(error, config)  # there is nothing to resume yet
     ranks = session.parts.ranks
-    told = ranks.known(explain(error, config))
+    told = ranks.known(explain(error, config, session.run))
     if ranks.is_first:
         note_failure(session.run, session.started, told, session.screen)
     return told

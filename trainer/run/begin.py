@@ -121,8 +121,7 @@ def new_run(config: Config) -> str:
             return name
         how = f"resume={name} continues it; another name= or overwrite=true starts anew."
         raise ConfigError(f"name={name} exists already. {how}")
-    if taken := directory.occupied(run_of(config, name)):
-        raise ConfigError(f"name={name}: {taken} exists already and is not a run to resume. Choose another name=.")
+    directory.check_free(run_of(config, name))
     return name
 
 

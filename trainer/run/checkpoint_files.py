@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.run.folders import newest_file, trouble
 from trainer.utils.errors import ResourceError
 from trainer.utils.files import remove_temporary, replacing
 
 FORMAT = 1
 KEPT = 2  # step files besides the best one: the newest may be damaged by a failing disk
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STEP_FILE = re.compile(r"step_\d{8,}\.pt", re.ASCII)
 
 
@@ -71,10 +73,13 @@ def writable(path: Path, size: int) -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
-        raise ResourceError(
-            f"{path} could not be written ({cause or error}); it needs {size:,} bytes. "
-            "The files before it are untouched."
-        ) from error
+        told = f"{path} could not be written"
+        if isinstance(cause, OSError) and cause.errno not in FULL:
+            newest = newest_file(path.parent)
+            saved = f"The newest file there is {newest}." if newest is not None else "No file is saved there."
+            raise ResourceError(f"{told}: {trouble(cause, [path.parent]) or f'{cause}.'} {saved}") from error
+        needs = f"it needs {size:,} bytes. The files before it are untouched."
+        raise ResourceError(f"{told} ({cause or error}); {needs}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from trainer.config.schema import Config
 from trainer.run import records
+from trainer.run.folders import in_brief, is_broken_link, newest_file, why
 from trainer.run.records import read_record
 from trainer.utils.errors import BusyError, ConfigError, DamagedError, nearest
 from trainer.utils.files import write_json
@@ -27,6 +28,7 @@ from trainer.utils.screen import Screen
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 JOB = re.compile(rf"{NAME.pattern}(/[0-9]{{1,9}})?")  # a run, or one of the numbered jobs of a sweep
 RESERVED = ("auto", "last", "best")
+LONGEST = Path("n", "tb", "f" * 64)  # of what will be below a folder of runs, at least
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,37 @@ def occupied(run: Run) -> Path | None:
     for folder, names in ((run.outputs, ours), (run.checkpoints, ())):
         there = [p.name for p in folder.iterdir()] if folder.is_dir() else []
         strange = [name for name in there if name not in names and not name.startswith(".tmp-")]
-        if strange or (folder.exists() and not folder.is_dir()):
+        if strange or (os.path.lexists(folder) and not folder.is_dir()):
             return folder
     return None
+
+
+def check_free(run: Run) -> None:
+    """Refuse the name of a run that was never started where there is something else in its folders.
+
+    Raises:
+        ConfigError: says what is there, and how the run that it may be of is continued.
+    """
+    if (taken := occupied(run)) is None:
+        return
+    if not taken.is_dir():
+        raise ConfigError(f"name={run.name}: {why(taken / 'file', OSError())}")
+    what = f"{taken} exists already and is not a run to resume: {run.outputs / 'config.json'} is missing."
+    other = "" if run.is_job else " or choose another name="
+    raise ConfigError(f"name={run.name}: {what}{how_to_continue(run)} To start anew, move {taken} away{other}.")
+
+
+def how_to_continue(run: Run) -> str:
+    """What is saved of a run, and what to type to continue it: sentences that follow others."""
+    newest = newest_file(run.checkpoints)
+    if newest is None:
+        return f" {run.checkpoints} has no step file of it." if run.outputs.is_dir() else ""
+    above = run.name.count("/")
+    moved = moved_folders(str(run.outputs.parents[above]), str(run.checkpoints.parents[above]))
+    is_whole = (run.outputs / "config.json").is_file()
+    target = run.name if is_whole else shlex.quote(str(newest))
+    what = "continues" if is_whole else f"continues and writes {run.outputs / 'config.json'} again"
+    return f" Saved: {newest}; {' '.join(['python main.py', f'resume={target}', *moved])} {what}."
 
 
 def make(run: Run, overwrite: bool) -> IO[str]:
@@ -134,11 +164,13 @@ def is_trial(folder: Path) -> bool:
         return False
 
 
-def unknown_run(target: str, outputs: Path) -> ConfigError:
+def unknown_run(target: str, outputs: Path, checkpoints: Path) -> ConfigError:
     """The refusal of what is neither the name of a run nor a file."""
     names = [str(path.parent.relative_to(outputs)) for path in _all_runs(outputs)]
     where = f"there is no run of this name in {outputs}/ and no such file"
     name = target.removesuffix(":best").removesuffix(":last")
+    if JOB.fullmatch(name) and (told := how_to_continue(Run(name, outputs / name, checkpoints / name))):
+        return ConfigError(f"{target}: {where}; {outputs / name / 'config.json'} is missing.{told}")
     return ConfigError(f"{target}: {where}.{nearest(name, names)} `last` is the newest run.")
 
 
@@ -227,14 +259,17 @@ def check_writable(*folders: Path) -> None:
         ConfigError: one of them cannot be written.
     """
     for folder in folders:
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         probe = there / f".probe-{os.getpid()}"
         try:
             probe.write_bytes(b"0")
             probe.unlink()
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(folder / LONGEST)
         except OSError as error:
+            reason = why(probe, error) if is_broken_link(there) else f"{error.strerror}."
             choose = "Choose another folder with paths.outputs or paths.checkpoints."
-            raise ConfigError(f"{folder} cannot be written: {error.strerror}. {choose}") from None
+            raise ConfigError(f"{in_brief(folder)} cannot be written: {reason} {choose}") from None
 
 
 def hold(folder: Path) -> IO[str]:
@@ -273,7 +308,11 @@ def is_held(folder: Path) -> bool:
 
 def command_for(config: Config, words: str) -> str:
     """What to type for this run: command_for(config, "resume") -> python main.py resume=NAME."""
-    defaults = {"outputs": "outputs", "checkpoints": "checkpoints"}
-    paths = {key: getattr(config.paths, key) for key in defaults}
-    moved = [shlex.quote(f"paths.{key}={path}") for key, path in paths.items() if path != defaults[key]]
+    moved = moved_folders(config.paths.outputs, config.paths.checkpoints)
     return " ".join(["python main.py", f"{words}={config.name}", *moved])
+
+
+def moved_folders(outputs: str, checkpoints: str) -> list[str]:
+    """The words for those of the two folders that are not where they are by default."""
+    paths = {"outputs": outputs, "checkpoints": checkpoints}
+    return [shlex.quote(f"paths.{key}={path}") for key, path in paths.items() if path != key]

@@ -5,7 +5,7 @@ from trainer.config.freeze import from_dict
 from trainer.engine import Evaluation
 from trainer.run import directory
 from trainer.run.checkpoint import load_model
-from trainer.run.checkpoint_files import keep_as_best, step_of, steps_in
+from trainer.run.checkpoint_files import step_of, steps_in
 from trainer.run.directory import Run
 from trainer.run.distributed import gathered
 from trainer.run.machine import resolve_auto
@@ -13,6 +13,7 @@ from trainer.run.parts import assemble, eval_batches
 from trainer.run.progress import Progress
 from trainer.run.recorder import SilentRecorder
 from trainer.run.result import draw_run, hyperparameters, result_of, say_result
+from trainer.run.resume import read_best
 from trainer.run.safe_load import read_checkpoint, weights_to_use
 from trainer.run.session import Session
 from trainer.run.target import settings_of_run
@@ -41,9 +42,7 @@ def load_best(s: Session) -> None:
     """
     s.recorder.flush()  # what a full disk kept waiting: result.json is made from these lines
     best = s.run.checkpoints / "best.pt"
-    if not best.is_file():
-        keep_as_best(steps_in(s.run.checkpoints)[-1], s.run.checkpoints)
-    content = read_checkpoint(best)  # from the file, not from memory: what is measured is what is kept
+    content = read_best(s.run, s.progress.best["step"], s.screen)  # from the file: what is measured is what is kept
     load_model(s.parts.measured, weights_to_use(content), best)
     step, wanted = content["progress"]["step"], s.progress.best
     if step != wanted["step"]:

@@ -1,19 +1,19 @@
 """When a run fails or is interrupted: what is said, what to type next, and what is noted in its files."""
 
 import contextlib
-import errno
 
 import torch
 
 from trainer.config.schema import Config
-from trainer.run import directory
+from trainer.run import directory, folders
+from trainer.run.checkpoint_files import FULL
 from trainer.run.directory import Run, command_for
 from trainer.run.environment import peak_memory
 from trainer.utils.errors import ConfigError, DivergedError, Interrupted, ProcessLost, ResourceError, WorkerError
 from trainer.utils.screen import Screen
 
 
-def explain(error: BaseException, config: Config) -> BaseException:
+def explain(error: BaseException, config: Config, run: Run | None = None) -> BaseException:
     """An error of torch or of the system as one of this program that says what to change; any other one as it is.
 
     torch has no classes for most of its errors: they are known by words of their messages, which tests keep an eye on.
@@ -21,6 +21,7 @@ def explain(error: BaseException, config: Config) -> BaseException:
     Args:
         error: what was raised.
         config: of the run, which has its name.
+        run: the one that was being trained; None: none was, or it has no files yet.
     """
     if isinstance(error, ProcessLost):
         return error
@@ -29,8 +30,11 @@ def explain(error: BaseException, config: Config) -> BaseException:
     text = str(error) or type(error).__name__
     if isinstance(error, ConfigError) and "Original Traceback" in text:  # raised in a worker process
         return ConfigError(str(error.args[0]).strip().splitlines()[-1].partition("ConfigError: ")[2])
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in FULL:
         return ResourceError(f"the disk is full: {error}. Make room, then give the command again or resume=.")
+    if (told := folders.trouble(error, vars(config.paths).values())) is not None:
+        saved = directory.how_to_continue(run) if run is not None else ""
+        return ResourceError(f"{told}{saved or ' Then give the same command again.'}")
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
     if (no_memory or "shared memory" in text) and not isinstance(error, ResourceError):
         peak = peak_memory() / 2**20

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -53,6 +54,7 @@ class Recorder:
             kept = [json.dumps(by_epoch[epoch]) + "\n" for epoch in sorted(by_epoch) if epoch <= epochs_done]
             temporary.write_text("".join(kept))
         self.waiting = ""
+        threading.excepthook = silent_for_tensorboard
         self.writer: Any = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
@@ -132,6 +134,12 @@ class Recorder:
     def close(self) -> None:
         """Write out what is still in memory."""
         self._board("close")
+
+
+def silent_for_tensorboard(args: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, but for an OSError of TensorBoard's: the next call of its writer raises that again."""
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(args)
 
 
 class SilentRecorder(Recorder):

@@ -18,7 +18,7 @@ from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.safe_load import read_checkpoint
 from trainer.run.target import Target, decisive_elsewhere
-from trainer.utils.errors import ConfigError, DamagedError, nearest
+from trainer.utils.errors import ConfigError, DamagedError, ResourceError, nearest
 from trainer.utils.screen import Screen
 
 # the checkpoint would not fit, or the new weights would not be used
@@ -72,6 +72,8 @@ def check_never_saved(run: Run) -> None:
     Raises:
         ConfigError: something says that there were some.
     """
+    if run.checkpoints.exists() and not run.checkpoints.is_dir():
+        raise ConfigError(f"{run.name} is not started over: {run.checkpoints} is no folder. Move it away.")
     rest = sorted(path.name for path in run.checkpoints.glob("*") if path.suffix in (".pt", ".corrupt", ".old"))
     first = directory.read_status(run.outputs).get("checkpoint")
     epochs = len(directory.read_metrics(run.outputs))
@@ -177,11 +179,12 @@ def rewind(run: Run, start: Start, progress: Progress, epochs: int, screen: Scre
     Raises:
         ConfigError: a copy of a finished run's file was named, and there is nothing left to train.
     """
-    if progress.epoch > epochs and not run.outputs.is_dir():
+    own = path_of_step(run.checkpoints, progress.step)
+    is_copy = not own.is_file() or not own.samefile(start.path)  # else its outputs were lost, and are made again
+    if progress.epoch > epochs and not run.outputs.is_dir() and is_copy:
         raise ConfigError(
             f"{start.path} has all its {progress.epoch - 1} epochs done. epochs=N with a larger N continues."
         )
-    own = path_of_step(run.checkpoints, progress.step)
     if not own.is_file():
         give_name(start.path, own)
     for path in steps_in(run.checkpoints):
@@ -212,6 +215,35 @@ def step_of_best(best: Path, screen: Screen) -> int | None:
         best.rename(best.with_suffix(".corrupt"))
         screen.say(f"warning: {error} It is kept as best.corrupt.")
         return None
+
+
+def read_best(run: Run, step: int, screen: Screen) -> dict[str, Any]:
+    """What best.pt holds; where it is gone or damaged, a step file takes its place: of the best epoch, else the newest.
+
+    Args:
+        run: the run.
+        step: at which the best epoch ended.
+        screen: is told of damaged files, which are kept as *.corrupt.
+    Raises:
+        ResourceError: no file is left that can be read.
+    """
+    best, damaged = run.checkpoints / "best.pt", list[str]()
+    files = steps_in(run.checkpoints)[::-1]
+    files.sort(key=lambda path: step_of(path) != step)  # stable: the others stay in their order, the newest first
+    for path in (best, *files):
+        try:
+            content = read_checkpoint(path)
+        except ConfigError as error:
+            damaged.append(str(error))
+            continue
+        if path != best:
+            if best.is_file():
+                best.rename(best.with_suffix(".corrupt"))
+            keep_as_best(path, run.checkpoints)
+            screen.say(f"warning: {damaged[0]} {path.name} takes its place.")
+        return content
+    what = "is trained, but no checkpoint of it can be read any more, so that there is nothing to measure"
+    raise ResourceError(f"{run.name} {what}: {' '.join(damaged)}")
 
 
 def warn_of_rounding(before: Mapping[str, Any], parts: Parts, screen: Screen) -> None:

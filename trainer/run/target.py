@@ -147,7 +147,7 @@ def find(target: str, *, outputs: str, checkpoints: str) -> Target:
     """
     if found := find_run(target, outputs=outputs, checkpoints=checkpoints):
         return found
-    path = existing_file(target, outputs)
+    path = existing_file(target, outputs, checkpoints)
     from trainer.run.safe_load import read_checkpoint  # imports torch
 
     content = read_checkpoint(path)
@@ -163,13 +163,13 @@ def path_of(target: str, *, outputs: str, checkpoints: str) -> Path:
     """
     if found := find_run(target, outputs=outputs, checkpoints=checkpoints):
         return found.path()
-    return existing_file(target, outputs)
+    return existing_file(target, outputs, checkpoints)
 
 
-def existing_file(target: str, outputs: str) -> Path:
+def existing_file(target: str, outputs: str, checkpoints: str) -> Path:
     """The path of a file that was named; ConfigError where there is none."""
     if not os.path.isfile(target):  # Path.is_file raises where a name is too long
-        raise directory.unknown_run(target, Path(outputs))
+        raise directory.unknown_run(target, Path(outputs), Path(checkpoints))
     return Path(target)
 
 

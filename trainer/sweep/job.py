@@ -24,9 +24,10 @@ from trainer.utils.text import emit, one_line
 
 def log_failure(folder: Path, text: str) -> None:
     """Append why a job failed to its train.log, also where it failed before its directory was made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "train.log", "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write("\n".join(map(one_line, text.split("\n"))))
+    with contextlib.suppress(OSError):  # there may be something else in its place, which may be the reason
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "train.log", "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("\n".join(map(one_line, text.split("\n"))))
 
 
 def told_in(folder: Path, pattern: str = "*.json") -> dict[int, dict[str, Any]]:

@@ -68,6 +68,7 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     if not ranks.of_environment().is_first:  # rank 0 alone writes the files of the sweep
         run_all(jobs, folder, stop)
         return
+    directory.check_writable(*map(Path, command.folders.values()))
     paths = [f"{key}={unquote(value)}" for key, value in map(split_word, words) if key.startswith("paths.")]
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     with contextlib.ExitStack() as held:

@@ -292,10 +292,11 @@ class Stack:
         """Note what ended a run, if it had not ended before."""
         if k in self.outcomes:
             return
-        told = explain(error, self.found[k][0])
+        s = self.sessions.get(k)
+        told = explain(error, self.found[k][0], s.run if s is not None else None)
         if isinstance(told, Exception):
             self.outcomes[k] = told
-        if (s := self.sessions.get(k)) is not None:
+        if s is not None:
             note_failure(s.run, s.started, told, s.screen)
             if isinstance(told, Exception):
                 s.screen.say(f"warning: it ends here, the others continue: {told}")
