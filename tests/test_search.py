@@ -1,8 +1,13 @@
 """Search: spaces, what is refused, trials shared by processes, killed ones, pruning, and Hydra's side of it."""
 
+import contextlib
+import csv
 import functools
 import math
+import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -13,6 +18,7 @@ from typing import Any
 
 import optuna
 import pytest
+from conftest import Cli
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -23,8 +29,8 @@ from trainer.config.compose import run_hydra
 from trainer.config.options import CONFIGS, defaults_of, group_choices, load_yaml
 from trainer.sweep import search_space
 from trainer.sweep.study import Search, summary
-from trainer.sweep.trial import SEARCH_RULES, load_optuna, search_settings, storage_of, trial_of
-from trainer.utils.errors import ConfigError
+from trainer.sweep.trial import SEARCH_RULES, Trial, load_optuna, search_settings, storage_of, told_of_study, trial_of
+from trainer.utils.errors import ConfigError, ResourceError
 from trainer.utils.signals import StopSignal
 
 ROOT = Path(main.__file__).parent
@@ -526,3 +532,96 @@ def test_jobs_know_their_trial(launcher: str, tmp_path: Path, monkeypatch: pytes
         trials = optuna.load_study(study_name="a", storage=opened).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
     assert all(trial.value == trial.params["optimizer.lr"] + trial.params["batch_size"] for trial in trials)
+
+
+# a database that is damaged, removed or replaced while trials run
+
+SEARCH = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "optimizer.lr=interval(0.001,0.1)", "name=b")
+SEARCH += ("plots=false", "epochs=2", "data.num_examples=100", "device.num_threads=1")
+DATABASE = Path("outputs/b/study.db")
+
+
+def drop_a_table() -> None:
+    with contextlib.closing(sqlite3.connect(DATABASE, timeout=30)) as database:
+        database.execute("drop table trials")
+        database.commit()
+
+
+def replace_by(content: bytes) -> None:
+    DATABASE.unlink()
+    DATABASE.write_bytes(content)
+
+
+def replace_by_a_folder() -> None:
+    DATABASE.unlink()
+    DATABASE.mkdir()
+
+
+DAMAGE: dict[str, tuple[Callable[[], Any], str]] = {
+    "garbage": (lambda: DATABASE.write_text("garbage"), "is damaged (file is not a database). Move it away"),
+    "cut short": (lambda: os.truncate(DATABASE, 3000), "is damaged (database disk image is malformed). Move it away"),
+    "a table less": (drop_a_table, "does not hold this search any more: it was damaged or replaced"),
+    "a folder": (replace_by_a_folder, "is a folder where a file belongs. Move it away"),
+    "removed": (DATABASE.unlink, "is gone: it was moved or removed while the search ran"),
+    "another one": (lambda: replace_by(empty()), "does not hold this search any more: it was damaged or replaced"),
+    "all outputs removed": (lambda: shutil.rmtree("outputs"), "is gone: it was moved or removed while the search ran"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_database_ends_a_search_in_one_line_and_costs_no_job(
+    case: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage, said = DAMAGE[case]
+    original, pending = Trial.report, [1]
+
+    def report(self: Trial, epoch: int, value: float) -> str:
+        if [self.number] == pending:
+            pending.clear()
+            damage()
+        return original(self, epoch, value)
+
+    monkeypatch.setattr(Trial, "report", report)
+    outcome = cli(*SEARCH)
+    assert outcome.code == 4
+    assert outcome.err.startswith(f"error: outputs/b/study.db {said}")
+    assert outcome.err.count("\n") == 1
+    assert "give the same command again. Jobs that are done are not trained again." in outcome.err
+    assert "Error executing job" not in outcome.out + outcome.err
+    if case in ("garbage", "cut short", "a folder"):  # with a table less, Optuna makes it anew
+        again = cli(*SEARCH)
+        assert again.code == 2
+        assert again.err == outcome.err
+        DATABASE.rename("outputs/b/old.db")
+    again = cli(*SEARCH)
+    if case == "all outputs removed":
+        assert again.code == 1
+        assert "resume=checkpoints/b/0/step_" in again.err
+        assert "To start anew, move checkpoints/b/0 away." in again.err
+    else:
+        assert again.code == 0, again.err
+        assert "[b/0] optimizer.lr=0.09910418012203454: done before" in again.out
+        with open("outputs/b/sweep.csv") as file:
+            assert [row["status"] for row in csv.DictReader(file)] == ["done"] * 3
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("database is locked", "cannot be used just now (database is locked). Mend that"),
+        ("attempt to write a readonly database", "cannot be used just now (attempt to write a readonly database)"),
+        ("database or disk is full", "cannot be used just now (database or disk is full)"),
+        ("file is not a database", "is damaged (file is not a database). Move it away"),
+    ],
+)
+def test_what_passes_is_not_taken_for_damage(message: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("")
+    own, shared = (search_settings(sweeper_node(**how)) for how in ({}, {"storage": "postgresql://a/b"}))
+    error = optuna.exceptions.StorageInternalError("an exception is raised during the commit")
+    error.__cause__ = sqlite3.OperationalError(message)
+    with pytest.raises(ResourceError) as told, told_of_study(own, tmp_path):
+        raise error
+    assert str(told.value).startswith(f"{tmp_path}/study.db {said}")
+    with pytest.raises(ConfigError) as told, told_of_study(shared, tmp_path, ConfigError):
+        raise RuntimeError(message)
+    assert f"hydra.sweeper.storage=postgresql://a/b ({message})" in str(told.value)

@@ -3,6 +3,8 @@
 Hydra imports this file whenever it starts, so heavy imports stand inside the functions.
 """
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from hydra.core.override_parser.types import (
     Sweep,
     Transformer,
 )
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -71,7 +74,7 @@ class OptunaSweeper(Sweeper):
         with Search(settings, space, folder, maximize=maximize, fixed=of_study) as study:
             while batch := self.next_batch(study, fixed):
                 results = self.launcher.launch(list(batch.values()), initial_job_idx=len(returned))
-                returned += [result.return_value for result in results]  # raises what a job raised
+                returned += [value_of(result) for result in results]
                 for number in batch:
                     study.release(number)
         emit("", *str(summary(self.sweeper, folder)).split("\n"))
@@ -116,6 +119,12 @@ class OptunaSweeper(Sweeper):
         last = {override.key_or_group: override for override in overrides}  # what is typed wins over YAML
         space = {key: distribution(one, defaults) for key, one in last.items() if one.is_sweep_override()}
         return space, [str(one.input_line) for one in last.values() if not one.is_sweep_override()]
+
+
+def value_of(result: JobReturn) -> Any:
+    """What a job returned; raises what it raised, without the line that Hydra prints before that."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return result.return_value
 
 
 def in_yaml(value: Any) -> str:

@@ -17,13 +17,13 @@ from trainer.config.compose import each_value, explain_refusal, frozen, parse_ov
 from trainer.config.freeze import with_values
 from trainer.config.options import CONFIGS, chosen_engines
 from trainer.config.roles import check_typed, identifies, without_effect
-from trainer.run import directory, records
+from trainer.run import directory, folders, records
 from trainer.sweep.board import Board
 from trainer.sweep.job import INTERRUPTED, Job
 from trainer.sweep.runner import on_a_gpu, run_all, run_job, wait_for_jobs
 from trainer.sweep.table import finish_sweep
 from trainer.utils import ranks
-from trainer.utils.errors import ConfigError, Interrupted, SweepError, TrainerError, listed
+from trainer.utils.errors import ConfigError, Interrupted, ResourceError, SweepError, TrainerError, listed
 from trainer.utils.files import write_json
 from trainer.utils.signals import StopSignal, end_with_parent
 from trainer.utils.text import emit
@@ -124,6 +124,8 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
     except Exception as error:
         if stop.signum:  # the launcher has wrapped the Interrupted
             raise Interrupted(stop.signum, INTERRUPTED) from None
+        if (trouble := folders.trouble(error, command.folders.values())) is not None:
+            raise ResourceError(f"{trouble} Then give the same command again to continue the sweep.") from error
         told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         raise SweepError(
             f"the launcher gave up ({told}). Give the same command again to continue the sweep."

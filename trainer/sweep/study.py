@@ -21,7 +21,16 @@ from trainer.config.ranges import as_yaml
 from trainer.config.roles import identifies
 from trainer.run import directory
 from trainer.sweep.search_space import Space, check_numbers, differences, points, word
-from trainer.sweep.trial import SearchSettings, load_optuna, pruner_of, search_settings, storage_of, to_write, trial_in
+from trainer.sweep.trial import (
+    SearchSettings,
+    load_optuna,
+    pruner_of,
+    search_settings,
+    storage_of,
+    to_write,
+    told_of_study,
+    trial_in,
+)
 from trainer.utils import screen
 from trainer.utils.errors import ConfigError, listed
 
@@ -105,7 +114,7 @@ class Search:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
             self.lock = held.enter_context(open(folder / "study.lock", "a+"))
-            with self.alone():
+            with self.alone(), told_of_study(settings, folder, ConfigError):
                 storage = held.enter_context(storage_of(settings, folder))
                 self.study = optuna.create_study(
                     storage=storage,
@@ -164,7 +173,7 @@ class Search:
         """
         import optuna
 
-        with self.alone():
+        with self.alone(), told_of_study(self.settings, self.folder):
             trials = self.study.get_trials(deepcopy=False)
             number = next((trial.number for trial in trials if self.take_over(trial)), None)
             if number is None:
@@ -174,7 +183,7 @@ class Search:
                 number = self.study.ask().number
                 fcntl.lockf(self.lock, fcntl.LOCK_EX, 1, 1 + number)
             self.mine.add(number)
-            (self.folder / str(number)).mkdir(exist_ok=True)
+            (self.folder / str(number)).mkdir(parents=True, exist_ok=True)
             self.study.sampler = sampler_of(self.settings, self.space, number)
             trial = to_write(self.study, number)  # a process may have been killed while it asked for the values
             return number, {key: suggest(trial, key, one) for key, one in self.space.items()}
@@ -231,8 +240,8 @@ def summary(sweeper: Mapping[str, Any], folder: Path) -> Summary:
     Raises:
         ConfigError: there is none.
     """
-    optuna = load_optuna()
-    with storage_of(search_settings(sweeper), folder) as storage:
+    optuna, settings = load_optuna(), search_settings(sweeper)
+    with told_of_study(settings, folder), storage_of(settings, folder) as storage:
         try:
             study = optuna.load_study(storage=storage, study_name=folder.name)
         except KeyError:

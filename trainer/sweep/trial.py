@@ -9,11 +9,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.ranges import TEXT, OneOf, Range, Rule, as_yaml
-from trainer.utils.errors import ConfigError, nearest
+from trainer.utils.errors import ConfigError, ResourceError, TrainerError, nearest
 
 if TYPE_CHECKING:
     import optuna
 
+NOT_DAMAGE = ("locked", "readonly", "disk I/O error", "is full")  # in what SQLite says
 COUNT = Range(0, 1_000_000, whole=True)
 SEARCH_RULES: dict[str, Rule] = {
     "n_trials": Range(1, 1_000_000, whole=True),
@@ -79,21 +80,68 @@ def load_optuna() -> Any:
 
 
 @contextlib.contextmanager
+def told_of_study(settings: SearchSettings, folder: Path, kind: type[TrainerError] = ResourceError) -> Iterator[None]:
+    """Turn what the database raises into one line: which file or address, what is wrong, what is kept, what to type.
+
+    Args:
+        settings: of the search.
+        folder: outputs/<sweep>.
+        kind: of the error: ConfigError before the first trial.
+    """
+    try:
+        yield
+    except (TrainerError, AssertionError, MemoryError, OSError):
+        raise
+    except Exception as error:  # SQLAlchemy's, its drivers' and Optuna's have no common base
+        reason, kept = reason_of(error), "Jobs that are done are not trained again."
+        if settings.storage is None:
+            what = trouble_of_file(folder / "study.db", error, reason)
+        else:
+            what = f"the search cannot use hydra.sweeper.storage={as_yaml(settings.storage)} ({reason}). Mend that"
+        raise kind(f"{what}, then give the same command again. {kept}") from error
+
+
+def trouble_of_file(path: Path, error: Exception, reason: str) -> str:
+    """What is wrong with a sweep's own database, and what to do with it: the beginning of a sentence."""
+    back = "while the search ran. Bring it back, if you can"
+    if not path.exists():
+        return f"{path} is gone: it was moved or removed {back}"
+    if path.is_dir():
+        return f"{path} is a folder where a file belongs. Move it away"
+    if isinstance(error, (KeyError, StopIteration)):
+        return f"{path} does not hold this search any more: it was damaged or replaced {back}"
+    if any(word in reason for word in NOT_DAMAGE):
+        return f"{path} cannot be used just now ({reason}). Mend that"
+    return f"{path} is damaged ({reason}). Move it away"
+
+
+def reason_of(error: BaseException) -> str:
+    """What the database's driver said, in one line: the innermost cause."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
 def storage_of(settings: SearchSettings, folder: Path, *, checked: bool = False) -> Iterator[Any]:
     """The database of the study, outputs/<sweep>/study.db unless another is named; closed at the end.
 
     Args:
         checked: its version was looked at before; takes 5 ms instead of 30.
     Raises:
-        ConfigError: it cannot be opened.
+        ConfigError: an address that was typed cannot be opened. Other errors are told_of_study's.
     """
     optuna = load_optuna()
+    if checked and settings.storage is None and not (folder / "study.db").exists():
+        raise KeyError("study.db")  # SQLite would make a new one
     url = settings.storage or f"sqlite:///{folder / 'study.db'}"
     # SQLite: wait for other processes that write, not only for five seconds; servers: they drop whom they do not hear
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
         storage = optuna.storages.RDBStorage(url, engine_kwargs=options, skip_compatibility_check=checked)
-    except Exception as error:  # SQLAlchemy's, its drivers' and Optuna's have no common base
+    except Exception as error:  # as in told_of_study, which speaks of the sweep's own file and of what fails later
+        if checked or settings.storage is None:
+            raise
         why = f"{type(error).__name__}: {error}".splitlines()[0].replace(url, as_yaml(url))
         raise ConfigError(
             f"hydra.sweeper.storage={as_yaml(url)} cannot be opened ({why}). Allowed: null, or an address that "
@@ -170,16 +218,17 @@ class Trial:
 
         An epoch that a resumed run repeats was told and decided before, and stays so. The last epoch ends by itself.
         """
-        frozen = trial_in(self.study(), self.number)
-        if epoch in frozen.intermediate_values:
-            return str(frozen.user_attrs.get("pruned", ""))
-        trial = to_write(self.study(), self.number)
-        trial.report(value, epoch)
-        if epoch == self.epochs or not trial.should_prune():
-            return ""
-        reason = f"pruned by {self.settings.pruner} at epoch {epoch}"
-        trial.set_user_attr("pruned", reason)
-        return reason
+        with told_of_study(self.settings, self.folder):
+            frozen = trial_in(self.study(), self.number)
+            if epoch in frozen.intermediate_values:
+                return str(frozen.user_attrs.get("pruned", ""))
+            trial = to_write(self.study(), self.number)
+            trial.report(value, epoch)
+            if epoch == self.epochs or not trial.should_prune():
+                return ""
+            reason = f"pruned by {self.settings.pruner} at epoch {epoch}"
+            trial.set_user_attr("pruned", reason)
+            return reason
 
     def done(self, value: float) -> None:
         """Training ended with this objective, at its end or where the trial was pruned."""
@@ -187,18 +236,21 @@ class Trial:
 
         if not math.isfinite(value):
             self.failed(f"the objective is {value}")
-        elif "pruned" in trial_in(self.study(), self.number).user_attrs:
-            self.study().tell(self.number, state=TrialState.PRUNED, skip_if_finished=True)
-        else:
-            self.study().tell(self.number, value, skip_if_finished=True)
+            return
+        with told_of_study(self.settings, self.folder):
+            if "pruned" in trial_in(self.study(), self.number).user_attrs:
+                self.study().tell(self.number, state=TrialState.PRUNED, skip_if_finished=True)
+            else:
+                self.study().tell(self.number, value, skip_if_finished=True)
 
     def failed(self, reason: str) -> None:
         """Training ended without an objective; the trial counts, and is not begun again."""
         from optuna.trial import TrialState
 
-        if not trial_in(self.study(), self.number).state.is_finished():
-            to_write(self.study(), self.number).set_user_attr("reason", reason)
-            self.study().tell(self.number, state=TrialState.FAIL)
+        with told_of_study(self.settings, self.folder):
+            if not trial_in(self.study(), self.number).state.is_finished():
+                to_write(self.study(), self.number).set_user_attr("reason", reason)
+                self.study().tell(self.number, state=TrialState.FAIL)
 
 
 def trial_of(sweeper: Mapping[str, Any], folder: Path, number: int, epochs: int = 0) -> Trial:
