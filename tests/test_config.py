@@ -311,8 +311,8 @@ def test_numbers_take_the_type_of_their_rule() -> None:
         ({"seed": "${oc.env:HOME}"}, "seed=${oc.env:HOME}"),
         ({"paths": 3}, "paths"),
         ({"optimizer": 3}, "optimizer"),
-        ({"optimizer": {"lr": (0.1,)}}, "optimizer.lr=tuple"),
-        ({"data": {"w": (2.0, 3.0)}}, "data.w=tuple"),
+        ({"optimizer": {"lr": (0.1,)}}, "optimizer.lr=(0.1,)"),
+        ({"data": {"w": (2.0, 3.0)}}, "data.w=(2.0, 3.0)"),
         ({"data": {"w": [2.0, "3"]}}, "data.w="),
         ({"data": {"w": [[2.0]]}}, "data.w="),
         ({"resume_allow": [3]}, "resume_allow=[3]"),
@@ -525,7 +525,7 @@ def test_no_bad_value_gets_past_check(draw: st.DataObject) -> None:
 
 @pytest.mark.parametrize("key", ["seed", "optimizer.lr"])
 def test_a_whole_number_beyond_every_float_is_refused(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"{key}=a number of over 100 digits"):
+    with pytest.raises(ConfigError, match=f"{key}=1000"):
         check_value(key, 10**400, dict(every_setting())[key])
 
 
