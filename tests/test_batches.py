@@ -4,6 +4,7 @@ import itertools
 import math
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from trainer.data.batches import Batches, Placement, eval_batch_size, generator,
 from trainer.data.splits import Split, Splits
 from trainer.data.workers import shutting_down, start_worker
 from trainer.utils.errors import Interrupted
+from trainer.utils.signals import StopSignal
 
 CPU = Placement(torch.device("cpu"), torch.float64)
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -295,6 +297,26 @@ def test_a_smaller_last_batch_can_be_dropped(start: int) -> None:
     assert [len(batch) for batch in dropped] == batches.sizes(start) == [4, 4][start // 4 :]
 
 
+def test_a_signal_waits_until_the_workers_are_started() -> None:
+    class Loader:
+        """Sends a signal in the middle of its start."""
+
+        def __iter__(self) -> Iterator[int]:
+            signal.raise_signal(signal.SIGTERM)
+            started.append("all")
+            return iter([])
+
+    started: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(Interrupted), StopSignal(), shutting_down(Loader()):
+            started.append("on")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert started == ["all"]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM} == set()
+
+
 class Stuck(Dataset[Tensor]):
     """Images that never come, as from a network drive that is gone."""
 
@@ -307,10 +329,18 @@ class Stuck(Dataset[Tensor]):
 
 
 def test_workers_that_do_not_answer_end_with_an_error_at_once() -> None:
-    iterator = iter(DataLoader(Stuck(), batch_size=2, num_workers=2, worker_init_fn=start_worker))
-    time.sleep(0.5)  # until they ignore SIGTERM
+    loader = DataLoader(Stuck(), batch_size=2, num_workers=2, worker_init_fn=start_worker)
+    workers: list[Any] = []
+
+    def interrupted() -> None:
+        with shutting_down(loader) as iterator:
+            workers.extend(iterator._workers)
+            time.sleep(0.5)  # until they ignore SIGTERM
+            raise Interrupted(signal.SIGTERM)
+
     began = time.monotonic()
-    with pytest.raises(Interrupted), shutting_down(iterator):
-        raise Interrupted(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        interrupted()
     assert time.monotonic() - began < 4  # torch would wait for ten seconds, and then for the second one
-    assert not any(worker.is_alive() for worker in iterator._workers)
+    assert len(workers) == 2
+    assert not any(worker.is_alive() for worker in workers)

@@ -143,7 +143,7 @@ class Batches:
             generator=torch.Generator(),  # DataLoader would draw from the global one, which belongs to the model
             pin_memory=is_cuda,
         )
-        with shutting_down(iter(loader)) as images:
+        with shutting_down(loader) as images:
             for indices in batches:
                 x = next(images) if len(indices) else torch.empty(0, *self.in_shape, dtype=torch.uint8)
                 yield x.to(self.placement.device, non_blocking=True)

@@ -263,7 +263,7 @@ def decode_files(
     good = torch.ones(len(names), dtype=torch.bool) if wanted is None else wanted.clone()
     pixels = torch.empty(int(good.sum()) if keep else 0, *frame.shape, dtype=torch.uint8)
     sums, digests, reasons, end, peak = [], [], {}, 0, 0
-    with shutting_down(iter(loader)) as decoded:
+    with shutting_down(loader) as decoded:
         for chunk in decoded:
             if keep:
                 pixels[end : end + len(chunk.pixels)] = chunk.pixels

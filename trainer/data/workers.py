@@ -25,14 +25,22 @@ def start_worker(worker: int) -> None:
 
 
 @contextmanager
-def shutting_down(iterator: Any) -> Iterator[Any]:
-    """Yield the iterator of a DataLoader, and end its workers with the block.
+def shutting_down(loader: Any) -> Iterator[Any]:
+    """Yield an iterator of a DataLoader, and end its workers with the block.
 
     Without this they end when the iterator is collected. The traceback of an error keeps it alive, and at exit Python
     would wait for ever for processes that ignore SIGTERM.
     """
+    # A signal that was raised while torch starts them would leave workers that nobody here knows. It waits so long.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        iterator = iter(loader)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
     has_workers = hasattr(iterator, "_shutdown_workers")
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield iterator
     except BaseException:
         if has_workers:
