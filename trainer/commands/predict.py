@@ -63,12 +63,10 @@ def place_of(config: Config, trained: Trained) -> Path:
         ConfigError: output= exists, or is no name of a CSV file.
     """
     if config.output is None:
-        name = (
-            ""
-            if config.input is None
-            else re.sub(r"[^\w.-]+", "_", f"-{os.path.basename(os.path.abspath(config.input))}")[:60]
-        )
-        return trained.folder / f"predictions{name}.csv"
+        stem = "predictions"
+        if config.input is not None:
+            stem += "-" + re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.abspath(config.input)))[:59]
+        return trained.folder / f"{stem}.csv"
     path = Path(config.output)
     if path.suffix != ".csv":
         raise ConfigError(f"output={path}: the name has to end in .csv.")
