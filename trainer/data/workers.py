@@ -31,23 +31,31 @@ def shutting_down(loader: Any) -> Iterator[Any]:
     Without this they end when the iterator is collected. The traceback of an error keeps it alive, and at exit Python
     would wait for ever for processes that ignore SIGTERM.
     """
-    # A signal that was raised while torch starts them would leave workers that nobody here knows. It waits so long.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    iterator = None
     try:
-        iterator = iter(loader)
-    except BaseException:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        raise
-    has_workers = hasattr(iterator, "_shutdown_workers")
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with signals_waiting():
+            iterator = iter(loader)
         yield iterator
     except BaseException:
-        if has_workers:
+        if hasattr(iterator, "_shutdown_workers"):  # there are workers
             kill_workers(iterator)
         raise
-    if has_workers:
-        iterator._shutdown_workers()
+    if hasattr(iterator, "_shutdown_workers"):
+        with signals_waiting():
+            iterator._shutdown_workers()
+
+
+@contextmanager
+def signals_waiting() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait until torch has started or ended its workers.
+
+    Raised in the middle, they would leave workers that nobody tells to end, and torch waits five seconds for each.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def kill_workers(iterator: Any) -> None:
