@@ -7,10 +7,9 @@ import contextlib
 import os
 import signal
 import sys
-from typing import Any
 
 from trainer.config.command_line import Command, parse_command
-from trainer.config.compose import frozen, run_hydra
+from trainer.config.compose import compose, frozen
 from trainer.config.freeze import from_dict
 from trainer.config.help import help_text
 from trainer.config.roles import check_typed, without_effect
@@ -57,23 +56,15 @@ def run_one(command: Command, stop: StopSignal) -> None:
         # first, so that Hydra knows the options of the saved choices, while typed choices still win
         words = [f"{group}={name}" for group, name in choices.items() if group not in command.values] + words
 
-    errors: list[Exception] = []  # kept from Hydra, which would print them in its own words
-
-    def job(composed: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        try:
-            config = frozen(composed, HydraConfig.get().runtime.choices, command, saved)
-            screen = Screen()
-            for line in dict.fromkeys((*warnings.values(), *without_effect(use, config))):
-                screen.say(line)
-            run_verb(command.verb, config, found, stop, screen)
-        except Exception as error:
-            errors.append(error)
-
-    run_hydra(command, words, job, stop)
-    if errors:
-        raise errors[0]
+    with stop.held():
+        composed = compose(command, words)
+        config = frozen(*composed, command, saved) if composed is not None else None
+    if config is None:
+        return
+    screen = Screen()
+    for line in dict.fromkeys((*warnings.values(), *without_effect(use, config))):
+        screen.say(line)
+    run_verb(command.verb, config, found, stop, screen)
 
 
 def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal, screen: Screen) -> None:
@@ -106,18 +97,14 @@ def main() -> int:
         if not ranks.of_environment().is_first:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (rank 0 speaks for all, to the end)
         with StopSignal() as stop:
-            command = parse_command(sys.argv[1:])
+            with stop.held():
+                command = parse_command(sys.argv[1:])
             with folders.explained(command.folders):
                 (run_sweep if command.multirun else run_one)(command, stop)
     except TrainerError as error:
         return ranks.leave(error, f"error: {error}")
     except Interrupted as error:
         return ranks.leave(error, str(error))
-    except Exception as error:
-        if not (stop.signum and type(error).__module__.startswith("omegaconf.")):
-            raise
-        emit("interrupted", file=sys.stderr)  # Interrupted left OmegaConf with half-composed settings, which fail
-        return 128 + stop.signum
     finally:
         end_workers()
     return 0

@@ -31,7 +31,6 @@ from trainer.sweep import search_space
 from trainer.sweep.study import Search, summary
 from trainer.sweep.trial import SEARCH_RULES, Trial, load_optuna, search_settings, storage_of, told_of_study, trial_of
 from trainer.utils.errors import ConfigError, ResourceError
-from trainer.utils.signals import StopSignal
 
 ROOT = Path(main.__file__).parent
 DEFAULTS = defaults_of(group_choices({"data": "mnist", "model": "mlp"}))
@@ -509,8 +508,7 @@ def test_a_space_in_yaml_that_cannot_be_read_is_refused(tmp_path: Path, monkeypa
 
 
 def multirun(*words: str) -> None:
-    with StopSignal() as stop:
-        run_hydra(Command("train", (), multirun=True), words, job, stop)
+    run_hydra(Command("train", (), multirun=True), words, job)
 
 
 BOTH = ["basic", pytest.param("joblib", marks=pytest.mark.slow)]

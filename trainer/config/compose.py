@@ -14,12 +14,24 @@ from trainer.config.command_line import RECIPES, TYPED_GROUPS, Command
 from trainer.config.freeze import freeze
 from trainer.config.options import CONFIGS, defaults_of, group_choices, unknown_key
 from trainer.config.schema import Config
-from trainer.utils.errors import ConfigError, Interrupted
-from trainer.utils.signals import StopSignal
+from trainer.utils.errors import ConfigError
 from trainer.utils.text import emit
 
 
-def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any], stop: StopSignal) -> None:
+def compose(command: Command, words: Sequence[str]) -> tuple[Any, Mapping[str, str]] | None:
+    """The settings of one run as Hydra composes them, and its group choices; None where it only printed (--cfg).
+
+    Raises:
+        ConfigError: Hydra refused the words.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    found = []
+    run_hydra(command, words, lambda composed: found.append((composed, HydraConfig.get().runtime.choices)))
+    return found[0] if found else None
+
+
+def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any]) -> None:
     """Let Hydra compose the settings of each job and call `job` with them.
 
     Raises:
@@ -31,15 +43,13 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any],
     # hydra.main reads the command line itself; there is no other public way to run sweepers and launchers
     sys.argv = [sys.argv[0], *command.flags, *(["--multirun"] if command.multirun else []), *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error and exits with 1
-    composed = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(composed) if command.flags else contextlib.nullcontext():
+        with contextlib.redirect_stdout(printed) if command.flags else contextlib.nullcontext():
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
-        emit(*composed.getvalue().splitlines())  # what --cfg prints: Hydra fails where stdout is closed or full
     except HydraException as error:
-        if stop.signum:  # Hydra has wrapped the Interrupted
-            raise Interrupted(stop.signum) from None
         raise ConfigError(explain_refusal(str(error), command)) from None
+    emit(*printed.getvalue().splitlines())  # what --cfg prints: Hydra fails where stdout is closed or full
 
 
 def frozen(

@@ -51,11 +51,18 @@ def signals_waiting() -> Iterator[None]:
 
     Raised in the middle, they would leave workers that nobody tells to end, and torch waits five seconds for each.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    # Handlers, not pthread_sigmask(): that holds for one thread, and a signal then reaches Python through another one.
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    arrived: list[int] = []
     try:
+        for signum in before:
+            signal.signal(signum, lambda signum, _: arrived.append(signum))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if arrived:
+        signal.raise_signal(arrived[0])
 
 
 def kill_workers(iterator: Any) -> None:

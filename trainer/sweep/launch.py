@@ -60,9 +60,10 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     command = command.without(warnings)
     typed = {split_word(word)[0]: word for word in command.overrides}  # the last one wins
     words = [word for key, word in typed.items() if key != "name"]
-    engines = chosen_engines(dict(map(split_word, words)))
+    with stop.held():
+        engines = chosen_engines(dict(map(split_word, words)))
     # before any folder is made, so that a refused sweep leaves nothing behind
-    jobs = compose_jobs(command, words) if set(engines.values()) == {"basic"} else []
+    jobs = compose_jobs(command, words, stop) if set(engines.values()) == {"basic"} else []
     if ranks.of_environment().world > 1 and not jobs:
         raise ConfigError("torchrun trains each run of a sweep with all its processes. Leave hydra/... out.")
     if not ranks.of_environment().is_first:  # rank 0 alone writes the files of the sweep
@@ -112,18 +113,18 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
         fixed = {split_word(word)[0] for word, override in pairs if not override.is_sweep_override()}
         has_children = PLUGINS.get(chosen_engines(typed)["hydra/launcher"]) == "hydra-joblib-launcher"
         with stop.forwarded() if has_children else contextlib.nullcontext():
-            run_hydra(command, [*words, f"hydra.sweep.dir={quote(str(folder))}"], RunJob(folder, fixed, command), stop)
+            run_hydra(command, [*words, f"hydra.sweep.dir={quote(str(folder))}"], RunJob(folder, fixed, command))
         if "joblib" in sys.modules:  # else loky warns about its worker processes when this one exits
             sys.modules["joblib.externals.loky"].get_reusable_executor().shutdown(wait=True)
-    except TrainerError:
-        raise
     except HydraException as error:
         raise ConfigError(explain_refusal(str(error), command)) from None
     except Interrupted as error:
         raise Interrupted(error.signum, INTERRUPTED) from None
     except Exception as error:
-        if stop.signum:  # the launcher has wrapped the Interrupted
+        if stop.signum:  # Hydra or the launcher has wrapped the Interrupted
             raise Interrupted(stop.signum, INTERRUPTED) from None
+        if isinstance(error, TrainerError):
+            raise
         if (trouble := folders.trouble(error, command.folders.values())) is not None:
             raise ResourceError(f"{trouble} Then give the same command again to continue the sweep.") from error
         told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -132,7 +133,7 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
         ) from error
 
 
-def compose_jobs(command: Command, words: Sequence[str]) -> list[Job]:
+def compose_jobs(command: Command, words: Sequence[str], stop: StopSignal) -> list[Job]:
     """All jobs of a multirun, each with its settings, or with the reason why they are refused.
 
     Hydra takes a tenth of a second to compose, so it composes once for each combination of group choices. Values that
@@ -157,16 +158,17 @@ def compose_jobs(command: Command, words: Sequence[str]) -> list[Job]:
                 each_value(override) for override in parse_overrides(swept, GlobalHydra.instance().config_loader())
             ]
             for number, chosen in enumerate(itertools.product(*values_of) if swept else ()):
-                groups = tuple(word for word in chosen if split_word(word)[0] in TYPED_GROUPS)
-                if groups not in composed:
-                    typed = [*fixed, *groups]
-                    composed[groups] = hydra.compose("config", overrides=typed, return_hydra_config=True)
-                choices = composed[groups].hydra.runtime.choices
-                parsed = parse_overrides([word for word in chosen if word not in groups])
-                values = {override.key_or_group: override.value() for override in parsed}
-                own = with_values(composed[groups], values, choices)
-                overrides = dict(split_word(word) for word in chosen)
-                jobs.append(make_job(number, overrides, own, choices, command))
+                with stop.held():
+                    groups = tuple(word for word in chosen if split_word(word)[0] in TYPED_GROUPS)
+                    if groups not in composed:
+                        typed = [*fixed, *groups]
+                        composed[groups] = hydra.compose("config", overrides=typed, return_hydra_config=True)
+                    choices = composed[groups].hydra.runtime.choices
+                    parsed = parse_overrides([word for word in chosen if word not in groups])
+                    values = {override.key_or_group: override.value() for override in parsed}
+                    own = with_values(composed[groups], values, choices)
+                    overrides = dict(split_word(word) for word in chosen)
+                    jobs.append(make_job(number, overrides, own, choices, command))
     except HydraException as error:
         raise ConfigError(explain_refusal(str(error), command)) from None
     if not jobs:

@@ -53,7 +53,10 @@ class StopSignal:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let the work inside finish first; long work checks `signum` from time to time."""
+        """Let the work inside finish first; long work checks `signum` from time to time.
+
+        OmegaConf needs it: raised in its middle, Interrupted leaves half-made settings, which fail with another error.
+        """
         self._held = True
         try:
             yield
