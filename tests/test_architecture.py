@@ -54,6 +54,7 @@ PACKAGES = {
     "rich": ("trainer.utils.screen", "trainer.sweep.board"),
     "PIL": ("trainer.data", "trainer.run.recorder"),
     "numpy": ("trainer.data", "trainer.run", "trainer.scratch.with_numpy"),
+    "scipy": ("trainer.utils.evidence",),
     "threadpoolctl": ("trainer.run.machine",),
     "torch": ("trainer",),
 }

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.batches import Batches, Placement, eval_batch_size, generator, move, moves, normalizer
-from trainer.data.splits import Split, Splits
+from trainer.data.augment import expanded, move, moves
+from trainer.data.batches import Batches, Placement, eval_batch_size, generator, normalizer
+from trainer.data.splits import Split, Splits, cut
+from trainer.data.synthetic import synthetic
 from trainer.data.workers import shutting_down, start_worker
 from trainer.utils.errors import Interrupted
 from trainer.utils.signals import StopSignal
@@ -166,6 +169,31 @@ def by_slicing(image: Tensor, augment: str) -> list[Tensor]:
         return [padded[:, oy : oy + h, ox : ox + w] for oy, ox in corners]
     cut = [padded[:, oy : oy + h, ox : ox + w] for oy, ox in itertools.product(range(9), range(9))]
     return [*cut, *(image.flip(2) for image in cut)]
+
+
+def test_expansion_is_each_image_and_its_four_moves() -> None:
+    x = images(3, 2, 9, 7)
+    whole = expanded(x)
+    assert whole.shape == (15, 2, 9, 7)
+    for i, image in enumerate(x):
+        assert [key(found) for found in whole[i::3]] == [key(moved) for moved in by_slicing(image, "shift")]
+
+
+def test_a_set_with_fresh_rows_has_others_in_each_epoch_and_the_same_when_resumed() -> None:
+    options: dict[str, Any] = {"w": [2.0], "b": 3.0, "noise": 0.5, "num_examples": 40, "data_seed": 5}
+    source = synthetic(Path(), Path(), inputs=[0, 5], fresh=True, **options)
+    splits = cut(source, val_fraction=0.25, split_seed=0)
+    batches = Batches(splits, splits.train, CPU, batch_size=8, seed=0)
+    first, second = (torch.cat([x for x, _ in batches.epoch(epoch)]) for epoch in (1, 2))
+    assert len(first) == len(second) == 30
+    assert set(first.flatten().tolist()).isdisjoint(second.flatten().tolist())
+    assert 0 <= first.min() < first.max() <= 5
+    other = Batches(splits, splits.train, CPU, batch_size=8, seed=0)
+    assert torch.equal(torch.cat([x for x, _ in other.epoch(2, start=16)]), second[16:])
+    x, y = next(iter(batches.epoch(2)))
+    assert (y - (2 * x + 3)).abs().max() < 2.5  # the law, within five standard deviations
+    held = Batches(splits, splits.val, CPU)  # what is only measured stays what it is
+    assert torch.equal(*(next(iter(held.epoch(epoch)))[0] for epoch in (0, 2)))
 
 
 def key(image: Tensor) -> bytes:

@@ -58,7 +58,7 @@ BEFORE_TORCH: dict[str, tuple[str, ...]] = {
     "~optimizer.lr=0.1": ("~optimizer.lr", "not removed"),
     "data@val=mnist": ("data@val=mnist",),
     "recipe=foo": ("recipe=foo", "recipe=none"),
-    "experiment=foo": ("experiment=foo", "linear_regression"),
+    "experiment=foo": ("experiment=foo", "d2l_linreg"),
     "data=folder": ("data.root",),
     "paths.data=${oc.env:HOME}": ("paths.data=${oc.env:HOME}",),
     "-m name=a,b": ("name=a,b",),

@@ -451,7 +451,7 @@ def test_a_run_stopped_early_stays_stopped(cli: Cli) -> None:
         ("init_from=first", "epochs=2"),
         ("recipe=none", "optimizer=sgd", "epochs=2"),
         (
-            "experiment=nielsen",
+            "experiment=nielsen_ch1",
             "data=folder",
             "data.root=p",
             "data.size=8",

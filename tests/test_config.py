@@ -40,7 +40,7 @@ from trainer.utils.errors import ConfigError
 
 TABLES = {"data": DATASETS, "model": MODELS, "loss": LOSSES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 PICTURE_SETS = ("mnist", "fashion_mnist", "cifar10", "folder")
-PICTURE_MODELS = ("softmax", "lenet", "resnet18", "resnet34", "torchvision")
+PICTURE_MODELS = ("softmax", "lenet", "convnet", "resnet18", "resnet34", "torchvision")
 # written by hand from the contract: linreg is for regression, mlp for both, the others for classification
 FITTING = (
     {(data, model) for data in ("synthetic", "random") for model in ("linreg", "mlp")}
@@ -154,7 +154,7 @@ def test_options_of_a_data_set_are_its_keywords_and_the_common_ones(name: str) -
     common = {"val_fraction", "split_seed", "order_seed", "drop_last", "limit"}
     common |= {"normalize", "augment"} if name in PICTURE_SETS else set()
     common |= {"resident"} if name in PICTURE_SETS else set()
-    common |= {"workers"} if name == "folder" else set()
+    common |= {"workers"} if name == "folder" else {"expand"} if name in PICTURE_SETS else set()
     of_the_tests = {"digests", "archive_sha256"}
     assert set(options_of("data", name)) == keywords(DATASETS[name]) - of_the_tests | common
 
@@ -260,7 +260,8 @@ def test_models_are_refused_for_the_wrong_task(data: str, model: str) -> None:
 @pytest.mark.parametrize(("data", "loss"), list(product(choices_of("data"), choices_of("loss"))))
 def test_losses_are_refused_for_the_wrong_task(data: str, loss: str) -> None:
     saved = plain(data=data, model="mlp", loss=loss)
-    if (TASK_OF_DATA[data] == REGRESSION) == (loss in ("mse", "l1", "huber")):
+    of_sigmoids = loss in ("quadratic", "sigmoid_cross_entropy")  # for labels, and for targets in [0, 1]
+    if of_sigmoids or (TASK_OF_DATA[data] == REGRESSION) == (loss in ("mse", "l1", "huber")):
         assert from_dict(saved).loss.name == loss
     else:
         with pytest.raises(ConfigError, match=f"loss={loss} does not fit data={data}"):
@@ -569,7 +570,7 @@ def test_a_recipe_wins_over_the_data_set(composed: Callable[..., list[Config]]) 
 
 
 def test_an_experiment_wins_over_a_recipe(composed: Callable[..., list[Config]]) -> None:
-    (config,) = composed("experiment=lenet_cifar10")
+    (config,) = composed("experiment=pytorch_book_cifar")
     assert (config.data.name, config.model.name, config.schedule.name) == ("cifar10", "lenet", "constant")
     assert (config.epochs, config.batch_size) == (2, 4)  # the recipe says 20 and 128
     assert config.optimizer["lr"] == 0.001  # the recipe says 0.05
@@ -583,7 +584,7 @@ def test_the_command_line_wins_over_everything(composed: Callable[..., list[Conf
         "schedule=step",
         "model=mlp",
         "data.augment=shift",
-        "experiment=lenet_cifar10",
+        "experiment=pytorch_book_cifar",
     )
     (config,) = composed(*words)
     assert (config.model.name, config.schedule.name) == ("mlp", "step")
@@ -599,7 +600,7 @@ def test_a_recipe_for_sgd_is_not_applied_to_adam(composed: Callable[..., list[Co
 
 
 def test_the_book_experiment_on_cifar10_has_no_weight_decay(composed: Callable[..., list[Config]]) -> None:
-    (config,) = composed("experiment=lenet_cifar10")  # pytorch-book, ch. 2: SGD(lr=0.001, momentum=0.9)
+    (config,) = composed("experiment=pytorch_book_cifar")  # pytorch-book, ch. 2: SGD(lr=0.001, momentum=0.9)
     assert config.optimizer.options == SGD | {"lr": 0.001, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
 
 
@@ -616,7 +617,7 @@ def test_each_job_of_a_multirun_has_the_same_precedence(composed: Callable[..., 
 
 
 def test_an_experiment_wins_in_each_job_of_a_multirun(composed: Callable[..., list[Config]]) -> None:
-    found = composed("-m", "experiment=lenet_cifar10,linear_regression", "seed=1,2", "optimizer.momentum=0.5")
+    found = composed("-m", "experiment=pytorch_book_cifar,d2l_linreg", "seed=1,2", "optimizer.momentum=0.5")
     assert [(c.data.name, c.epochs, c.seed) for c in found] == [
         ("cifar10", 2, 1),
         ("cifar10", 2, 2),

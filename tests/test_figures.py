@@ -33,7 +33,7 @@ def test_softmax_on_fashion_mnist_reaches_0_825(cli: Cli) -> None:
 def test_softmax_as_the_book_runs_it_learns_at_the_book_s_pace(cli: Cli) -> None:
     # the notes' print-out: training loss and accuracy of each epoch; every seed is within 0.003 of it
     book = [(0.7865, 0.749), (0.5697, 0.814), (0.5261, 0.826), (0.5019, 0.832), (0.4847, 0.837)]
-    assert cli("experiment=softmax_fashion_mnist", f"paths.data={REAL_DATA}", "plots=false", "name=a").code == 0
+    assert cli("experiment=d2l_softmax", f"paths.data={REAL_DATA}", "plots=false", "name=a").code == 0
     rows = [json.loads(line) for line in Path("outputs/a/metrics.jsonl").read_text().splitlines()]
     for row, (loss, accuracy) in zip(rows, book, strict=True):
         assert row["train_loss"] == pytest.approx(loss, abs=0.005)

@@ -275,3 +275,44 @@ def test_what_cannot_be_built_is_refused(
 def test_torchvision_refuses_another_layer_library() -> None:
     with pytest.raises(ConfigError, match=r"model\.impl"):
         torchvision_model(math, (3, 32, 32), 10)  # any module but torch.nn
+
+
+def test_a_conv_net_is_what_its_list_says_and_pooling_first_changes_no_number() -> None:
+    layers = ["conv4x3p1", "max2", "conv6x3", "avg2", "fc12"]
+    model = build("convnet", (2, 10, 12), 7, layers=layers, activation="tanh", dropout=0.3).double().eval()
+    # (2, 10, 12) -> 4 x 5 x 6 -> 6 x 3 x 4 -> 6 x 1 x 2 -> 12 -> 7
+    assert [type(layer).__name__ for layer in model.layers] == [
+        *("Conv2d", "MaxPool2d", "Tanh", "Conv2d", "Tanh", "AvgPool2d", "Flatten"),
+        *("Dropout", "Linear", "Tanh", "Dropout", "Linear"),
+    ]
+    first, second, hidden, last = (layer for layer in model.layers if hasattr(layer, "weight"))
+    x = images(3, 2, 10, 12)
+    a = torch.max_pool2d(torch.tanh(torch.conv2d(x, first.weight, first.bias, padding=1)), 2)  # as the book has it
+    a = torch.nn.functional.avg_pool2d(torch.tanh(torch.conv2d(a, second.weight, second.bias)), 2)
+    expected = torch.tanh(a.flatten(1) @ hidden.weight.T + hidden.bias) @ last.weight.T + last.bias
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_conv_net_with_fan_in_gives_each_layer_the_spread_of_its_inputs() -> None:
+    model = build("convnet", (3, 28, 28), init_std="fan_in", bias_std=1.0, layers=["conv200x5", "max2", "fc300"])
+    for layer in (layer for layer in model.layers if hasattr(layer, "weight")):
+        assert layer.weight.std().item() == pytest.approx(1 / math.sqrt(layer.weight[0].numel()), rel=0.05)
+    assert model.layers[0].bias.std().item() == pytest.approx(1.0, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (["fc10", "conv4x3"], "conv4x3 comes after a fully connected layer"),
+        (["conv4x3", "max9", "max4"], "max4 needs larger images"),
+        (["conv4x31"], "conv4x31 needs larger images"),
+        (["dense4"], "dense4 is no layer"),
+    ],
+)
+def test_a_list_of_layers_that_cannot_be_built_is_refused(layers: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build("convnet", (1, 28, 28), layers=layers)
+
+
+def test_a_linear_regression_can_start_from_a_number() -> None:
+    assert [p.flatten().tolist() for p in build("linreg", (3,), 1, start=2.0).parameters()] == [[2.0] * 3, [2.0]]

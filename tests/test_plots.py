@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import same_color, to_hex
 from PIL import Image
 
+from trainer.plots import line
 from trainer.plots import run as plots
 from trainer.plots.run import Row
 from trainer.plots.style import RED
@@ -56,10 +57,10 @@ PLOTS: dict[str, Callable[[Path], None]] = {
     "grid in colour": lambda path: plots.prediction_grid(GREY[:2].expand(2, 3, 28, 28), NAMES[1:], None, path),
     "comparison": lambda path: plots.comparison(LIBRARIES, dict.fromkeys(LIBRARIES, 1.0), path),
     "comparison of one step": lambda path: plots.comparison(ONE_STEP, dict.fromkeys(ONE_STEP, 1.0), path),
-    "fit": lambda path: plots.fit(*linear_data(1), path),
-    "fit of two features": lambda path: plots.fit(*linear_data(2), path),
-    "fit of four features": lambda path: plots.fit(*linear_data(4), path),
-    "fit of one example": lambda path: plots.fit(*linear_data(2, num_examples=1), path),
+    "fit": lambda path: line.fit(*linear_data(1), path),
+    "fit of two features": lambda path: line.fit(*linear_data(2), path),
+    "fit of four features": lambda path: line.fit(*linear_data(4), path),
+    "fit of one example": lambda path: line.fit(*linear_data(2, num_examples=1), path),
 }
 
 
@@ -199,7 +200,7 @@ def test_long_titles_are_shortened_line_by_line() -> None:
 @pytest.mark.parametrize("num_features", [1, 2])
 def test_fitted_line_has_the_models_slope_and_noiseless_examples_lie_on_it(num_features: int) -> None:
     x, y, weight, bias = linear_data(num_features)
-    panels = plots._fit_figure(x, y, weight, bias).axes
+    panels = line._fit_figure(x, y, weight, bias).axes
     assert len(panels) == num_features
     for j, axes in enumerate(panels):
         (x0, y0), (x1, y1) = axes.get_lines()[0].get_xydata()
@@ -213,14 +214,14 @@ def test_fitted_line_has_the_models_slope_and_noiseless_examples_lie_on_it(num_f
 
 def test_a_wrong_weight_shows_as_the_residual_of_each_example() -> None:
     x, y, weight, bias = linear_data(2)
-    axes = plots._fit_figure(x, y, [weight[0] + 1, weight[1]], bias).axes[0]
+    axes = line._fit_figure(x, y, [weight[0] + 1, weight[1]], bias).axes[0]
     points = torch.as_tensor(axes.collections[0].get_offsets().data)
     torch.testing.assert_close(points[:, 1], weight[0] * points[:, 0] + bias, atol=1e-5, rtol=0)
 
 
 def test_more_than_two_features_show_predicted_against_true() -> None:
     x, y, weight, bias = linear_data(4)
-    (axes,) = plots._fit_figure(x, y, weight, bias - 1).axes
+    (axes,) = line._fit_figure(x, y, weight, bias - 1).axes
     points = torch.as_tensor(axes.collections[0].get_offsets().data)
     torch.testing.assert_close(points[:, 1], points[:, 0] - 1, atol=1e-5, rtol=0)
     ends = axes.get_lines()[0].get_xydata()
@@ -229,7 +230,7 @@ def test_more_than_two_features_show_predicted_against_true() -> None:
 
 @pytest.mark.parametrize(("num_examples", "num_shown"), [(5000, 5000), (5001, 2501), (20000, 5000)])
 def test_a_scatter_is_thinned_to_5000_examples(num_examples: int, num_shown: int) -> None:
-    figure = plots._fit_figure(*linear_data(1, num_examples=num_examples))
+    figure = line._fit_figure(*linear_data(1, num_examples=num_examples))
     assert len(figure.axes[0].collections[0].get_offsets()) == num_shown
 
 

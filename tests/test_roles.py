@@ -93,7 +93,8 @@ FREE_BY_HAND = {
     ),
     *("early_stopping.patience", "early_stopping.min_delta", "save.every_steps", "save.every_seconds"),
     *("stop_at.train_loss", "stop_at.train_accuracy", "stop_at.val_loss", "stop_at.val_accuracy"),
-    *("record.every_steps", "record.histograms_every", "reference.source", "reference.metric", "reference.value"),
+    *("record.every_steps", "record.histograms_every", "record.gradients"),
+    *("reference.source", "reference.metric", "reference.value", "reference.tolerance"),
     *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache"),
     *("data.mirror", "data.resident", "data.workers"),
     *("device.index", "device.num_threads", "device.deterministic", "choices.device"),
@@ -271,7 +272,7 @@ def test_what_has_no_effect_on_eval_changes_nothing(cli: Cli, tmp_path: Path) ->
     assert cli("eval", "checkpoint=a").code == 0
     path = tmp_path / "outputs/a/eval-synthetic-test.json"
     before = json.loads(path.read_text())
-    words = ("loss.form=sum", "model.impl=scratch", "seed=3", "name=b", "experiment=linear_regression", "recipe=none")
+    words = ("loss.form=sum", "model.impl=scratch", "seed=3", "name=b", "experiment=d2l_linreg", "recipe=none")
     outcome = cli("eval", "checkpoint=a", *words)
     assert outcome.code == 0, outcome.err
     assert json.loads(path.read_text())["loss"] == pytest.approx(before["loss"], rel=1e-6)
@@ -283,11 +284,11 @@ def test_what_has_no_effect_on_eval_changes_nothing(cli: Cli, tmp_path: Path) ->
 
 def test_an_experiment_does_not_change_a_run_that_is_resumed(cli: Cli, tmp_path: Path) -> None:
     assert cli("name=a", *QUICK).code == 0
-    outcome = cli("resume=a", "epochs=2", "plots=false", "experiment=nielsen")
+    outcome = cli("resume=a", "epochs=2", "plots=false", "experiment=nielsen_ch1")
     assert outcome.code == 0, outcome.err
     assert "warning: experiment has no effect on resume" in outcome.out
     assert json.loads((tmp_path / "outputs/a/result.json").read_text())["epochs"] == 2
-    again = cli("resume=auto", "name=b", "experiment=linear_regression", *QUICK)
+    again = cli("resume=auto", "name=b", "experiment=d2l_linreg", *QUICK)
     assert again.code == 0
     assert "no effect" not in again.out  # there was no such run: it is started
 

@@ -200,6 +200,7 @@ MODEL_CASES: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
     ("resnet18", (3, 8, 9), {"project_stage1": True}),
     ("resnet18", (3, 40, 33), {"stem": "imagenet", "zero_init_residual": True}),
     ("resnet34", (3, 8, 8), {}),
+    ("convnet", (1, 14, 14), {"layers": ["conv4x3p1", "max2", "conv6x3", "avg2", "fc12"], "dropout": 0.4}),
 ]
 
 

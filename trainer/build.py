@@ -42,14 +42,17 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> 
 
 
 def sigmoid_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of K sigmoids, summed over K, mean over N: (N, K) logits, (N,) int64 labels (Nielsen, eq. 63)."""
-    y = F.one_hot(labels, logits.shape[1]).to(logits)
+    """Cross-entropy of K sigmoids, summed over K, mean over N (Nielsen, eq. 63): (N, K) logits, y as for quadratic."""
+    y = formulas.one_hot(labels, logits)
     return F.binary_cross_entropy_with_logits(logits, y, reduction="sum") / len(logits)
 
 
 def quadratic(logits: Tensor, labels: Tensor) -> Tensor:
-    """||a - y||^2 / 2 with a = sigmoid(logits) (N, K) and y = onehot(labels), mean over N (Nielsen, eq. 6)."""
-    y = F.one_hot(labels, logits.shape[1]).to(logits)
+    """||a - y||^2 / 2 with a = sigmoid(logits) (N, K), mean over N (Nielsen, eq. 6).
+
+    y is the one-hot vector of (N,) int64 labels, or (N, K) targets in [0, 1].
+    """
+    y = formulas.one_hot(labels, logits)
     return F.mse_loss(logits.sigmoid(), y, reduction="sum") / (2 * len(logits))
 
 

@@ -15,6 +15,7 @@ from trainer.config.options import (
     check_value,
     chosen_engines,
     run_settings,
+    swept_by,
     unknown_key,
 )
 from trainer.config.ranges import RANGES, FilePath
@@ -125,11 +126,16 @@ def parse_command(args: Sequence[str]) -> Command:
         else:
             overrides += expand(word, multirun or "-m" in words or "--multirun" in words)
     check_twice(overrides)
+    if verb == "train" and not flags:
+        overrides, has_lists = with_lists(overrides)
+        multirun |= has_lists
     check_engines(overrides, multirun)  # at the end, since -m may come last
     if multirun and flags:
         raise ConfigError(f"{flags[0]} prints the settings of one run. Leave -m and the lists of values out.")
     if multirun and verb != "train":
         raise ConfigError(f"-m is for training. Run {verb} without it, once for each value.")
+    if any(split_word(word)[0] == "seeds" for word in overrides):
+        raise ConfigError("seeds= is for training: it trains one run for each of so many seeds. Type seed= instead.")
     return Command(verb, tuple(overrides), multirun, tuple(flags))
 
 
@@ -141,6 +147,27 @@ def check_twice(words: Sequence[str]) -> None:
             both = f"{key}={unquote(before[key])} and {key}={unquote(value)}"
             raise ConfigError(f"{key} is given twice: {both}. Leave one of them out.")
         before[key] = value
+
+
+def with_lists(words: Sequence[str]) -> tuple[list[str], bool]:
+    """The words with the lists that seeds= and an experiment stand for, and whether there are any.
+
+    Raises:
+        ConfigError: seeds is no whole number, or seed is a list as well.
+    """
+    typed = dict(map(split_word, words))
+    resumes = typed.get("resume", "null") != "null"
+    lists = {} if resumes else {k: v for k, v in swept_by(typed.get("experiment")).items() if k not in typed}
+    if (seeds := typed.get("seeds")) is not None:
+        first = typed.get("seed", "0")
+        if not re.fullmatch(r"[1-9]\d{0,2}", seeds) or resumes:
+            what = "a resumed run keeps its own seed" if resumes else "Allowed: whole numbers from 1 to 999"
+            raise ConfigError(f"seeds={seeds} is not allowed: {what}. It trains one run for each of so many seeds.")
+        if not first.isdecimal():
+            raise ConfigError(f"seeds={seeds} counts on from seed={first}, which is no whole number. Leave one out.")
+        lists["seed"] = ",".join(str(int(first) + i) for i in range(int(seeds)))
+    kept = [word for word in words if split_word(word)[0] not in ("seeds", *lists)]
+    return [*kept, *(f"{key}={value}" for key, value in lists.items())], any("," in v for v in lists.values())
 
 
 def check_engines(words: Sequence[str], multirun: bool) -> None:
@@ -204,6 +231,8 @@ def expand(word: str, multirun: bool) -> list[str]:
             if (key, choice) != ("experiment", "null"):
                 check_choice(key, choice)
         return [f"{key}={value}"]
+    if key == "seeds":  # with_lists() writes it out
+        return [word]
     if key not in all_keys():
         raise unknown_key(key)
     if value and isinstance(rule := RANGES.get(key), FilePath):  # here, since a run is looked up before Hydra composes

@@ -30,8 +30,9 @@ def check_fit(config: Config) -> None:
             "optimizer.nesterov=true needs optimizer.momentum above 0, for example optimizer.momentum=0.9."
         )
     model = config.model.options
-    if model.get("bias_std") and (model["init_std"] == "torch" or not model["bias"]):
-        reason = "model.bias=false has none" if not model["bias"] else "model.init_std=torch draws them itself"
+    has_biases = model.get("bias", True)
+    if model.get("bias_std") and (model["init_std"] == "torch" or not has_biases):
+        reason = "model.init_std=torch draws them itself" if has_biases else "model.bias=false has none"
         raise ConfigError(f"model.bias_std={model['bias_std']:g} is for the initial biases, but {reason}. Allowed: 0.")
     if config.data.name == "folder" and not config.data["root"] and config.input is None:  # else it is not read
         raise ConfigError("data=folder needs data.root=<a folder with a folder of images for each class>.")

@@ -81,6 +81,15 @@ def group_choices(typed: Mapping[str, str]) -> dict[str, str]:
     return {group: choices[group] for group in GROUPS}
 
 
+def swept_by(experiment: str | None) -> dict[str, str]:
+    """{key: list of values} that an experiment sweeps over; none where it brings a sweeper of its own."""
+    path = CONFIGS / f"experiment/{experiment}.yaml"
+    if not path.is_file() or "hydra/sweeper" in _defaults_in(f"experiment/{experiment}.yaml"):
+        return {}
+    brought: dict[str, str] = load_yaml(path).get("hydra", {}).get("sweeper", {}).get("params", {})
+    return brought
+
+
 def chosen_engines(typed: Mapping[str, str]) -> dict[str, str]:
     """What chooses the jobs of a multirun (hydra/sweeper) and what runs them (hydra/launcher); basic: Hydra's own.
 
@@ -101,7 +110,7 @@ def defaults_of(choices: Mapping[str, str]) -> dict[str, Any]:
 
 def all_keys() -> set[str]:
     """Every dotted key of any choice, and the groups."""
-    keys = set(run_settings()) | {*GROUPS, "experiment", "recipe"}
+    keys = set(run_settings()) | {*GROUPS, "experiment", "recipe", "seeds"}
     return keys.union(*(flatten(_options_of(g, name), f"{g}.") for g in GROUPS for name in choices_of(g)))
 
 

@@ -5,6 +5,7 @@ The YAML files of configs/ say which settings exist and of which type they are; 
 
 import math
 import os
+import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,6 +97,21 @@ class Normalize:
 
 
 @dataclass(frozen=True)
+class Span:
+    """[low, high]."""
+
+    def __str__(self) -> str:
+        return "[low, high]"
+
+    def __call__(self, value: Any) -> Any:
+        """Return the value in its final type, or raise ValueError."""
+        low, high = (Range(-1e6, 1e6)(bound) for bound in value) if isinstance(value, list) else (1, 0)
+        if low > high:
+            raise ValueError
+        return [low, high]
+
+
+@dataclass(frozen=True)
 class Such:
     """Values that fulfil a condition, and its wording for messages."""
 
@@ -152,6 +168,8 @@ ADDRESS = Such(
 SEED = Range(0, 2**63 - 1, whole=True)
 SHARE = Range(0, 1, open_high=True)
 POSITIVE = Range(0, 1e6, open_low=True)
+LAYER = r"conv[1-9]\d{0,4}x[1-9]\d{0,2}(p\d{1,2})?|(max|avg)[1-9]\d?|fc[1-9]\d{0,5}"  # of model=convnet
+REFERENCE_METRICS = ("test_accuracy", "test_loss", "train_loss", "weight_error")
 IMPLS = ("concise", "autograd", "scratch", "numpy")
 RANGES: dict[str, Rule] = {
     **{key: FilePath() for key in ("resume", "checkpoint", "input", "output", "init_from", "data.root")},
@@ -176,11 +194,13 @@ RANGES: dict[str, Rule] = {
     "sweep.stack": OneOf(("auto", True, False)),
     "record.every_steps": Range(1, 10**9, whole=True),
     "record.histograms_every": Range(0, 100_000, whole=True),
-    "reference.metric": OneOf((None, "test_accuracy", "test_loss", "weight_error")),
+    "reference.metric": OneOf((None, *REFERENCE_METRICS)),
     "reference.value": Range(-1e9, 1e9),
+    "reference.tolerance": Range(0, 1e9),
     "data.w": Range(-1e6, 1e6),
     "data.b": Range(-1e6, 1e6),
     "data.noise": Range(0, 1e6),
+    "data.inputs": Either(OneOf(("normal",)), Span()),
     "data.num_inputs": Range(1, 10**6, whole=True),
     "data.num_targets": Range(1, 10**6, whole=True),
     "data.num_examples": Range(2, 10**8, whole=True),
@@ -191,6 +211,7 @@ RANGES: dict[str, Rule] = {
     "data.order_seed": SEED,
     "data.limit": Range(1, 10**9, whole=True),
     "data.normalize": Normalize(),
+    "data.expand": OneOf(("none", "shift")),
     "data.augment": OneOf(("none", "crop_flip", "shift")),
     "data.size": Range(8, 1024, whole=True),
     "data.channels": OneOf((1, 3)),
@@ -201,8 +222,13 @@ RANGES: dict[str, Rule] = {
     "data.workers": Range(0, 64, whole=True),
     "model.init_std": Either(OneOf(("fan_in", "torch")), Range(0, 100)),
     "model.bias_std": Range(0, 100),
+    "model.start": Range(-1e6, 1e6),
     "model.num_hiddens": Range(1, 10**6, whole=True),
     "model.activation": OneOf(("relu", "sigmoid", "tanh")),
+    "model.layers": Such(
+        "conv20x5 (20 channels of 5x5), conv20x5p2 (padded by 2), max2, avg2 or fc100",
+        lambda value: isinstance(value, str) and bool(re.fullmatch(LAYER, value)),
+    ),
     "model.pooling": OneOf(("max", "avg")),
     "model.stem": OneOf(("auto", "cifar", "imagenet")),
     "model.dropout": SHARE,
@@ -250,6 +276,7 @@ TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the tasks of each model a
         "softmax": (CLASSIFICATION,),
         "mlp": BOTH,
         "lenet": (CLASSIFICATION,),
+        "convnet": (CLASSIFICATION,),
         "resnet18": (CLASSIFICATION,),
         "resnet34": (CLASSIFICATION,),
         "torchvision": (CLASSIFICATION,),
@@ -259,8 +286,8 @@ TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the tasks of each model a
         "l1": (REGRESSION,),
         "huber": (REGRESSION,),
         "cross_entropy": (CLASSIFICATION,),
-        "sigmoid_cross_entropy": (CLASSIFICATION,),
-        "quadratic": (CLASSIFICATION,),
+        "sigmoid_cross_entropy": BOTH,
+        "quadratic": BOTH,
     },
 }
 TENSORS, ALL = ("autograd", "scratch"), ("autograd", "scratch", "numpy")
@@ -270,6 +297,7 @@ IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the libraries of each par
         "softmax": ALL,
         "mlp": ALL,
         "lenet": TENSORS,
+        "convnet": TENSORS,
         "resnet18": TENSORS,
         "resnet34": TENSORS,
     },

@@ -39,7 +39,7 @@ role      settings                                         train resume sweep ev
 NUMBERS   experiment recipe recipe/                          +     -      +     -     -         +            +
 NUMBERS   data data.                                         +     +      +     +     +         +            +
 NUMBERS   data.val_fraction data.split_seed data.limit       +     +      +     -     -         +            +
-NUMBERS   data.normalize data.augment                        +     +      +     -     -         +            +
+NUMBERS   data.normalize data.augment data.expand            +     +      +     -     -         +            +
 NUMBERS   data.order_seed data.drop_last                     +     +      +     -     -         +            +
 COMMAND   data.mirror                                        +     +      +     +     +         +            +
 MACHINE   data.resident data.workers                         +     +      +     +     +         +            +
@@ -73,6 +73,7 @@ COMMAND   overwrite                                          +     x      x     
 COMMAND   checkpoint                                         x     x      x     +     +         x            x
 COMMAND   split                                              x     x      x     +     x         x            x
 COMMAND   input output                                       x     x      x     x     +         x            x
+SWEEP     seeds                                              +     x      +     x     x         x            x
 SWEEP     sweep.                                             -     -      +     -     -         -            -
 SWEEP     hydra/sweeper hydra.sweeper.                       x     x      +     x     x         x            x
 LAUNCH    hydra.sweeper.n_jobs hydra.sweeper.n_trials        x     x      +     x     x         x            x
@@ -225,6 +226,7 @@ def without_effect(use: str, config: Config) -> list[str]:
         "early_stopping.min_delta": (not config.early_stopping.patience, "early_stopping.patience=0 never stops"),
         "reference.source": (config.reference.metric is None, "reference.metric is null"),
         "reference.value": (config.reference.metric is None, "reference.metric is null"),
+        "reference.tolerance": (config.reference.metric is None, "reference.metric is null"),
         "overwrite": (trains and config.name is None, "name= is not given, and each new name is another"),
         "plots": (use == "eval" and regression, "it draws nothing for a regression"),
     }

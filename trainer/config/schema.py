@@ -59,6 +59,7 @@ class Record:
 
     every_steps: int
     histograms_every: int
+    gradients: bool  # each layer's length in metrics.jsonl
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Reference:
     source: str | None
     metric: str | None
     value: float | None
+    tolerance: float  # how far a result may be from it and still count as the same
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "cifar10": cifar10,
     "folder": class_folders,
 }
-CUT = ("val_fraction", "split_seed", "limit", "normalize")  # options that splits.cut handles, for every set alike
+# options that splits.cut handles, for every set alike
+CUT = ("val_fraction", "split_seed", "limit", "expand", "normalize")
 BATCHES = ("augment", "workers", "resident", "order_seed", "drop_last")  # options that batches.py handles
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from trainer.data.augment import move, moves
 from trainer.data.splits import Split, Splits
 from trainer.data.workers import shutting_down, start_worker
 
@@ -65,16 +66,21 @@ class Batches:
         self.placement, self.seed, self.workers = placement, seed, workers
         self.rank, self.world, self.in_shape = rank, world, splits.in_shape
         self.batch_size, self.drop_last = batch_size or eval_batch_size(splits.in_shape), drop_last
-        self.x = split.x
-        if isinstance(split.x, Tensor) and (fits(split.x, placement.device) if resident == "auto" else resident):
-            self.x = split.x.to(placement.device)
-        self.y = split.y.to(placement.device)  # always: labels are small
-        if self.y.is_floating_point():  # targets of a regression; class numbers stay int64
-            self.y = self.y.to(placement.dtype)
+        self.resident, self.of_epoch = resident, splits.of_epoch if seed is not None else None
+        self.hold(split)
         self.normalize = normalizer(splits.mean, splits.std, placement)
         self.augment = augment if seed is not None else "none"  # evaluation sees the images unchanged
         if self.augment != "none":
             self.moves = moves(self.augment, *splits.in_shape[1:]).to(placement.device)
+
+    def hold(self, split: Split) -> None:
+        """Take the examples of a split, on the device where they fit there."""
+        self.x, device = split.x, self.placement.device
+        if isinstance(split.x, Tensor) and (fits(split.x, device) if self.resident == "auto" else self.resident):
+            self.x = split.x.to(device)
+        self.y = split.y.to(device)  # always: labels are small
+        if self.y.is_floating_point():  # targets of a regression; class numbers stay int64
+            self.y = self.y.to(self.placement.dtype)
 
     def __len__(self) -> int:
         return len(self.sizes())
@@ -101,6 +107,8 @@ class Batches:
         """
         # Shuffle and draw for all n examples even if start > 0: a resumed epoch must see what the whole one saw.
         n = len(self.y)
+        if self.of_epoch is not None:
+            self.hold(self.of_epoch(epoch, n))
         order = torch.arange(n)
         if self.seed is not None:
             order = torch.randperm(n, generator=generator(self.seed, epoch, "order"))
@@ -198,35 +206,3 @@ def normalizer(mean: Sequence[float], std: Sequence[float], placement: Placement
         return x.to(placement.dtype).mul_(scale).add_(shift)
 
     return normalize
-
-
-def moves(augment: str, height: int, width: int) -> Tensor:
-    """Return all ways to shift an image: (M, height * width) int64, the pixel that each pixel is taken from.
-
-    height * width stands for a pixel outside the image.
-
-    Args:
-        augment: crop_flip: 9 x 9 offsets of up to 4 pixels, each plain and mirrored (He et al. 2016, sec. 4.2); shift:
-            none and one pixel in each of four directions (Nielsen, ch. 6).
-        height: of an image, in pixels.
-        width: likewise.
-    """
-    if augment == "crop_flip":
-        offsets = [(oy, ox, flip) for flip in (False, True) for oy in range(-4, 5) for ox in range(-4, 5)]
-    else:
-        offsets = [(0, 0, False), (-1, 0, False), (1, 0, False), (0, -1, False), (0, 1, False)]
-    table = []
-    for oy, ox, flip in offsets:
-        rows, columns = torch.arange(height)[:, None] + oy, torch.arange(width) + ox  # (H, 1) and (W,)
-        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-        places = torch.where(inside, rows * width + columns, height * width)
-        table.append((places.flip(1) if flip else places).flatten())  # mirrored after the shift
-    return torch.stack(table)
-
-
-def move(x: Tensor, places: Tensor) -> Tensor:
-    """Shift each image of x (B, C, H, W) by its row of places (B, H * W); pixels from outside are 0."""
-    # One gather for the whole batch: slicing image by image would be a Python call for each.
-    b, c, h, w = x.shape
-    with_outside = torch.cat([x.view(b, c, h * w), x.new_zeros(b, c, 1)], 2)  # place H * W is the outside
-    return with_outside.gather(2, places[:, None].expand(b, c, h * w)).view(b, c, h, w)

@@ -4,12 +4,13 @@ A source has a training and a test part. Validation is cut from the training par
 stratified and seeded, so that no reader does it in its own way. Nothing here reads a file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from trainer.data.augment import expanded
 from trainer.data.stratify import missing_classes, stratified
 from trainer.utils.errors import ConfigError
 
@@ -53,6 +54,7 @@ class Source:
         val: a validation part, where the set comes with one.
         ignores: options of the data set that it has no use for.
         earlier_sha256: the digest of the same data in checkpoints of earlier versions, where they had another.
+        of_epoch: the training examples of (epoch, how many), where each epoch has its own.
     """
 
     train: Split
@@ -65,6 +67,7 @@ class Source:
     val: Split | None = None
     ignores: tuple[str, ...] = ()
     earlier_sha256: str = ""
+    of_epoch: Callable[[int, int], Split] | None = None
 
     @property
     def task(self) -> str:
@@ -89,6 +92,7 @@ class Splits:
     ignores: tuple[str, ...] = ()  # options that had no effect
     gaps: tuple[str, ...] = ()  # a line for each part that lacks a class
     earlier_sha256: str = ""
+    of_epoch: Callable[[int, int], Split] | None = None  # see Source
 
 
 def cut(
@@ -97,6 +101,7 @@ def cut(
     val_fraction: float,
     split_seed: int,
     limit: int | None = None,
+    expand: str = "none",
     normalize: str | list[float] = "own",
 ) -> Splits:
     """Cut validation from the training part, limit the rest, and choose the normalisation.
@@ -106,6 +111,7 @@ def cut(
         val_fraction: share of the training part below 1, a count from 1 on; no effect where the source has a val.
         split_seed: decides which examples go where; the run's own seed does not.
         limit: number of training examples to keep after the cut, stratified, of each class at least one; None: all.
+        expand: none, or shift: train on each image moved by a pixel in each direction, too (augment.expanded).
         normalize: own (the set's mean and std), none (pixels stay in [0, 1]) or [mean, std] for every channel.
     Returns:
         The splits. Training keeps an example of each class where the sizes allow it.
@@ -128,6 +134,10 @@ def cut(
         # Another seed than that of the cut, so that the two choices do not depend on each other.
         kept, _ = stratified(train.y if source.classes else None, len(train), limit, split_seed + 1, each=True)
         train = train.take(kept)
+    if expand == "shift":
+        if not isinstance(train.x, Tensor):
+            raise ConfigError("data.expand=shift needs a set that is held in memory. Allowed: data.expand=none.")
+        train = Split(expanded(train.x), train.y.repeat(5))
     mean, std = source.mean, source.std
     if normalize == "none":  # (x - 0) / 1 with pixels in [0, 1]
         mean, std = (0.0,) * len(mean), (1.0,) * len(std)
@@ -140,4 +150,5 @@ def cut(
     gaps = tuple(missing_classes(labels, source.classes)) if source.classes else ()
     num_outputs = len(source.classes) or source.train.y.shape[1]  # K classes, or the targets of an example
     described = (source.in_shape, num_outputs, source.task, source.classes, mean, std, source.sha256)
-    return Splits(train, val, source.test, *described, ignores, gaps, source.earlier_sha256 or source.sha256)
+    earlier = source.earlier_sha256 or source.sha256
+    return Splits(train, val, source.test, *described, ignores, gaps, earlier, source.of_epoch)

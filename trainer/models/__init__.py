@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch.nn import Module
 
+from trainer.models.convnet import ConvNet
 from trainer.models.lenet import LeNet
 from trainer.models.linear import LinearRegression, SoftmaxRegression
 from trainer.models.mlp import MLP
@@ -20,6 +21,7 @@ MODELS: dict[str, Callable[..., Module]] = {
     "softmax": SoftmaxRegression,
     "mlp": MLP,
     "lenet": LeNet,
+    "convnet": ConvNet,
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "torchvision": torchvision_model,

@@ -14,7 +14,7 @@ def init_linear(linear: Module, init_std: float | str, bias_std: float = 0.0) ->
     """Draw the weights of `linear` from N(0, init_std^2) and its bias from N(0, bias_std^2), from the global generator.
 
     Args:
-        linear: a layer with `weight` (out, in) and perhaps `bias` (out,), changed in place.
+        linear: a layer with `weight` (out, in, ...) and perhaps `bias` (out,), changed in place.
         init_std: a number; or fan_in for 1 / sqrt(inputs), which gives the outputs the spread of the inputs (Nielsen,
             ch. 3; LeCun et al. 1998); or torch to keep what the layer drew itself, bias included.
         bias_std: 0 sets the bias to 0.
@@ -26,7 +26,7 @@ def init_linear(linear: Module, init_std: float | str, bias_std: float = 0.0) ->
             if name == "bias":
                 parameter.normal_(0.0, bias_std) if bias_std else parameter.zero_()  # 0 draws no random numbers
             else:
-                parameter.normal_(0.0, 1 / math.sqrt(parameter.shape[1]) if init_std == "fan_in" else float(init_std))
+                parameter.normal_(0.0, 1 / math.sqrt(parameter[0].numel()) if init_std == "fan_in" else float(init_std))
 
 
 class LinearRegression(Module):
@@ -37,19 +37,30 @@ class LinearRegression(Module):
         in_shape: (D,).
         num_outputs: number of values predicted per example.
         init_std: standard deviation of the initial weights, fan_in or torch (init_linear); the bias starts at 0.
+        start: a number that all weights and biases start at instead; None: init_std decides.
     Raises:
         ConfigError: the examples are not rows of numbers.
     Source: d2l, section 3.1 (linear regression) and 3.5 (its initial values).
     """
 
     def __init__(
-        self, nn: ModuleType, in_shape: tuple[int, ...], num_outputs: int, *, init_std: float | str = 0.01
+        self,
+        nn: ModuleType,
+        in_shape: tuple[int, ...],
+        num_outputs: int,
+        *,
+        init_std: float | str = 0.01,
+        start: float | None = None,
     ) -> None:
         super().__init__()
         if len(in_shape) != 1:
             raise ConfigError(f"model=linreg needs rows of shape (D,), but the examples have shape {in_shape}.")
         self.linear = nn.Linear(in_shape[0], num_outputs)
         init_linear(self.linear, init_std)
+        if start is not None:
+            with torch.no_grad():
+                for parameter in self.linear.parameters():
+                    parameter.fill_(start)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, num_outputs)."""

@@ -36,7 +36,6 @@ from trainer.plots.style import (
 )
 from trainer.utils.text import one_line
 
-MAX_POINTS = 5000  # a denser scatter is one blot
 Row = Mapping[str, float | None]  # one line of metrics.jsonl
 
 
@@ -61,6 +60,17 @@ def learning_rate(points: Sequence[tuple[int, float]], path: Path) -> None:
     """
     with rc_context(STYLE):
         save_figure(_learning_rate_figure(points), path)
+
+
+def gradients(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Plot the length of each hidden layer's gradient over the epochs: how fast the layer learns (Nielsen, ch. 5).
+
+    Args:
+        rows: lines of metrics.jsonl with `gradient_norms`, at least one.
+        path: the PNG to write.
+    """
+    with rc_context(STYLE):
+        save_figure(_gradients_figure(rows), path)
 
 
 def confusion(matrix: Tensor, classes: Sequence[str], path: Path) -> None:
@@ -97,25 +107,6 @@ def caption(predicted: str, probability: float, *, true: str | None = None, name
     said = f"{short(predicted, 12)} {probability:.0%}"
     file = [name if len(name) <= 18 else f"...{name[-15:]}"] if name else []  # names differ at their ends
     return "\n".join([*file, said if true is None else f"{short(true, 60)} / {said}"])
-
-
-def fit(x: Tensor, y: Tensor, weight: Sequence[float], bias: float, path: Path) -> None:
-    """Plot a linear model y = x w + b over its data, at most MAX_POINTS examples at equal distances.
-
-    One or two features: a panel per feature, with y minus the fitted part of the other feature (a
-    component-plus-residual plot, Ezekiel 1924); with one feature that is y itself. The scatter round the line is the
-    model's error, while a raw scatter of y against one of two features would mostly show the other feature.
-    More features: predicted against true y, with the diagonal on which a perfect model lies.
-
-    Args:
-        x: (N, D) float, N >= 1.
-        y: (N, 1) float.
-        weight: D floats.
-        bias: b.
-        path: the PNG to write.
-    """
-    with rc_context(STYLE):
-        save_figure(_fit_figure(x, y, weight, bias), path)
 
 
 def comparison(
@@ -273,28 +264,19 @@ def _prediction_figure(
     return figure
 
 
-def _fit_figure(x: Tensor, y: Tensor, weight: Sequence[float], bias: float) -> Figure:
-    stride = ceil(len(x) / MAX_POINTS)
-    x, y = x[::stride].detach().cpu().double(), y[::stride].detach().cpu().double().flatten()
-    w = torch.tensor(weight, dtype=torch.float64)
-    num_panels = len(w) if len(w) <= 2 else 1
-    figure, panels = side_by_side(num_panels, width=5.4, height=4.4)
-    y_hat = x @ w + bias  # (N,)
-    if len(w) > 2:
-        _scatter_with_line(panels[0], y, y_hat, slope=1.0, intercept=0.0, label="perfect fit")
-        panels[0].set(title=f"Fit over {len(w)} features", xlabel="true y", ylabel="predicted y")
-        return figure
-    for j, axes in enumerate(panels):
-        part = w[j] * x[:, j] + bias
-        _scatter_with_line(axes, x[:, j], part + (y - y_hat), slope=weight[j], intercept=bias, label="fitted line")
-        rest = "" if len(w) == 1 else f" - w{2 - j} x{2 - j}"
-        axes.set(title=f"w{j + 1} = {weight[j]:.4f}, b = {bias:.4f}", xlabel=f"x{j + 1}", ylabel="y" + rest)
-    return figure
-
-
-def _scatter_with_line(axes: Axes, x: Tensor, y: Tensor, *, slope: float, intercept: float, label: str) -> None:
-    alpha = 0.7 if len(x) <= 200 else 0.35
-    axes.scatter(x.numpy(), y.numpy(), s=14, color=BLUE, alpha=alpha, linewidths=0, label="examples")
-    ends = torch.stack([x.min(), x.max()])
-    axes.plot(ends.numpy(), (slope * ends + intercept).numpy(), color=ORANGE, label=label)
+def _gradients_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    figure, (axes,) = side_by_side(1, width=7.0, height=4.4)
+    names = list(rows[0]["gradient_norms"])
+    biases = [name for name in names if name.endswith("bias")] or names
+    hidden = biases[:-1] or biases  # the book leaves the output layer out
+    colors = (BLUE, ORANGE, GREEN, RED, INK, FAINT)
+    for i, name in enumerate(hidden):
+        lengths = [row["gradient_norms"].get(name, nan) for row in rows]
+        label = f"hidden layer {i + 1} ({name})" if biases[:-1] else name
+        axes.plot([row["epoch"] for row in rows], lengths, color=colors[i % 6], linewidth=1.4, label=label)
+    axes.set(title="Speed of learning", xlabel="epoch", ylabel="length of the gradient, after the epoch's last step")
+    if all(row["gradient_norms"].get(name, 0) > 0 for row in rows for name in hidden):
+        logarithmic(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend()
+    return figure

@@ -24,7 +24,7 @@ from trainer.run.recorder import Recorder, SilentRecorder
 from trainer.run.resume import Start
 from trainer.run.safe_load import read_weights
 from trainer.run.session import Reporter, Session
-from trainer.run.shapes import check_smallest_part
+from trainer.run.shapes import check_smallest_part, check_targets
 from trainer.run.target import Target, find, path_of, resolve_resume
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import remove_temporary, write_json
@@ -173,6 +173,7 @@ def make_parts(
     parts = distribute(config, parts)
     with ranks.together():
         check_smallest_part(config, parts)
+        check_targets(config, parts.splits)
         progress = Progress()
         if start is not None:
             progress = put_in(start, config, parts, screen)

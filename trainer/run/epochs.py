@@ -13,6 +13,7 @@ from trainer.run.checkpoint import pack
 from trainer.run.checkpoint_files import keep_as_best, path_of_step, tidy, write_checkpoint
 from trainer.run.parts import Parts
 from trainer.run.progress import Progress
+from trainer.run.result import looks_inside
 from trainer.run.session import Session, check_finite, diverged
 from trainer.run.watch import Watch
 from trainer.totals import Totals
@@ -73,7 +74,7 @@ def end_epoch(s: Session, totals: Totals, val: Evaluation | None) -> None:
     """Record the epoch, note whether it is the best and whether training stops here, save."""
     if val is not None:
         check_finite(s, val.loss, s.progress.step, s.progress.step)
-    row = row_of_epoch(s.parts, s.progress, totals, val)
+    row = row_of_epoch(s.parts, s.progress, totals, val) | looks_inside(s.config, s.parts)
     with s.parts.ranks.together():
         s.recorder.epoch(row)
         every = s.config.record.histograms_every

@@ -151,7 +151,8 @@ def narrow(config: Config, splits: Splits, batches: int) -> Splits:
     batches = 1 if config.fast_dev_run else batches
     if config.overfit_batches:
         few = few_of(splits.train, config.overfit_batches * config.batch_size, config.seed)
-        return replace(splits, train=few, val=few)  # validated on the same: can the model memorise them at all?
+        # validated on the same, in each epoch: can the model memorise them at all?
+        return replace(splits, train=few, val=few, of_epoch=None)
     if batches:
         n = batches * config.batch_size
         return replace(splits, train=few_of(splits.train, n), val=few_of(splits.val, n), test=few_of(splits.test, n))

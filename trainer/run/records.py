@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainer.config.ranges import OneOf, Range, Rule, Such
+from trainer.config.ranges import REFERENCE_METRICS, OneOf, Range, Rule, Such
 from trainer.utils.errors import ConfigError, DamagedError
 from trainer.utils.objective import DECIDING
 from trainer.utils.text import one_line, short_repr
@@ -18,6 +18,7 @@ from trainer.utils.text import one_line, short_repr
 MAX_RECORD = 2**26  # of a record: 100,000 epochs take 30 MB
 MAX_TEXT = 100_000  # characters: a list of the reasons why jobs failed is long
 MAX_FIELDS = 1000
+MAX_WEIGHTS = 8  # of a linear regression whose numbers are kept after each epoch
 STATES = ("running", "done", "interrupted", "failed", "diverged")
 
 WHOLE = Range(0, 2**53, whole=True)
@@ -43,8 +44,22 @@ def all_of(key: Rule, value: Rule) -> Callable[[Any], bool]:
     )
 
 
+def is_reference(value: Any) -> bool:
+    """Whether this is what result.json holds of a published figure."""
+    return fault_of(value, OF_REFERENCE) == ""
+
+
 TIME = Such("a time with its zone", time_with_zone)
 WORDS = Such("settings and their values as text", all_of(ANY_TEXT, ANY_TEXT))
+OF_REFERENCE: "Fields" = {
+    "metric": OneOf(REFERENCE_METRICS),
+    "value": NUMBER,
+    "tolerance": NUMBER,
+    "source": Such("text or null", lambda value: value is None or accepts(ANY_TEXT, value)),
+    "yours": NUMBER,
+    "n": WHOLE,
+    "verdict": ANY_TEXT,
+}
 Fields = Mapping[str, Rule]  # by dotted name; one that ends in ? may be missing
 OF_STATUS: Fields = {
     "state": OneOf(STATES),
@@ -63,6 +78,8 @@ OF_ROW: Fields = {
     "val_accuracy?": NUMBER,
     "seconds": NUMBER,
     "samples_per_second": NUMBER,
+    "gradient_norms?": Such("figures", all_of(ANY_TEXT, NUMBER)),
+    **{f"{name}?": NUMBER for name in (*(f"w{i + 1}" for i in range(MAX_WEIGHTS)), "b")},
 }
 OF_RESULT: Fields = {
     "epochs": WHOLE,
@@ -76,6 +93,7 @@ OF_RESULT: Fields = {
     "test": Such("figures", all_of(ANY_TEXT, FIGURE)),
     "test.loss": FIGURE,
     "test.n": WHOLE,
+    "reference?": Such("a figure beside a published one", is_reference),
 }
 OF_CONFIG: Fields = {"config": Such("settings", lambda value: isinstance(value, dict))}
 OF_SWEEP: Fields = {"sweeper": ANY_TEXT, "made_of": WORDS}

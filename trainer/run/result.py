@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,7 +21,9 @@ from trainer.run.directory import Run, command_for
 from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder
+from trainer.run.records import MAX_WEIGHTS
 from trainer.utils.files import write_csv
+from trainer.utils.objective import rating, said
 from trainer.utils.screen import Screen, shown
 from trainer.utils.text import one_line
 
@@ -45,16 +48,61 @@ def result_of(config: Config, parts: Parts, progress: Progress, run: Run, test: 
     if config.fast_dev_run:
         result["fast_dev_run"] = True  # its figures are of one batch: nobody compares them
     if config.model.name == "linreg":
-        weights = parts.measured.state_dict()
-        result["weight"] = weights["linear.weight"].flatten().tolist()
-        bias = weights["linear.bias"].tolist()
-        result["bias"] = bias[0] if len(bias) == 1 else bias
+        result |= fitted(parts.measured)
+    if rows and (verdict := verdict_of(config, result, rows[-1])):
+        result["reference"] = verdict
     return result
+
+
+def fitted(model: torch.nn.Module) -> dict[str, Any]:
+    """The numbers of a linear regression: `weight`, all of them, and `bias`, one or several."""
+    weights = model.state_dict()
+    bias = weights["linear.bias"].tolist()
+    return {"weight": weights["linear.weight"].flatten().tolist(), "bias": bias[0] if len(bias) == 1 else bias}
+
+
+def looks_inside(config: Config, parts: Parts) -> dict[str, Any]:
+    """What some plots are drawn from, after an epoch: gradients' lengths, and the numbers of a small linear model."""
+    found: dict[str, Any] = {}
+    if config.record.gradients:
+        named = [(name, p.grad) for name, p in parts.model.named_parameters() if p.grad is not None]
+        found["gradient_norms"] = {name: torch.linalg.vector_norm(grad).item() for name, grad in named}
+    if config.model.name == "linreg" and build.parameter_count(parts.model) <= MAX_WEIGHTS + 1:
+        line = fitted(parts.measured)
+        if isinstance(line["bias"], float):  # else it has several outputs
+            found |= {f"w{i + 1}": w for i, w in enumerate(line["weight"])} | {"b": line["bias"]}
+    return found
+
+
+def verdict_of(config: Config, result: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run comes to beside the published figure; {} where there is none, or the run has no such figure.
+
+    Args:
+        config: names the figure.
+        result: of result.json so far.
+        last: the line of metrics.jsonl of the last epoch.
+    """
+    reference, test = config.reference, result["test"]
+    figures = {"test_accuracy": test.get("accuracy"), "test_loss": test["loss"], "train_loss": last["train_loss"]}
+    if has_known_law(config):
+        figures["weight_error"] = weight_error(config, result)
+    yours = figures.get(str(reference.metric))
+    if yours is None or config.fast_dev_run:
+        return {}
+    assert reference.metric is not None
+    assert reference.value is not None  # config/fit.py sees to it
+    word = rating(reference.metric, yours, reference.value, reference.tolerance)
+    return asdict(reference) | {"yours": yours, "n": 1, "verdict": word}
 
 
 def without_none(figures: Mapping[str, Any]) -> dict[str, Any]:
     """The figures that there are: regression has no accuracy, a run without validation no val_loss."""
     return {key: value for key, value in figures.items() if value is not None}
+
+
+def has_known_law(config: Config) -> bool:
+    """Whether the true weights are known."""
+    return config.model.name == "linreg" and config.data.name == "synthetic"
 
 
 def weight_error(config: Config, result: Mapping[str, Any]) -> float:
@@ -70,19 +118,14 @@ def say_result(screen: Screen, config: Config, run: Run, result: Mapping[str, An
     accuracy = f"accuracy {test['accuracy']:.4f}, " if "accuracy" in test else ""
     epoch = f"the weights of epoch {result['best']['epoch']}"
     screen.say(f"test: {accuracy}loss {shown(test['loss'])} on {test['n']:,} examples, with {epoch}")
-    known_law = config.model.name == "linreg" and config.data.name == "synthetic"
-    if known_law:
+    if has_known_law(config):
         found = ", ".join(f"{w:.4f}" for w in result["weight"])
         true = ", ".join(f"{w:g}" for w in config.data["w"])
         screen.say(f"w = [{found}], b = {result['bias']:.4f} (true: [{true}], {config.data['b']:g})")
     if config.fast_dev_run:
         screen.say("fast_dev_run: everything runs. The figures are of one batch, and no result.")
-    elif config.reference.metric is not None:
-        yours = weight_error(config, result) if config.reference.metric == "weight_error" and known_law else None
-        yours = yours if yours is not None else test.get(config.reference.metric.removeprefix("test_"))
-        if yours is not None:
-            name = config.reference.metric.replace("_", " ")
-            screen.say(f"{name}: yours {yours:.4f}, the book's {config.reference.value:g} ({config.reference.source})")
+    elif "reference" in result:
+        screen.say(said(result["reference"]))
     screen.say(f"checkpoint   {run.checkpoints / 'best.pt'}")
     screen.say(f"eval         {command_for(config, 'eval checkpoint')}")
     if "accuracy" in test:
@@ -105,7 +148,8 @@ def draw_run(
     Args:
         few: only the curves, which take a tenth of the time of all.
     """
-    from trainer.plots import run as plots  # matplotlib takes 0.4 s
+    from trainer.plots import line  # matplotlib takes 0.4 s
+    from trainer.plots import run as plots
     from trainer.utils import metrics
 
     folder, splits = run.outputs / "plots", parts.splits
@@ -114,6 +158,9 @@ def draw_run(
     if rows:  # a power cut may have taken them
         plots.curves(rows, folder / "curves.png", best_epoch=progress.best["epoch"])
         names.insert(0, "curves")
+        if lengths := [row for row in rows if "gradient_norms" in row]:
+            plots.gradients(lengths, folder / "gradients.png")
+            names.append("gradients")
     steps = range(0, progress.step, max(1, progress.step // 1000))
     rates = [(step, parts.lr_at(step)) for step in steps]
     plots.learning_rate(rates, folder / "lr.png")
@@ -134,7 +181,8 @@ def draw_run(
         weights = parts.measured.state_dict()
         weight, bias = weights["linear.weight"].flatten().tolist(), weights["linear.bias"].tolist()[0]
         assert isinstance(splits.test.x, Tensor)
-        plots.fit(splits.test.x, splits.test.y, weight, bias, folder / "fit.png")
+        earlier = [(row["w1"], row["b"]) for row in rows if len(weight) == 1 and "b" in row]
+        line.fit(splits.test.x, splits.test.y, weight, bias, folder / "fit.png", earlier)
         names.append("fit")
     for name in names:
         recorder.image(name, folder / f"{name}.png", progress.step)

@@ -1,9 +1,10 @@
-"""What a model will refuse, found from shapes alone before the first step."""
+"""What a model or a loss will refuse, found before the first step."""
 
 import torch
 
 from trainer import build
 from trainer.config.schema import Config
+from trainer.data.splits import Splits
 from trainer.run.checkpoint import WithoutDraws
 from trainer.run.parts import Parts
 from trainer.utils.errors import ConfigError
@@ -47,3 +48,13 @@ def check_smallest_part(config: Config, parts: Parts) -> None:
             left = f"batch_size={batch_size} leaves a last batch {what}: there are {n:,} training examples"
             advice = "data.drop_last=true, or another batch_size or data.limit"
         raise ConfigError(f"{left}. Try {advice}.") from None
+
+
+def check_targets(config: Config, splits: Splits) -> None:
+    """Refuse targets that no sigmoid reaches."""
+    y = splits.train.y
+    if build.has_sigmoids(config.loss) and y.is_floating_point() and (y.min() < 0 or y.max() > 1):
+        raise ConfigError(
+            f"loss={config.loss.name} is for targets in [0, 1], but they go from {y.min():.3g} to {y.max():.3g}. "
+            "Allowed here: loss=mse, l1, huber."
+        )

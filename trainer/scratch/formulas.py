@@ -229,5 +229,7 @@ def quadratic(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def one_hot(labels: Tensor, logits: Tensor) -> Tensor:
-    """(N,) int64 -> (N, K): 1 at the label, else 0, in the type of the logits."""
+    """(N,) int64 -> (N, K): 1 at the label, else 0, in the type of the logits; targets (N, K) stay as they are."""
+    if labels.is_floating_point():
+        return labels
     return torch.zeros_like(logits).scatter_(1, labels[:, None], 1)

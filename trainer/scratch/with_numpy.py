@@ -193,7 +193,9 @@ class Quadratic(Function):
 
 
 def one_hot(labels: Tensor, like: Array) -> Array:
-    """(N,) int64 -> (N, K): 1 at the label, else 0."""
+    """(N,) int64 -> (N, K): 1 at the label, else 0; targets (N, K) stay as they are."""
+    if labels.is_floating_point():
+        return array(labels)
     y = np.zeros_like(like)
     y[np.arange(len(y)), array(labels)] = 1
     return y

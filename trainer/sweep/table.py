@@ -11,6 +11,7 @@ from trainer.config.options import run_settings
 from trainer.run import directory
 from trainer.run.directory import Run
 from trainer.sweep.job import Job, as_words, told_in
+from trainer.sweep.seeds import lines_on_seeds
 from trainer.utils.errors import DamagedError, TrainerError, listed
 from trainer.utils.files import write_csv
 from trainer.utils.objective import score
@@ -114,6 +115,8 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
     emit("", *table(without_empty([{key: row[key] for key in shown} for row in best_first(rows)])))
     if len(settings) > 1 and any(line["of"] > 1 for line in settings):
         emit("", *table(without_empty([in_short(line) for line in settings])))
+    if lines := lines_on_seeds(folder, rows, swept(rows)):
+        emit("", *lines)
     metrics = {line["metric"] for line in settings}
     if len(metrics) > 1:
         emit(f"no best one: {listed(sorted(metrics))} cannot be compared")

@@ -14,3 +14,20 @@ def deciding_metric(row: Mapping[str, Any]) -> str:
 def score(metric: str, value: float) -> float:
     """Return a number that is higher for better values: an accuracy unchanged, a loss with its sign reversed."""
     return value if metric.endswith("accuracy") else -value
+
+
+def rating(metric: str, yours: float, value: float, tolerance: float) -> str:
+    """How a figure compares with a published one: within its tolerance, better or worse."""
+    if abs(yours - value) <= tolerance:
+        return "within"
+    return "better" if score(metric, yours) > score(metric, value) else "worse"
+
+
+def said(reference: Mapping[str, Any]) -> str:
+    """The line about a published figure, from what result.json holds of it."""
+    tolerance = f" +- {reference['tolerance']:g}" if reference["tolerance"] else ""
+    spread = f" +- {reference['std']:.4f}" if reference.get("std") is not None else ""
+    yours = f"yours {reference['yours']:.4f}{spread} (n = {reference['n']})"
+    source = f" ({reference['source']})" if reference["source"] else ""
+    name = reference["metric"].replace("_", " ")
+    return f"{name}: {yours}, the book's {reference['value']:g}{tolerance}{source}: {reference['verdict']}"

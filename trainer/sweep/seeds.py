@@ -1,0 +1,50 @@
+"""What runs that differ in the seed alone come to together: mean, spread, and the verdict beside a published figure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.run import directory
+from trainer.sweep.job import as_words
+from trainer.utils.evidence import mean_of
+from trainer.utils.objective import rating, said
+from trainer.utils.text import one_line
+
+SHOWN = 8  # settings
+
+
+def lines_on_seeds(folder: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+    """A line or two for each setting of which several seeds are done, the first ones only.
+
+    Args:
+        folder: outputs/<sweep>.
+        rows: of sweep.csv.
+        keys: what was swept over.
+    """
+    others = [key for key in keys if key != "seed"]
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["objective"] is not None:
+            groups.setdefault(as_words({key: row[key] for key in others}), []).append(row)
+    lines = []
+    for setting, members in list(groups.items())[:SHOWN]:
+        metric = "test_accuracy" if members[0]["test_accuracy"] is not None else "test_loss"
+        values = [row[metric] for row in members]
+        if len(values) < 2 or None in values:
+            continue
+        of = f" with {one_line(setting)}" if setting else ""
+        lines.append(f"{metric.replace('_', ' ')}{of}: {mean_of(values)}")
+        if reference := reference_of(folder, members):
+            lines.append(said(reference))
+    return lines
+
+
+def reference_of(folder: Path, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several runs come to beside their published figure; {} where they have none in common."""
+    found = [(directory.read_result(folder / str(row["job"])) or {}).get("reference") for row in members]
+    known = [each for each in found if isinstance(each, dict)]
+    if not known or len(known) < len(found) or len({(each["metric"], each["value"]) for each in known}) > 1:
+        return {}
+    mean, first = mean_of([each["yours"] for each in known]), known[0]
+    word = rating(first["metric"], mean.value, first["value"], first["tolerance"])
+    return first | {"yours": mean.value, "std": mean.std, "n": mean.n, "verdict": word}
