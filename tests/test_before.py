@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 from conftest import Cli
+from PIL import Image
 
+from trainer import data
+from trainer.data.splits import Splits
 from trainer.run import directory
 
 BEFORE = Path(__file__).with_name("before.zip")
@@ -81,3 +84,39 @@ def test_a_sweep_of_before_is_resumed_where_it_was(straight: dict[str, Any], cli
     assert outcome.out.count("done before") == 1
     for job in ("0", "1", "2"):
         check_run(f"single/{job}", straight)
+
+
+def test_a_run_whose_cut_left_a_class_without_training_images_keeps_that_cut(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions cut: resume trains on the same images, and eval measures those that were held out."""
+    for part, n in (("train", 9), ("test", 3)):
+        for k in range(3):
+            (tmp_path / "p" / part / f"class{k}").mkdir(parents=True)
+            for i in range(1 if (part, k) == ("train", 2) else n):
+                Image.new("L", (8, 8), 80 * k + i).save(tmp_path / "p" / part / f"class{k}" / f"{i}.png")
+    words = ("data=folder", "data.root=p", "data.size=8", "data.channels=1", "model=softmax", "batch_size=2")
+    words = (*words, "plots=false", "schedule=constant", "data.val_fraction=0.6")
+    now, read = data.cut, list[Splits]()
+
+    def watched(*args: Any, **options: Any) -> Splits:
+        read.append(now(*args, **options))
+        return read[-1]
+
+    with monkeypatch.context() as before:
+        before.setattr(data, "cut", lambda *args, **options: watched(*args, **options | {"spares": False}))
+        assert cli(*words, "name=a", "epochs=1").code == 0
+        assert cli(*words, "name=straight", "epochs=2").code == 0
+    held_out = list(read[0].val.names)
+    assert "train/class2/0.png" in held_out  # its only image
+    monkeypatch.setattr(data, "cut", watched)
+    for command in (("resume=a", "epochs=2"), ("eval", "checkpoint=a", "split=val"), ("resume=a", "epochs=3")):
+        outcome = cli(*command)
+        assert outcome.code == 0, outcome.err
+        assert list(read[-1].val.names) == held_out
+    rows = directory.read_metrics(Path("outputs/a")), directory.read_metrics(Path("outputs/straight"))
+    assert [row["val_loss"] for row in rows[0]][:2] == [row["val_loss"] for row in rows[1]]
+    assert cli(*words, "name=new", "epochs=1").code == 0
+    assert "train/class2/0.png" in read[-1].train.names
+    assert cli("resume=new", "epochs=2").code == 0
+    assert "train/class2/0.png" in read[-1].train.names

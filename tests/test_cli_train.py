@@ -15,7 +15,9 @@ from PIL import Image
 
 from trainer.build import LOSSES, OPTIMIZERS
 from trainer.models import MODELS
+from trainer.run import safe_load
 from trainer.schedules import SCHEDULES
+from trainer.utils.files import read_csv
 
 CURVES = {"epoch", "step", "lr", "train_loss", "val_loss", "seconds", "samples_per_second", "w1", "w2", "b"}
 ACCURACIES = {"train_accuracy", "val_accuracy"}
@@ -676,3 +678,37 @@ def test_predictions_take_the_place_of_no_others(cli: Cli, tmp_path: Path) -> No
         outcome = cli(*predict, "input=p", word)
         assert outcome.code == 2
         assert said in outcome.err
+
+
+def test_predict_takes_what_data_depth_auto_came_to_in_training(cli: Cli, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name, value in (("a", 500), ("b", 4000)):
+            (tmp_path / "p" / part / name).mkdir(parents=True)
+            for i in range(5):
+                pixels = np.full((8, 8), value + i, np.uint16)
+                Image.fromarray(pixels).save(tmp_path / "p" / part / name / f"{i}.png")
+    words = ("data=folder", "data.root=p", "data.size=8", "data.channels=1", "data.depth=auto", "model=softmax")
+    outcome = cli(*words, "name=a", "epochs=1", "batch_size=5", "plots=false", "data.normalize=none")
+    assert outcome.code == 0, outcome.err
+    assert "data.depth=auto: 12" in outcome.out
+    assert safe_load.read_checkpoint(Path("checkpoints/a/best.pt"))["preprocess"]["depth"] == 12
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save("x.png")
+    Image.fromarray(np.full((8, 8), 249, np.uint8)).save("y.png")  # the same share of white in 8 bits
+    Path("q").mkdir()
+    Path("x.png").rename("q/x.png")
+    Path("y.png").rename("q/y.png")
+    assert cli("predict", "checkpoint=a", "input=q", "plots=false").code == 0
+    rows = read_csv(Path("outputs/a/predictions-q.csv"))
+    assert rows[0]["probability"] == rows[1]["probability"]
+    Image.fromarray(np.full((8, 8), 9000.0, np.float32)).save("q/z.tif")
+    Image.fromarray(np.full((8, 8), 60000, np.uint16)).save("q/x.png")
+    outcome = cli("predict", "checkpoint=a", "input=q", "plots=false")
+    assert "data.depth=12 makes all above 4,095 white: 16-bit images hold up to 60,000" in outcome.out
+    assert "1 image(s), such as q/z.tif, hold values below black or above white" in outcome.out
+    for i in range(5):  # another set of the same classes keeps the depth of the model
+        Image.fromarray(np.full((8, 8), 60 + i, np.uint16)).save(f"p/test/a/{i}.png")
+        Image.fromarray(np.full((8, 8), 600 + i, np.uint16)).save(f"p/test/b/{i}.png")
+        Image.fromarray(np.full((8, 8), 600 + i, np.uint16)).save(f"p/train/a/{i}.png")
+        Image.fromarray(np.full((8, 8), 600 + i, np.uint16)).save(f"p/train/b/{i}.png")
+    outcome = cli("eval", "checkpoint=a", "plots=false")
+    assert "of the 4,096 levels of data.depth=12" in outcome.out

@@ -77,7 +77,7 @@ def test_an_experiment_ends_with_its_verdict_also_in_result_json(cli: Cli) -> No
 
 
 def test_the_neuron_of_the_slowdown_ends_where_the_book_says(cli: Cli) -> None:
-    """Nielsen, ch. 3: from w = b = 2 the quadratic cost starts slowly and ends at an output of 0.20 after 300 epochs."""
+    """Nielsen, ch. 3: from w = b = 2 the quadratic cost starts slowly and ends at 0.20 after 300 epochs."""
     assert swept_by("nielsen_slowdown") == {"loss": "quadratic,sigmoid_cross_entropy"}
     assert cli("experiment=nielsen_slowdown", "plots=false", "name=s").code == 0  # without -m
     outputs = {}

@@ -327,6 +327,35 @@ def test_a_range_that_16_bit_files_do_not_fill_is_said(tmp_path: Path, capsys: p
     assert [int(image.max()) for image in load(root, depth=12, resident=False).train.x][:2] == [255, 249]
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_depth_auto_is_the_fewest_bits_that_hold_the_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], resident: bool
+) -> None:
+    root = plant(tmp_path / "p", parts=("train", "test"))
+    assert load(root, depth="auto").depth == 16  # 8-bit files: nothing to scale
+    for path in root.rglob("*.png"):
+        Image.fromarray(np.full((4, 4), 4000, dtype=np.uint16)).save(path)
+    Image.fromarray(np.full((4, 4), 4095, dtype=np.uint16)).save(root / "train" / "a" / "00.png")
+    capsys.readouterr()
+    for _ in range(2):  # from the cache too
+        source = load(root, depth="auto", resident=resident)
+        assert source.depth == 12
+        assert values(source)[:2] == [(255, 0), (249, 0)]
+        said = capsys.readouterr().out
+        assert "data.depth=auto: 12, since the 16-bit images hold values up to 4,095" in said
+        assert "warning" not in said
+
+
+def test_what_is_lost_of_a_set_is_said_with_its_first_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = plant(tmp_path / "p", parts=("train", "test"))
+    for name in ("train/b/03", "test/a/01"):
+        Image.fromarray(np.full((4, 4), 4095, np.float32)).save(root / f"{name}.tif")
+    for _ in range(2):  # from the cache too
+        load(root)
+        said = capsys.readouterr().out
+        assert "warning: 2 image(s), such as train/b/03.tif, hold values below black or above white" in said
+
+
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "other"])
 def test_a_damaged_cache_is_rebuilt(tmp_path: Path, damage: str) -> None:
     root = plant(tmp_path / "p", parts=("train", "test"))

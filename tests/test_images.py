@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.data import images
-from trainer.data.images import ImageError, read_image
+from trainer.data.images import ImageError, Seen, Values, losses, read_image
 from trainer.data.listing import IMAGE_SUFFIXES, walk
 
 
@@ -231,7 +231,8 @@ def test_depth_says_which_value_is_white(tmp_path: Path, suffix: str, depth: int
     pixels = read_image(tmp_path / f"a.{suffix}", channels=1, height=24, width=3, depth=depth)
     assert pixels[0, 0].tolist() == levels
     with images.quiet_pillow():
-        assert images.decode(tmp_path / f"a.{suffix}", channels=1, height=24, width=3, depth=depth)[1] == 4095
+        found = images.decode(tmp_path / f"a.{suffix}", channels=1, height=24, width=3, depth=depth)[1]
+    assert found == Values(peak=4095)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -252,3 +253,88 @@ def test_lines_of_libtiff_name_the_file(tmp_path: Path, capfd: pytest.CaptureFix
     lines = capfd.readouterr().err.splitlines()
     assert lines
     assert all(line.startswith(f"warning: {tmp_path / 'a.tif'}: libtiff: ") for line in lines)
+
+
+def colour16(path: Path, value: int, channels: int = 3) -> Path:
+    """An 8 x 8 file of one colour with 16 bits in each channel, which Pillow cannot write."""
+    pixels = np.full((8, 8, channels), value, ">u2")
+    if path.suffix == ".ppm":
+        path.write_bytes(b"P6 8 8 65535\n" + pixels.tobytes())
+    elif path.suffix == ".tif":
+        entries = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2)]
+        entries += [(273, 4, 1, 140), (277, 3, 1, channels), (278, 3, 1, 8), (279, 4, 1, pixels.nbytes)]
+        short = {256, 257, 259, 262, 277, 278}  # the others have offsets or long numbers
+        tags = b"".join(
+            struct.pack(">HHI", tag, kind, n) + struct.pack(*((">HH", v, 0) if tag in short else (">I", v)))
+            for tag, kind, n, v in entries
+        )
+        head = b"MM\0*" + struct.pack(">IH", 8, len(entries)) + tags + struct.pack(">I", 0)
+        path.write_bytes(head.ljust(134, b"\0") + struct.pack(">HHH", 16, 16, 16) + pixels.tobytes())
+    else:
+        rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+        head = struct.pack(">IIBBBBB", 8, 8, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+        parts = ((b"IHDR", head), (b"IDAT", rows), (b"IEND", b""))
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+        )
+    return path
+
+
+def values_of(path: Path, depth: int = 16) -> Values:
+    with images.quiet_pillow():
+        return images.decode(path, channels=3, height=8, width=8, depth=depth)[1]
+
+
+@pytest.mark.parametrize(("name", "channels"), [("a.png", 3), ("a.png", 2), ("a.png", 4), ("a.tif", 3), ("a.ppm", 3)])
+def test_colour_of_16_bits_is_known_for_the_half_that_is_read(tmp_path: Path, name: str, channels: int) -> None:
+    path = colour16(tmp_path / name, 40000, channels)
+    with Image.open(path) as image:
+        assert np.array(image).max() <= 255
+    assert values_of(path) == Values(lost="colour")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "ppm", "bmp", "jpg", "webp"])
+def test_colour_of_8_bits_is_read_whole(tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / f"a.{suffix}")
+    assert values_of(tmp_path / f"a.{suffix}") == Values()
+
+
+@pytest.mark.parametrize(
+    ("values", "lost", "levels"),
+    [
+        ([0.0, 0.5, 1.0], "", [0, 128, 255]),
+        ([0.0, 100.0, 255.0], "", [0, 100, 255]),
+        ([0.0, 100.0, 4095.0], "range", [0, 100, 255]),
+        ([-1.0, 0.5, 1.0], "range", [0, 128, 255]),
+        ([0.0, 0.5, np.inf], "range", [0, 128, 255]),
+        ([0.0, 0.5, np.nan], "range", [0, 128, 0]),
+        ([np.nan, np.nan, np.nan], "range", [0, 0, 0]),
+    ],
+)
+def test_floats_that_are_cut_off_are_known(tmp_path: Path, values: list[float], lost: str, levels: list[int]) -> None:
+    pixels = np.array(values, np.float32).repeat(24).reshape(3, 24).T
+    Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif", channels=1, height=24, width=3)[0, 0].tolist() == levels
+    with images.quiet_pillow():
+        found = images.decode(tmp_path / "a.tif", channels=1, height=24, width=3, depth=16)[1]
+    assert found == Values(lost=lost)
+
+
+def test_negative_integers_are_known(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), -5, np.int32)).save(tmp_path / "a.tif")
+    assert values_of(tmp_path / "a.tif") == Values(lost="range")
+
+
+def test_what_is_lost_of_many_files_is_said_once_with_the_first(tmp_path: Path) -> None:
+    one, other = Seen(), Seen()
+    one.add(Values(lost="colour"), "a.png")
+    other.add(Values(lost="colour"), "b.png")
+    other.add(Values(lost="range"), "c.png")
+    other.add(Values(peak=70000), "d.png")
+    one.merge(other)
+    said = list(losses(one, 16))
+    assert said[0] == "warning: data.depth=16 makes all above 65,535 white: 16-bit images hold up to 70,000"
+    assert said[1].startswith("warning: 2 image(s), such as a.png, hold 16 bits per channel")
+    assert said[2].startswith("warning: 1 image(s), such as c.png, hold values below black or above white")
+    assert list(losses(Seen(), 16)) == []

@@ -77,7 +77,7 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
 
 def evaluate_data(config: Config, trained: Trained, split_name: str) -> tuple[Splits, Evaluation]:
     """Read the data and evaluate one of its splits, normalised as in training."""
-    splits = replace(data.load(config.data, config.paths), mean=trained.mean, std=trained.std)
+    splits = replace(data.load(config.data, config.paths, like=trained.content), mean=trained.mean, std=trained.std)
     check_fits(dict(trained.content), splits, trained.path)
     check_cut(config, trained.content, splits, split_name)
     split = getattr(splits, split_name)

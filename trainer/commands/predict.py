@@ -14,7 +14,7 @@ from trainer import build, engine
 from trainer.commands.evaluate import Trained, evaluate_data, load_trained
 from trainer.config.schema import Config
 from trainer.data.batches import eval_batch_size, normalizer
-from trainer.data.images import ImageError, read_image
+from trainer.data.images import ImageError, Seen, decode, losses, quiet_pillow, read_image
 from trainer.data.listing import IMAGE_SUFFIXES, walk
 from trainer.data.stratify import mixed
 from trainer.run import directory
@@ -34,6 +34,7 @@ class Labelled:
     paths: list[Path]  # of the files that could be read
     outputs: Tensor  # (N, K), of all of them
     unreadable: list[str]  # the other files, each with the reason
+    seen: Seen  # what the values of the files were
 
 
 def run_predict(config: Config, target: Target) -> None:
@@ -112,9 +113,11 @@ def predict_files(config: Config, trained: Trained, path: Path, screen: Screen) 
             raise ConfigError(f"input={target}: no images below this folder{ignored}. Allowed: {suffixes}.")
         screen.say(f"{len(paths):,} images below {target}{ignored}")
     depth = config.data.options.get("depth", 16)
+    depth = trained.content["preprocess"].get("depth", 16) if depth == "auto" else depth
     found = label_files(trained, paths, depth)
     if not found.paths:
         raise ConfigError(f"input={target}: no image could be read.", *(f"  {reason}" for reason in found.unreadable))
+    screen.say(*losses(found.seen, depth))
     names = [one_line(path) for path in found.paths]
     chances = build.probabilities(config.loss, found.outputs)
     labels = labels_of_folders([path.relative_to(target) for path in found.paths], trained.classes)
@@ -186,18 +189,22 @@ def label_files(trained: Trained, paths: Sequence[Path], depth: int) -> Labelled
     found: list[Path] = []
     outputs: list[Tensor] = []
     unreadable: list[str] = []
+    seen = Seen()
     for start in range(0, len(paths), size):
         batch = []
         for path in paths[start : start + size]:
             try:
-                batch.append(read_image(path, channels=channels, height=height, width=width, depth=depth))
+                with quiet_pillow():
+                    pixels, values = decode(path, channels=channels, height=height, width=width, depth=depth)
+                batch.append(pixels)
                 found.append(path)
+                seen.add(values, str(path))
             except ImageError as error:
                 unreadable.append(f"{one_line(path)}: {error}")
         if batch:
             inputs = normalize(torch.stack(batch).to(trained.machine.device))
             outputs.append(engine.predict(trained.model, [inputs], trained.machine.autocast))
-    return Labelled(found, torch.cat(outputs) if outputs else torch.empty(0), unreadable)
+    return Labelled(found, torch.cat(outputs) if outputs else torch.empty(0), unreadable, seen)
 
 
 def write_predictions(

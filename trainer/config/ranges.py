@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config.schema import BUILT
+from trainer.config.schema import BUILT, DEPTHS
 from trainer.utils.errors import listed
 from trainer.utils.text import short_repr
 
@@ -215,7 +215,7 @@ RANGES: dict[str, Rule] = {
     "data.augment": OneOf(("none", "crop_flip", "shift")),
     "data.size": Range(8, 1024, whole=True),
     "data.channels": OneOf((1, 3)),
-    "data.depth": OneOf((8, 10, 12, 14, 16)),
+    "data.depth": OneOf(("auto", *DEPTHS)),
     "data.test_fraction": Range(0, 1, open_low=True, open_high=True),
     "data.on_error": OneOf(("fail", "skip")),
     "data.resident": OneOf(("auto", True, False)),

@@ -163,7 +163,8 @@ def _depends(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str] | 
     split = typed.get("split", "test")
     if use == "eval" and key in ("data.val_fraction", "data.split_seed", "data.limit") and split != "test":
         return REFUSED, f"is not for split={split}: which examples are in it comes from the checkpoint. Leave it out."
-    if use == "predict" and key.startswith(("data", "paths.data", "paths.cache")) and "input" in typed:
+    of_the_set = key.startswith(("data", "paths.data", "paths.cache")) and key != "data.depth"
+    if use == "predict" and of_the_set and "input" in typed:
         return NO_EFFECT, "input= says what is labelled"
     if use == "check-resume" and key in ("paths.outputs", "paths.checkpoints") and "init_from" not in typed:
         return NO_EFFECT, "its runs are written to a temporary folder"

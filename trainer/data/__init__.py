@@ -1,7 +1,8 @@
 """DATASETS is the index of data sets: each entry reads one and returns a Source; `load` cuts it for a run."""
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
+from typing import Any
 
 from trainer.config.schema import Choice, Paths
 from trainer.data.folder import class_folders
@@ -22,19 +23,28 @@ CUT = ("val_fraction", "split_seed", "limit", "expand", "normalize")
 BATCHES = ("augment", "workers", "resident", "order_seed", "drop_last")  # options that batches.py handles
 
 
-def load(choice: Choice, paths: Paths, sources: MutableMapping[str, Source] | None = None) -> Splits:
+def load(
+    choice: Choice,
+    paths: Paths,
+    sources: MutableMapping[str, Source] | None = None,
+    *,
+    like: Mapping[str, Any] | None = None,
+) -> Splits:
     """Read a data set and cut it into train, validation and test.
 
     Args:
         choice: name and options of the set.
         paths: folders of the data and of the cache.
         sources: keeps the last set that was read, so that the jobs of a sweep share one copy.
+        like: the content of a checkpoint whose set is read again: what data.depth=auto came to, and how it was cut.
     Raises:
         ConfigError: the data is missing, damaged, or too small for what is asked.
     """
     own = {key: value for key, value in choice.options.items() if key not in (*CUT, *BATCHES)}
     if choice.name == "folder":  # class_folders() decides whether its images stay on disk
         own["resident"] = choice["resident"]
+    if like is not None and own.get("depth") == "auto":
+        own["depth"] = like["preprocess"].get("depth", 16)
     cuts = {key: choice[key] for key in CUT if key in choice.options}
     key = repr((choice.name, sorted(own.items()), paths.data, paths.cache))
     sources = {} if sources is None else sources
@@ -42,4 +52,4 @@ def load(choice: Choice, paths: Paths, sources: MutableMapping[str, Source] | No
         source = DATASETS[choice.name](Path(paths.data), Path(paths.cache), **own)
         sources.clear()
         sources[key] = source
-    return cut(sources[key], **cuts)
+    return cut(sources[key], **cuts, spares=like is None or "spares" in like["data"])

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.images import ImageError, check_regular, decode, quiet_pillow
+from trainer.data.images import ImageError, Seen, check_regular, decode, quiet_pillow
 from trainer.data.listing import Stamp
 from trainer.data.workers import shutting_down, start_worker
 from trainer.utils.files import replacing
 from trainer.utils.text import emit
 
-CACHE_FORMAT = 2  # to be raised when decoding changes
+CACHE_FORMAT = 3  # to be raised when decoding changes
 CACHE_BYTES = 50 * 10**9  # of all entries together; beyond it the one not used for longest goes
 CACHE_NAME = re.compile(r"(.+-\d+x\d+-[0-9a-f]{8})-[0-9a-f]{16}\.pt|[0-9a-f]{64}\.pt")  # the second: format 1
 PROBED, PROBE_BYTES = 256, 2**12  # files whose first and last bytes are read at every start: about 10 ms
@@ -65,7 +65,8 @@ class Decoded:
             follow from them exactly.
         skipped: (name, reason) of each bad file.
         digests: (N, DIGEST_BYTES) uint8, of the content of every file, decoded or not; 0 where it cannot be read.
-        peak: the largest value in a 16-bit grey file; 0 if there is none.
+        peak: as in images.Seen.
+        lost: likewise.
     """
 
     kept: Tensor
@@ -74,6 +75,12 @@ class Decoded:
     skipped: list[tuple[str, str]]
     digests: Tensor
     peak: int
+    lost: dict[str, tuple[int, str]]
+
+    @property
+    def seen(self) -> Seen:
+        """What the values of the files were."""
+        return Seen(self.peak, self.lost)
 
 
 def cached(
@@ -188,7 +195,7 @@ def _load(path: Path, n: int, num_wanted: int, frame: Frame, keep: bool) -> Deco
 
 def _crc(decoded: Decoded) -> int:
     """Return a checksum of everything: disks and killed programs damage files, and torch.load does not notice."""
-    crc = zlib.crc32(repr((decoded.skipped, decoded.peak)).encode())
+    crc = zlib.crc32(repr((decoded.skipped, decoded.peak, decoded.lost)).encode())
     for tensor in (decoded.kept, decoded.sums, decoded.digests, decoded.pixels):
         crc = zlib.crc32(tensor.numpy().data, crc) if tensor is not None and tensor.numel() else crc
     return crc
@@ -202,7 +209,7 @@ class _Chunk:
     sums: Tensor
     reasons: dict[int, str]  # of the bad ones, by number
     digests: Tensor
-    peak: int
+    seen: Seen
 
 
 class _Chunks(Dataset[_Chunk]):
@@ -218,7 +225,7 @@ class _Chunks(Dataset[_Chunk]):
         return -(-len(self.names) // self.length)
 
     def __getitem__(self, k: int) -> _Chunk:
-        images, reasons, digests, peak = [], {}, bytearray(), 0
+        images, reasons, digests, seen = [], {}, bytearray(), Seen()
         channels, height, width = self.frame.shape
         with quiet_pillow():
             for i in range(k * self.length, min((k + 1) * self.length, len(self.names))):
@@ -227,15 +234,15 @@ class _Chunks(Dataset[_Chunk]):
                 if self.wanted is not None and not self.wanted[i]:
                     continue
                 try:
-                    image, highest = decode(path, channels=channels, height=height, width=width, depth=self.frame.depth)
+                    image, values = decode(path, channels=channels, height=height, width=width, depth=self.frame.depth)
                     images.append(image)
-                    peak = max(peak, highest)
+                    seen.add(values, self.names[i])
                 except ImageError as error:
                     reasons[i] = str(error)
         pixels = torch.stack(images) if images else torch.empty(0, *self.frame.shape, dtype=torch.uint8)
         kept = pixels if self.keep else pixels[:0].clone()
         own = torch.frombuffer(digests, dtype=torch.uint8).clone().view(-1, DIGEST_BYTES)
-        return _Chunk(kept, pixel_sums(pixels), reasons, own, peak)
+        return _Chunk(kept, pixel_sums(pixels), reasons, own, seen)
 
 
 def content_digest(path: Path) -> bytes:
@@ -262,7 +269,7 @@ def decode_files(
     )
     good = torch.ones(len(names), dtype=torch.bool) if wanted is None else wanted.clone()
     pixels = torch.empty(int(good.sum()) if keep else 0, *frame.shape, dtype=torch.uint8)
-    sums, digests, reasons, end, peak = [], [], {}, 0, 0
+    sums, digests, reasons, end, seen = [], [], {}, 0, Seen()
     with shutting_down(loader) as decoded:
         for chunk in decoded:
             if keep:
@@ -271,13 +278,13 @@ def decode_files(
             sums.append(chunk.sums)
             digests.append(chunk.digests)
             reasons.update(chunk.reasons)
-            peak = max(peak, chunk.peak)
+            seen.merge(chunk.seen)
     if end < len(pixels):
         pixels = pixels[:end].clone()  # saving a view would save the whole tensor
     good[list(reasons)] = False
     skipped = [(names[i], reasons[i]) for i in sorted(reasons)]
     kept = good.nonzero().squeeze(1)
-    return Decoded(kept, pixels if keep else None, torch.cat(sums), skipped, torch.cat(digests), peak)
+    return Decoded(kept, pixels if keep else None, torch.cat(sums), skipped, torch.cat(digests), seen.peak, seen.lost)
 
 
 def num_cores() -> int:

@@ -5,6 +5,7 @@ Nothing is ever written among the images.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from trainer.data.decoded import Frame, cached, mean_std
-from trainer.data.images import ImageError, read_image
+from trainer.data.images import ImageError, fitting_depth, losses, read_image
 from trainer.data.listing import PARTS, Listing, scan
 from trainer.data.splits import Source, Split
 from trainer.data.stratify import stratified
@@ -50,7 +51,7 @@ def class_folders(
     root: str | None = None,
     size: int = 32,
     channels: int = 3,
-    depth: int = 16,
+    depth: int | str = 16,
     test_fraction: float = 0.1,
     resident: str | bool = "auto",
     on_error: str = "fail",
@@ -64,7 +65,7 @@ def class_folders(
         root: the images' folder, relative to the working directory.
         size: height and width in pixels; the shorter side is fitted and the middle cut out.
         channels: 1 or 3.
-        depth: bits of the values in 16-bit grey files.
+        depth: bits of the values in 16-bit grey files; auto: the fewest that hold those of the set.
         test_fraction: share of the training files that becomes the test part, where there is no test folder.
         resident: auto, True (in memory) or False (decoded again for every batch).
         on_error: fail, or skip (images that cannot be read are left out, the same ones in every run).
@@ -78,13 +79,19 @@ def class_folders(
     if root is None:
         raise ConfigError("data.root is missing. Name the folder of your images: data.root=FOLDER.")
     listing = scan(Path(root).expanduser())
-    n, frame = len(listing.names), Frame(size, channels, depth)
+    n, frame = len(listing.names), Frame(size, channels, 16 if isinstance(depth, str) else depth)
     in_memory = _in_memory(listing, n * channels * size * size, resident)
     wanted = _sample(listing) if not in_memory and on_error == "fail" else None
-    decoded = cached(listing.root, listing.names, listing.stamps, cache, frame, keep=in_memory, wanted=wanted)
+    decode = partial(cached, listing.root, listing.names, listing.stamps, cache, keep=in_memory, wanted=wanted)
+    decoded = decode(frame)
+    if depth == "auto" and decoded.peak > 0:
+        frame = replace(frame, depth=fitting_depth(decoded.peak))
+        decoded = decode(frame)
+        emit(f"data.depth=auto: {frame.depth}, since the 16-bit images hold values up to {decoded.peak:,}")
     if decoded.skipped:
         _report(listing.root, decoded.skipped, on_error)
-    _check_depth(decoded.peak, depth)
+    for line in losses(decoded.seen, frame.depth):
+        emit(line)
     good = torch.zeros(n, dtype=torch.bool) if wanted is None else ~wanted
     good[decoded.kept] = True
     train, test, val = _part_rows(listing, good, test_fraction)
@@ -94,7 +101,9 @@ def class_folders(
     digest, earlier = _digests(listing, good, decoded.digests)
     moments = mean_std(decoded.sums[torch.isin(decoded.kept, train)], size * size)
     classes = listing.classes
-    return Source(split(train), split(test), frame.shape, digest, classes, *moments, own_val, ignores, earlier)
+    return Source(
+        split(train), split(test), frame.shape, digest, classes, *moments, own_val, ignores, earlier, frame.depth
+    )
 
 
 def _sample(listing: Listing) -> Tensor:
@@ -154,19 +163,6 @@ def _digests(listing: Listing, good: Tensor, digests: Tensor) -> tuple[str, str]
     digest = hashlib.sha256("\n".join(map(repr, names)).encode())
     digest.update(digests[rows].numpy().data)
     return digest.hexdigest(), earlier.hexdigest()
-
-
-def _check_depth(peak: int, depth: int) -> None:
-    """Say so where the values of 16-bit files do not fill their range, or go beyond it."""
-    if peak >= 2**depth:
-        emit(f"warning: data.depth={depth} makes all above {2**depth - 1:,} white: 16-bit images hold up to {peak:,}")
-    fitting = next(bits for bits in (8, 10, 12, 14, 16, 32) if peak < 2**bits)
-    if peak > 0 and fitting < depth:
-        share = f"of the {2**depth:,} levels of data.depth={depth}"
-        emit(
-            f"warning: the 16-bit images hold values up to {peak:,} {share}; data.depth={fitting} makes "
-            f"{2**fitting - 1:,} white instead"
-        )
 
 
 def _report(root: Path, skipped: list[tuple[str, str]], on_error: str) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from trainer.config.schema import DEPTHS
 from trainer.utils.text import emit
 
 # Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are less tested.
@@ -24,6 +26,53 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 52_000_000  # a 50-megapixel camera; decoding stays below 1 GB, and a PNG of 160 KB can ask for more
 LARGE_PIXELS = 4_000_000  # from here on an image is shrunk before anything else; below, the copies do not matter
 WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # convert() clips these to 255 instead of scaling them
+
+
+LOST = {  # what of a file is not used
+    "colour": "hold 16 bits per channel in several channels, of which the upper 8 are used, whatever data.depth says: "
+    "where their values do not fill 16 bits, save them with 8",
+    "range": "hold values below black or above white (of floats, white is 1, in files with values above 1 it is 255), "
+    "which are cut off: save them with values in range, or as 16-bit integers for data.depth",
+}
+
+
+@dataclass(frozen=True)
+class Values:
+    """What is to be known of the values in a file.
+
+    Attributes:
+        peak: the largest one in a 16-bit grey file; 0 for other files.
+        lost: a key of LOST, or "" where all of the file is used.
+    """
+
+    peak: int = 0
+    lost: str = ""
+
+
+@dataclass
+class Seen:
+    """Values of many files together.
+
+    Attributes:
+        peak: the largest one in a 16-bit grey file; 0 if there is none.
+        lost: {key of LOST: (number of such files, name of the first)}.
+    """
+
+    peak: int = 0
+    lost: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, values: Values, name: str, count: int = 1) -> None:
+        """Count a file, or some of the same kind."""
+        self.peak = max(self.peak, values.peak)
+        if values.lost:
+            before, first = self.lost.get(values.lost, (0, name))
+            self.lost[values.lost] = (before + count, first)
+
+    def merge(self, other: "Seen") -> None:
+        """Count the files of another one, which come after these."""
+        self.peak = max(self.peak, other.peak)
+        for key, (count, first) in other.lost.items():
+            self.add(Values(lost=key), first, count)
 
 
 class ImageError(Exception):
@@ -60,8 +109,8 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def decode(path: Path | str, *, channels: int, height: int, width: int, depth: int) -> tuple[Tensor, int]:
-    """read_image() inside the caller's quiet_pillow(); returns the largest value of a 16-bit grey file too, else 0."""
+def decode(path: Path | str, *, channels: int, height: int, width: int, depth: int) -> tuple[Tensor, Values]:
+    """read_image() inside the caller's quiet_pillow(), and what is to be known of the values in the file."""
     check_regular(path)
     try:
         with Image.open(path, formats=FORMATS) as image, _named_lines(path, is_tiff=image.format == "TIFF"):
@@ -71,8 +120,9 @@ def decode(path: Path | str, *, channels: int, height: int, width: int, depth: i
                 raise ImageError(f"too large: {image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
             # A large JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves twice the pixels that are needed.
             image.draft(image.mode, (2 * max(height, width),) * 2)
+            halved = _is_halved(image)
             ImageOps.exif_transpose(image, in_place=True)
-            plain, peak = _plain(_shrunk(image, height, width), depth)
+            plain, values = _plain(_shrunk(image, height, width), depth)
             plain = plain.convert("L" if channels == 1 else "RGB")
         if plain.size != (width, height):
             plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
@@ -85,7 +135,8 @@ def decode(path: Path | str, *, channels: int, height: int, width: int, depth: i
         raise ImageError(f"too large: more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # damaged files make the decoders raise nearly everything
         raise ImageError(f"damaged: {str(error) or type(error).__name__}") from error
-    return (pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()), peak
+    values = Values(lost="colour") if halved else values
+    return (pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()), values
 
 
 @contextmanager
@@ -140,22 +191,57 @@ def _shrunk(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.reduce(factor)
 
 
-def _plain(image: Image.Image, depth: int) -> tuple[Image.Image, int]:
-    """Return the image with 8 bits per channel and without transparency, and the largest value if it had 16 bits."""
+def _is_halved(image: Image.Image) -> bool:
+    """Whether Pillow reads only the upper 8 of 16 bits, as it does where there are several channels."""
+    # how the bytes lie in the file is "RGB;16B" or the like; a PPM file has its largest value there
+    layouts = [tile[3] for tile in getattr(image, "tile", ())]
+    words = [word for layout in layouts for word in (layout if isinstance(layout, tuple) else (layout,))]
+    return len(image.getbands()) > 1 and any(word == 65535 or ";16" in str(word) for word in words)
+
+
+def _plain(image: Image.Image, depth: int) -> tuple[Image.Image, Values]:
+    """Return the image with 8 bits per channel and without transparency, and what its values were."""
     if image.mode in WIDE_GREY:
-        values = np.array(image).astype(np.float32)
+        pixels = np.array(image).astype(np.float32)
+        finite = pixels[np.isfinite(pixels)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
         if image.mode == "F":  # up to 1 as shares of white
-            values, peak = np.nan_to_num(values), 0
-            scale = 255.0 if values.max() <= 1.0 else 1.0
+            white = 1.0 if high <= 1.0 else 255.0
+            found = Values(lost="range" if low < 0 or high > white or finite.size < pixels.size else "")
         else:
-            peak = max(0, int(values.max()))
-            scale = 255.0 / (2**depth - 1)
-        return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8)), peak
+            white = 2.0**depth - 1
+            found = Values(max(0, int(high)), "range" if low < 0 else "")
+        scaled = np.nan_to_num(pixels) * (255.0 / white)
+        return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8)), found
     if image.mode == "LAB":  # Pillow converts it to RGB only
         image = image.convert("RGB")
     if not image.has_transparency_data:
-        return image, 0
+        return image, Values()
     layer = image.convert("RGBA")
-    white = Image.new("RGB", layer.size, "white")
-    white.paste(layer, mask=layer.getchannel("A"))
-    return white, 0
+    opaque = Image.new("RGB", layer.size, "white")
+    opaque.paste(layer, mask=layer.getchannel("A"))
+    return opaque, Values()
+
+
+def fitting_depth(peak: int) -> int:
+    """The smallest of DEPTHS that holds a value; 16 where none does."""
+    return next((bits for bits in DEPTHS if peak < 2**bits), DEPTHS[-1])
+
+
+def losses(seen: Seen, depth: int) -> Iterator[str]:
+    """Yield a warning for each way in which the values of these files are not what the model sees.
+
+    Args:
+        seen: the files.
+        depth: bits that the values of 16-bit grey files are taken to have.
+    """
+    peak = seen.peak
+    if peak >= 2**depth:
+        yield f"warning: data.depth={depth} makes all above {2**depth - 1:,} white: 16-bit images hold up to {peak:,}"
+    if peak > 0 and (fitting := fitting_depth(peak)) < depth:
+        yield (
+            f"warning: the 16-bit images hold values up to {peak:,} of the {2**depth:,} levels of data.depth={depth}; "
+            f"data.depth={fitting} makes {2**fitting - 1:,} white instead, data.depth=auto finds it"
+        )
+    for key, (count, first) in seen.lost.items():
+        yield f"warning: {count:,} image(s), such as {first}, {LOST[key]}"

@@ -54,6 +54,7 @@ class Source:
         val: a validation part, where the set comes with one.
         ignores: options of the data set that it has no use for.
         earlier_sha256: the digest of the same data in checkpoints of earlier versions, where they had another.
+        depth: bits that the values of 16-bit grey files were taken to have.
         of_epoch: the training examples of (epoch, how many), where each epoch has its own.
     """
 
@@ -67,6 +68,7 @@ class Source:
     val: Split | None = None
     ignores: tuple[str, ...] = ()
     earlier_sha256: str = ""
+    depth: int = 16
     of_epoch: Callable[[int, int], Split] | None = None
 
     @property
@@ -92,6 +94,8 @@ class Splits:
     ignores: tuple[str, ...] = ()  # options that had no effect
     gaps: tuple[str, ...] = ()  # a line for each part that lacks a class
     earlier_sha256: str = ""
+    depth: int = 16
+    spares: bool = True  # as in cut()
     of_epoch: Callable[[int, int], Split] | None = None  # see Source
 
 
@@ -103,6 +107,7 @@ def cut(
     limit: int | None = None,
     expand: str = "none",
     normalize: str | list[float] = "own",
+    spares: bool = True,
 ) -> Splits:
     """Cut validation from the training part, limit the rest, and choose the normalisation.
 
@@ -113,8 +118,9 @@ def cut(
         limit: number of training examples to keep after the cut, stratified, of each class at least one; None: all.
         expand: none, or shift: train on each image moved by a pixel in each direction, too (augment.expanded).
         normalize: own (the set's mean and std), none (pixels stay in [0, 1]) or [mean, std] for every channel.
+        spares: keep an example of each class in training, where the sizes allow it; earlier versions did not.
     Returns:
-        The splits. Training keeps an example of each class where the sizes allow it.
+        The splits.
     Raises:
         ConfigError: nothing would be left to train on, or `limit` is more than there is.
     """
@@ -125,14 +131,14 @@ def cut(
         raise ConfigError(
             f"data.val_fraction={val_fraction} leaves nothing to train on: the training part has {n:,} examples."
         )
-    chosen, rest = stratified(source.train.y if source.classes else None, n, num_val, split_seed, spare=True)
+    chosen, rest = stratified(source.train.y if source.classes else None, n, num_val, split_seed, spare=spares)
     train = source.train.take(rest) if num_val else source.train  # take() would copy the whole set
     val = source.val if source.val is not None else source.train.take(chosen)
     if limit is not None:
         if limit > len(train):
             raise ConfigError(f"data.limit={limit} is not allowed: there are {len(train):,} training examples.")
         # Another seed than that of the cut, so that the two choices do not depend on each other.
-        kept, _ = stratified(train.y if source.classes else None, len(train), limit, split_seed + 1, each=True)
+        kept, _ = stratified(train.y if source.classes else None, len(train), limit, split_seed + 1, each=spares)
         train = train.take(kept)
     if expand == "shift":
         if not isinstance(train.x, Tensor):
@@ -151,4 +157,5 @@ def cut(
     num_outputs = len(source.classes) or source.train.y.shape[1]  # K classes, or the targets of an example
     described = (source.in_shape, num_outputs, source.task, source.classes, mean, std, source.sha256)
     earlier = source.earlier_sha256 or source.sha256
-    return Splits(train, val, source.test, *described, ignores, gaps, earlier, source.of_epoch)
+    depth, of_epoch = source.depth, source.of_epoch
+    return Splits(train, val, source.test, *described, ignores, gaps, earlier, depth, spares, of_epoch)

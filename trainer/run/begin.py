@@ -157,6 +157,7 @@ def make_parts(
     """
     announce(config, machine, screen)
     start = begun.start
+    like = start.content if start is not None else None
     with ranks.together():
         path, weights = None, {}
         if start is not None:
@@ -165,10 +166,10 @@ def make_parts(
             path = path_of(config.init_from, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
             weights = read_weights(path)
         if ranks.local == 0:  # it may download or decode, which the others of its machine then need not
-            splits = data.load(config.data, config.paths, sources)
+            splits = data.load(config.data, config.paths, sources, like=like)
     with ranks.together():
         if ranks.local != 0:
-            splits = data.load(config.data, config.paths, sources)
+            splits = data.load(config.data, config.paths, sources, like=like)
         parts = assemble(config, with_moments(splits, start), machine, batches=batches, ranks=ranks)
     parts = distribute(config, parts)
     with ranks.together():

@@ -77,9 +77,9 @@ def draw_all(run: Run, cache: str) -> None:
     """
     saved = settings_of_run(run)
     config, machine = resolve_auto(from_dict(saved | {"paths": saved["paths"] | {"cache": cache}}))
-    parts = assemble(config, data.load(config.data, config.paths), machine)
     best = run.checkpoints / "best.pt"
     content = read_checkpoint(best)
+    parts = assemble(config, data.load(config.data, config.paths, like=content), machine)
     load_model(parts.measured, weights_to_use(content), best)
     test = parts.measure(eval_batches(config, parts.splits, parts.splits.test, machine))
     step = step_of(steps_in(run.checkpoints)[-1])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.config.ranges import OneOf, Range, Rule, Such
+from trainer.config.schema import DEPTHS
 from trainer.run.checkpoint_files import FORMAT
 from trainer.run.directory import JOB
 from trainer.run.records import ANY_TEXT, NUMBER, WHOLE, accepts, fault_of, whole_rows
@@ -90,6 +91,7 @@ DESCRIPTION: dict[str, Rule] = {  # what is the same in every checkpoint of a ru
     "preprocess": DICT,
     "preprocess.mean": is_list_of(REAL, 1000),
     "preprocess.std": is_list_of(REAL, 1000),
+    "preprocess.depth?": OneOf(DEPTHS),
     "fingerprint": ANY_TEXT,
     "config": DICT,
     "config.name": Such("a name of a run", lambda value: isinstance(value, str) and bool(JOB.fullmatch(value))),

@@ -236,7 +236,12 @@ def identity(config: Config, splits: Splits) -> dict[str, Any]:
             "args": dict(config.model.options),
         },
         "classes": list(splits.classes),
-        "preprocess": {"size": list(splits.in_shape[1:]), "mean": list(splits.mean), "std": list(splits.std)},
+        "preprocess": {
+            "size": list(splits.in_shape[1:]),
+            "mean": list(splits.mean),
+            "std": list(splits.std),
+            "depth": splits.depth,
+        },
         "config": config.to_dict(),
         "fingerprint": fingerprint(config),
         "data": {
@@ -244,5 +249,6 @@ def identity(config: Config, splits: Splits) -> dict[str, Any]:
             "sha256": splits.sha256,
             "n": len(splits.train),
             "split_seed": config.data.options.get("split_seed"),
-        },
+        }
+        | ({"spares": True} if splits.spares else {}),  # absent in runs of earlier versions, which keep their cut
     }

@@ -101,7 +101,8 @@ class Stack:
     ) -> None:
         """Read the data, build each run's parts, put its checkpoint into them, open its files; then stack them."""
         first = next(iter(self.found.values()))[0]
-        splits = data.load(first.data, first.paths, sources)
+        like = next((begun.content for _, begun in self.found.values() if begun.path), None)
+        splits = data.load(first.data, first.paths, sources, like=like)
         machine = replace(resolve_auto(first)[1], stack=self.num_runs)
         for k, (config, begun) in self.found.items():
             announce(config, machine, screens[k])
