@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Cli, predictions, start, write_class_folders
+from conftest import ROOT, Cli, assert_refused, predictions, start, write_class_folders
 
 from trainer.config.freeze import from_dict
 from trainer.config.options import group_choices
@@ -392,3 +393,61 @@ def test_cfg_prints_the_settings(tmp_path: Path) -> None:
     out, _ = process.communicate(timeout=60)
     assert "\nseed: 7\n" in f"\n{out}"
     assert "\n  impl: null\n" in out  # the indents stay
+
+
+OWN_FILES = ("status.json", "result.json", "config.json", "metrics.jsonl", "train.log", "run.lock", "best.pt")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", OWN_FILES)
+def test_a_pipe_in_place_of_a_file_of_ours_is_named_at_once(name: str, cli: Cli) -> None:
+    assert cli("name=a", "plots=false", "data.num_examples=40", "epochs=1").code == 0
+    path = Path("checkpoints" if name == "best.pt" else "outputs", "a", name)
+    path.unlink()
+    os.mkfifo(path)
+    outcome = cli("eval", "checkpoint=a")
+    assert outcome.code == (2 if name == "best.pt" else 0), outcome.err
+    assert ("checkpoints/a/best.pt is no file" in outcome.err) == (name == "best.pt")
+    if name == "best.pt":
+        return
+    outcome = cli("resume=a", "epochs=2", "plots=false")
+    assert outcome.code == (4 if name == "run.lock" else 0), outcome.err
+    assert str(path) in outcome.out + outcome.err
+    assert "Traceback" not in outcome.err
+    if name not in ("run.lock", "train.log"):
+        assert path.is_file()
+        assert not path.with_suffix(".corrupt").is_file()
+        assert path.with_suffix(".corrupt").exists()  # the pipe is kept
+
+
+@pytest.mark.timeout(60)
+def test_metrics_that_become_a_pipe_while_a_run_trains_end_it_in_one_line(cli: Cli, change_at: Any) -> None:
+    path = Path("outputs/a/metrics.jsonl")
+
+    def swap() -> None:
+        path.unlink()
+        os.mkfifo(path)
+
+    change_at(2, swap)
+    words = ("plots=false", "data.num_examples=40", "epochs=2", "record.every_steps=1")
+    outcome = cli("name=a", *words)
+    assert outcome.code == 4, outcome.err
+    assert "outputs/a/metrics.jsonl: it is a pipe, a device or a socket where a file belongs" in outcome.err
+    assert outcome.err.count("\n") == 1
+    path.unlink()
+    assert cli("resume=a").code == 0
+
+
+def test_overwrite_is_refused_at_once_where_a_file_takes_the_place_of_the_checkpoints(cli: Cli) -> None:
+    assert cli("name=a", "plots=false", "data.num_examples=40", "epochs=1").code == 0
+    Path("checkpoints/a").rename("elsewhere")
+    Path("checkpoints/a").write_text("mine")
+    outcome = cli("name=a", "overwrite=true", "plots=false", "data.num_examples=40", "epochs=1")
+    assert_refused(outcome, "name=a: checkpoints/a is no folder. Move it away.")
+    assert Path("outputs/a/result.json").is_file()
+
+
+def test_eval_says_that_the_folder_of_the_checkpoints_is_gone(cli: Cli) -> None:
+    assert cli("name=a", "plots=false", "data.num_examples=40", "epochs=1").code == 0
+    Path("checkpoints/a").rename("elsewhere")
+    assert_refused(cli("eval", "checkpoint=a"), "checkpoints/a is gone, with all files of a. Bring it back.")

@@ -118,6 +118,7 @@ def new_run(config: Config) -> str:
     name = config.name or directory.new_name(config.data.name, config.model.name)
     if directory.exists(name, config.paths.outputs):
         if config.overwrite:
+            directory.check_folders(run_of(config, name))  # now: the old run is deleted when the new one starts
             return name
         how = f"resume={name} continues it; another name= or overwrite=true starts anew."
         raise ConfigError(f"name={name} exists already. {how}")

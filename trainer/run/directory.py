@@ -22,7 +22,7 @@ from trainer.run import records
 from trainer.run.folders import in_brief, is_broken_link, newest_file, why
 from trainer.run.records import read_record
 from trainer.utils.errors import BusyError, ConfigError, DamagedError, nearest
-from trainer.utils.files import write_json
+from trainer.utils.files import open_regular, write_json
 from trainer.utils.screen import Screen
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -99,11 +99,17 @@ def check_free(run: Run) -> None:
     """
     if (taken := occupied(run)) is None:
         return
-    if not taken.is_dir():
-        raise ConfigError(f"name={run.name}: {why(taken / 'file', OSError())}")
+    check_folders(run)
     what = f"{taken} exists already and is not a run to resume: {run.outputs / 'config.json'} is missing."
     other = "" if run.is_job else " or choose another name="
     raise ConfigError(f"name={run.name}: {what}{how_to_continue(run)} To start anew, move {taken} away{other}.")
+
+
+def check_folders(run: Run) -> None:
+    """Refuse a run one of whose two folders is something else; ConfigError names it."""
+    for folder in (run.outputs, run.checkpoints):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise ConfigError(f"name={run.name}: {why(folder / 'file', OSError())}")
 
 
 def how_to_continue(run: Run) -> str:
@@ -280,7 +286,7 @@ def hold(folder: Path) -> IO[str]:
     Raises:
         BusyError: another live process holds it.
     """
-    file = open(folder / "run.lock", "a+")  # noqa: SIM115  (stays open on purpose)
+    file = open_regular(folder / "run.lock", "a+")  # stays open on purpose
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a forked child would keep that one
     except OSError:
@@ -297,7 +303,7 @@ def hold(folder: Path) -> IO[str]:
 def is_held(folder: Path) -> bool:
     """Whether another process holds this run."""
     try:
-        with open(folder / "run.lock", "r+") as file:
+        with open_regular(folder / "run.lock", "r+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from trainer.run import records
-from trainer.utils.files import replacing
+from trainer.utils.files import open_regular, replacing
 from trainer.utils.text import one_line
 
 
@@ -45,6 +45,9 @@ class Recorder:
 
         self.path = folder / "metrics.jsonl"
         self.warn = warn
+        if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
+            self.path.rename(self.path.with_suffix(".corrupt"))
+            warn(f"warning: {self.path} is a pipe, a device or a socket; it is kept as metrics.corrupt.")
         rows, damaged = records.whole_rows(records.text_of(self.path)) if self.path.is_file() else ([], False)
         if damaged:
             shutil.copyfile(self.path, self.path.with_suffix(".corrupt"))
@@ -79,10 +82,11 @@ class Recorder:
     def _write(self, lines: str) -> None:
         size = self.path.stat().st_size
         try:
-            with open(self.path, "a") as file:
+            with open_regular(self.path, "a") as file:
                 file.write(lines)
         except OSError:
-            os.truncate(self.path, size)  # no half line
+            if self.path.is_file():
+                os.truncate(self.path, size)  # no half line
             raise
 
     def _board(self, method: str, *args: Any, **options: Any) -> None:

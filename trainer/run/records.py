@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.config.ranges import REFERENCE_METRICS, OneOf, Range, Rule, Such
 from trainer.utils.errors import ConfigError, DamagedError
+from trainer.utils.files import open_regular
 from trainer.utils.objective import DECIDING
 from trainer.utils.text import one_line, short_repr
 
@@ -145,11 +146,12 @@ def read_record(path: Path, fields: Fields) -> dict[str, Any]:
 def text_of(path: Path) -> str:
     """The text of a record; ConfigError with a reason where it cannot be read."""
     try:
-        if not path.is_file():  # opening a named pipe would wait for ever
+        if not path.is_file():
             raise ConfigError("it is no file" if path.exists() else "there is no such file")
         if path.stat().st_size > MAX_RECORD:
             raise ConfigError(f"it is larger than {MAX_RECORD:,} bytes")
-        return path.read_bytes().decode("utf-8", "replace")
+        with open_regular(path, "rb") as file:
+            return bytes(file.read()).decode("utf-8", "replace")
     except OSError as error:
         raise ConfigError(str(error.strerror)) from None
 

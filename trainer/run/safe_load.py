@@ -17,6 +17,7 @@ from torch import Tensor
 from trainer.run.checkpoint_files import FORMAT
 from trainer.run.gate import MAX_PLAIN, MAX_TENSORS, check_content, check_tensors, check_weights, is_weights
 from trainer.utils.errors import ConfigError, DamagedError, ResourceError
+from trainer.utils.files import open_regular
 from trainer.utils.text import short_repr
 
 MAX_OPS = 300_000  # of the pickle of a file, and 60 for each tensor; they take a third of a second
@@ -67,9 +68,9 @@ def load_file(path: Path, *, legacy: bool = False) -> Any:
         ConfigError: the file is missing, damaged, or holds anything else.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file.")
+        raise ConfigError(f"{path} is no file." if path.exists() else f"{path}: there is no such file.")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, "rb") as file:
             if not legacy or zipfile.is_zipfile(file):
                 check_zip(file, path.stat().st_size)
             file.seek(0)

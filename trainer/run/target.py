@@ -47,6 +47,10 @@ class Target:
         if self.which == "last" and (files := steps_in(self.run.checkpoints)):
             return files[-1]
         best = self.run.checkpoints / "best.pt"
+        if not self.run.checkpoints.is_dir() and directory.read_status(self.run.outputs).get("checkpoint"):
+            raise ConfigError(f"{self.run.checkpoints} is gone, with all files of {self.run.name}. Bring it back.")
+        if best.exists() and not best.is_file():
+            raise ConfigError(f"{best} is no file. Move it away; {self.run.name}:last takes the newest step file.")
         if not best.is_file():
             raise ConfigError(f"{self.run.name} has no best.pt yet: it is written at the end of its first epoch.")
         return best

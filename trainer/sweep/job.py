@@ -17,7 +17,7 @@ from trainer.run import directory, records
 from trainer.run.records import read_record
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, TrainerError
-from trainer.utils.files import write_json
+from trainer.utils.files import open_regular, write_json
 from trainer.utils.screen import is_terminal
 from trainer.utils.text import emit, one_line
 
@@ -26,7 +26,7 @@ def log_failure(folder: Path, text: str) -> None:
     """Append why a job failed to its train.log, also where it failed before its directory was made."""
     with contextlib.suppress(OSError):  # there may be something else in its place, which may be the reason
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "train.log", "a", encoding="utf-8", errors="backslashreplace") as file:
+        with open_regular(folder / "train.log", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write("\n".join(map(one_line, text.split("\n"))))
 
 

@@ -12,6 +12,7 @@ from trainer.run import directory
 from trainer.sweep.job import INTERRUPTED, Job, config_of_job, fail, note, objective_of, say, told_in
 from trainer.utils import ranks
 from trainer.utils.errors import BusyError, ConfigError, Interrupted, ProcessLost
+from trainer.utils.files import open_regular
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 from trainer.utils.text import emit
@@ -178,7 +179,7 @@ def on_a_gpu(job: Job, folder: Path) -> Iterator[Job]:
         return
     while config is not None:
         for index in range(count):
-            with open(folder / f"gpu-{index}.lock", "a") as file:
+            with open_regular(folder / f"gpu-{index}.lock", "a") as file:
                 try:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:

@@ -33,6 +33,7 @@ from trainer.sweep.trial import (
 )
 from trainer.utils import screen
 from trainer.utils.errors import ConfigError, listed
+from trainer.utils.files import open_regular
 
 if TYPE_CHECKING:
     import optuna
@@ -113,7 +114,7 @@ class Search:
         self.mine: set[int] = set()  # the trials that this process has had in hand: none is taken twice
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
-            self.lock = held.enter_context(open(folder / "study.lock", "a+"))
+            self.lock = held.enter_context(open_regular(folder / "study.lock", "a+"))
             with self.alone(), told_of_study(settings, folder, ConfigError):
                 storage = held.enter_context(storage_of(settings, folder))
                 self.study = optuna.create_study(

@@ -1,14 +1,39 @@
 """Files that are replaced in one step, so that a reader sees either the old or the new content. Torch-free."""
 
 import csv
+import errno
 import io
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+
+def open_regular(path: Path | str, mode: str = "r", **options: Any) -> IO[Any]:
+    """open() for the program's own files, which never waits.
+
+    Raises:
+        OSError: what is there is a pipe, a device or a socket: opening one may wait for ever; or as open().
+    """
+    return open(path, mode, opener=_at_once, **options)
+
+
+def _at_once(path: str, flags: int) -> int:
+    odd = OSError(errno.EINVAL, "it is a pipe, a device or a socket where a file belongs; move it away", path)
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a pipe that nobody reads, or a socket
+            raise odd from None
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode) or path == os.devnull:
+        return descriptor
+    os.close(descriptor)
+    raise odd
 
 
 @contextmanager
@@ -58,7 +83,7 @@ def unquote_cell(text: str) -> str:
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a file that write_csv wrote, as text."""
-    with open(path, newline="", encoding="utf-8") as file:
+    with open_regular(path, newline="", encoding="utf-8") as file:
         return [{unquote_cell(k): unquote_cell(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from trainer.utils.files import open_regular
 from trainer.utils.text import emit, one_line
 
 MAX_CELL = 1000  # characters in a column of a table
@@ -53,7 +54,7 @@ class Screen:
             self._early.append(line)
             return
         try:
-            with open(self._log, "a", encoding="utf-8") as file:
+            with open_regular(self._log, "a", encoding="utf-8") as file:
                 file.write(one_line(line) + "\n")
         except OSError as error:  # a full disk does not end a run
             emit(f"warning: {self._log} cannot be written any more: {error.strerror}")
