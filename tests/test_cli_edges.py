@@ -451,3 +451,30 @@ def test_eval_says_that_the_folder_of_the_checkpoints_is_gone(cli: Cli) -> None:
     assert cli("name=a", "plots=false", "data.num_examples=40", "epochs=1").code == 0
     Path("checkpoints/a").rename("elsewhere")
     assert_refused(cli("eval", "checkpoint=a"), "checkpoints/a is gone, with all files of a. Bring it back.")
+
+
+@pytest.mark.parametrize("word", ["resume=last", "resume=abc", "checkpoint=last", "checkpoint=a/b.pt"])
+def test_from_a_removed_working_directory_no_run_is_said_to_be_missing(
+    word: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    outcome = cli(*(("eval", word) if word.startswith("checkpoint") else (word,)))
+    assert outcome.code == 4
+    assert outcome.err.startswith("error: the working directory of this command was removed: go to one that exists")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.timeout(60)
+def test_check_resume_ends_at_once_where_its_working_directory_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    process = start("check-resume", "data.num_examples=40", cwd=tmp_path / "gone")
+    assert process.stdout is not None
+    process.stdout.readline()  # the first of its runs is about to start
+    (tmp_path / "gone").rmdir()
+    began = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 4, err
+    assert time.monotonic() - began < 10
+    assert err.splitlines()[-1].startswith("error: the working directory of this command was removed")

@@ -110,6 +110,7 @@ def finished(config: Config, name: str, screen: Screen | None = None) -> dict[st
 @contextlib.contextmanager
 def training_process(config: Config, log: Path) -> Iterator[SpawnProcess]:
     """A process that trains; it is ended with the block."""
+    os.getcwd()  # where it was removed, the process would end with a traceback before it says anything
     process = multiprocessing.get_context("spawn").Process(target=train_child, args=(config.to_dict(), str(log)))
     process.start()
     try:

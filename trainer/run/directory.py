@@ -158,6 +158,7 @@ def newest(outputs: Path) -> str:
     for folder in sorted(states, key=lambda folder: states[folder].get("started", ""), reverse=True):
         if states[folder].get("state") != "diverged" and not is_trial(folder):
             return str(folder.relative_to(outputs))
+    os.getcwd()  # where that is gone, so are the runs
     but = " but trials with fast_dev_run and runs that diverged" if states else ""
     raise ConfigError(f"last: there is no run in {outputs}/{but or ' yet'}. Start one with python main.py.")
 
@@ -172,6 +173,7 @@ def is_trial(folder: Path) -> bool:
 
 def unknown_run(target: str, outputs: Path, checkpoints: Path) -> ConfigError:
     """The refusal of what is neither the name of a run nor a file."""
+    os.getcwd()  # where that is gone, there are no runs to name
     names = [str(path.parent.relative_to(outputs)) for path in _all_runs(outputs)]
     where = f"there is no run of this name in {outputs}/ and no such file"
     name = target.removesuffix(":best").removesuffix(":last")
