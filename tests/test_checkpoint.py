@@ -629,3 +629,10 @@ def test_buffers_that_do_not_fit_are_refused(state: Any, name: str, tmp_path: Pa
     state = {name: {"momentum_buffer": p.clone()} for name, p in model.named_parameters()} | state
     with pytest.raises(ConfigError, match=name):
         load_optimizer(optimizer_of(model, *OPTIMIZERS[0]), model, state, tmp_path / "a.pt")
+
+
+def test_bare_weights_of_the_old_format_with_too_many_tensors_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    weights = {f"layer{i}.weight": torch.zeros(1) for i in range(20_000)}
+    torch.save(weights, tmp_path / "many.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(ConfigError, match="it asks for objects that no checkpoint has"):
+        read_weights(tmp_path / "many.pth")

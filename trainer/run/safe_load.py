@@ -4,6 +4,7 @@ gate.py says what the content may be; checkpoint.pack puts it together.
 """
 
 import errno
+import io
 import pickletools
 import re
 import zipfile
@@ -21,6 +22,7 @@ from trainer.utils.files import open_regular
 from trainer.utils.text import short_repr
 
 MAX_OPS = 300_000  # of the pickle of a file, and 60 for each tensor; they take a third of a second
+OLD_PICKLES = 5  # that a file of before zip files begins with: what it is, its content, the names of its storages
 MAX_MEMBERS = MAX_TENSORS + 100  # of the zip file: one for each tensor and a few of torch's own
 # What torch would also build for a file, and none of ours needs: a few bytes can ask for 10^12 of them, or for hours.
 NOT_OURS = re.compile(
@@ -73,6 +75,10 @@ def load_file(path: Path, *, legacy: bool = False) -> Any:
         with open_regular(path, "rb") as file:
             if not legacy or zipfile.is_zipfile(file):
                 check_zip(file, path.stat().st_size)
+            else:
+                file.seek(0)
+                for _ in range(OLD_PICKLES):
+                    check_calls(file, MAX_OPS)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -104,23 +110,22 @@ def check_zip(file: IO[bytes], size: int) -> None:
         if (bad := archive.testzip()) is not None:
             raise ConfigError(f"the checksum of {bad} is wrong.")
         for member in plain:
-            check_calls(archive.read(member), MAX_OPS + 60 * len(members))
+            check_calls(io.BytesIO(archive.read(member)), MAX_OPS + 60 * len(members))
 
 
-def check_calls(pickled: bytes, most: int) -> None:
+def check_calls(file: IO[bytes], most: int) -> None:
     """Refuse a pickle that makes torch's reader work for long: what it calls, and with what, is counted before.
 
     Each tensor of a real one is two calls: one without arguments, for its hooks, and one with three or more.
 
     Args:
-        pickled: the bytes.
+        file: where the pickle begins; it is left where it ends.
         most: operations.
     """
     many = ConfigError("it asks for objects that no checkpoint has.")
-    if NOT_OURS.search(pickled):
-        raise many
+    start = file.tell()
     depth, size, marks, builds = 0, 0, list[int](), 0  # size: of the tuple that was made last; 0: something else was
-    for number, (op, _, _) in enumerate(pickletools.genops(pickled)):
+    for number, (op, _, _) in enumerate(pickletools.genops(file)):
         builds += op.name == "BUILD"
         if number > most or builds > 10 or (op.name == "REDUCE" and size < 3):
             raise many
@@ -132,6 +137,10 @@ def check_calls(pickled: bytes, most: int) -> None:
         elif "PUT" not in op.name:
             depth += len(op.stack_after) - len(op.stack_before)
             size = {"TUPLE3": 3, "EMPTY_TUPLE": 3}.get(op.name, 0)
+    length = file.tell() - start
+    file.seek(start)
+    if NOT_OURS.search(file.read(length)):
+        raise many
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
