@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -219,6 +220,36 @@ def test_processes_run_the_jobs_of_a_sweep_and_leave_the_finished_ones(tmp_path:
     said, errors = again.communicate(timeout=120)
     assert "[s/0] optimizer.lr=0.01: done before" in said
     assert snapshot(Path("outputs/s/0")) == before
+
+
+def test_a_killed_process_of_a_launcher_ends_the_sweep_in_one_line_and_costs_no_job(tmp_path: Path, cli: Cli) -> None:
+    words = ("-m", "hydra/launcher=processes", "hydra.launcher.n_jobs=2", "seed=0,1,2,3", "epochs=40", "plots=false")
+    process = start(*words, "name=s", cwd=tmp_path)
+    wait_for(lambda: any(Path("checkpoints/s/2").glob("step_*.pt")), process)
+    held = re.match("pid ([0-9]+) ", Path("outputs/s/2/run.lock").read_text())
+    assert held is not None
+    assert int(held[1]) != process.pid
+    os.kill(int(held[1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.strip() == (
+        "error: a process of the launcher was killed, by somebody or for want of memory, and the others with it. "
+        "Give the same command again to continue the sweep."
+    )
+    states = [line["status"] for line in lines_of("s")]
+    assert len(states) == 4
+    assert set(states[:2]) in ({"done"}, {"done", "interrupted"})
+    assert states[2] == "interrupted"
+    assert states[3] in ("waiting", "interrupted")
+    done = states.index("done")
+    before = snapshot(Path("outputs/s", str(done)))
+    again = start(*words, "name=s", cwd=tmp_path)
+    assert again.communicate(timeout=120)[1] == ""
+    assert again.returncode == 0
+    assert snapshot(Path("outputs/s", str(done))) == before
+    assert cli("seed=2", "epochs=40", "plots=false", "name=alone", "device.num_threads=1").code == 0
+    assert metrics_of("s/2") == metrics_of("alone")
+    assert all(torch.equal(weights_of("s/2")[name], w) for name, w in weights_of("alone").items())
 
 
 @pytest.mark.slow

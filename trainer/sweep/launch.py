@@ -63,8 +63,9 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     with stop.held():
         engines = chosen_engines(dict(map(split_word, words)))
     # before any folder is made, so that a refused sweep leaves nothing behind
-    jobs = compose_jobs(command, words, stop) if set(engines.values()) == {"basic"} else []
-    if ranks.of_environment().world > 1 and not jobs:
+    jobs = compose_jobs(command, words, stop) if engines["hydra/sweeper"] == "basic" else []
+    run_here = set(engines.values()) == {"basic"}
+    if ranks.of_environment().world > 1 and not run_here:
         raise ConfigError("torchrun trains each run of a sweep with all its processes. Leave hydra/... out.")
     if not ranks.of_environment().is_first:  # rank 0 alone writes the files of the sweep
         run_all(jobs, folder, stop)
@@ -77,12 +78,13 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
         if engines["hydra/sweeper"] == "basic":  # several processes may share a study, but not a list of jobs
             held.enter_context(directory.hold(folder))
         check_same_sweep(folder, engines["hydra/sweeper"], dict(map(split_word, words)))
-        found = [line for job in jobs if job.config is not None for line in without_effect("sweep", job.config)]
+        configs = [job.config for job in jobs if job.config is not None and run_here]  # elsewhere each job says it
+        found = [line for config in configs for line in without_effect("sweep", config)]
         for line in dict.fromkeys([*warnings.values(), *found]):
             emit(line)
         try:
             with Board(folder, {job.number: job.text for job in jobs}):
-                if jobs:
+                if run_here:
                     run_all(jobs, folder, stop)
                 else:
                     launch(command, words, folder, stop)
@@ -127,10 +129,10 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
             raise
         if (trouble := folders.trouble(error, command.folders.values())) is not None:
             raise ResourceError(f"{trouble} Then give the same command again to continue the sweep.") from error
-        told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise SweepError(
-            f"the launcher gave up ({told}). Give the same command again to continue the sweep."
-        ) from error
+        told = f"the launcher gave up ({type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')})."
+        if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which cannot tell either
+            told = "a process of the launcher was killed, by somebody or for want of memory, and the others with it."
+        raise SweepError(f"{told} Give the same command again to continue the sweep.") from error
 
 
 def compose_jobs(command: Command, words: Sequence[str], stop: StopSignal) -> list[Job]:

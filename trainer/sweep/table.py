@@ -37,6 +37,8 @@ def rows_of(folder: Path, waiting: Sequence[Job] = ()) -> list[dict[str, Any]]:
 def row_of_job(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[str, Any]:
     """The figures of one job, from the files in its own directory."""
     state = "failed" if job["error"] else directory.read_status(own).get("state", "waiting")
+    if state == "running" and not directory.is_held(own):  # its process was killed
+        state = "interrupted"
     result = directory.read_result(own) if state == "done" else None
     if result and result.get("fast_dev_run"):
         result = None
