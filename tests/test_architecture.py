@@ -37,7 +37,7 @@ ONLY = {
     "trainer.engine": ("trainer.totals",),
     "trainer.models": ("trainer.utils.errors",),
     "trainer.config": ("trainer.utils",),
-    "trainer.plots": ("trainer.utils.objective", "trainer.utils.text"),
+    "trainer.plots": ("trainer.utils.files", "trainer.utils.objective", "trainer.utils.text"),
     "trainer.totals": (),
     "trainer.scratch": (),
     "trainer.schedules": (),

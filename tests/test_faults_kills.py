@@ -47,6 +47,7 @@ GREY = ("data=folder", "data.root=pictures", "data.size=12", "data.channels=1", 
 MLP = (*GREY, "model=mlp", "model.dropout=0.5", "model.num_hiddens=[32]", "optimizer=sgd", "schedule=constant")
 LENET = (*GREY, "model=lenet", "data.augment=shift", "optimizer=sgd", "optimizer.lr=0.05", "schedule=constant")
 ADAMW = ("optimizer=adamw", "optimizer.lr=0.001", "schedule=cosine", "ema_decay=0.9", "early_stopping.patience=40")
+STOPPING = ("early_stopping.patience=6", "early_stopping.min_delta=0.01")
 STREAMED = ("data.resident=false", "data.workers=2")
 STEPS_PER_EPOCH = 11  # 120 pictures of which 12 validate, in batches of 10; the last one is short
 
@@ -67,6 +68,9 @@ SETTINGS = {
     "streamed": Setting((*LENET, *STREAMED, "epochs=6", "save.every_steps=3"), 3),
     "streamed_short": Setting((*LENET, *STREAMED, "epochs=3", "save.every_steps=3"), 3),
     "resnet": Setting((*GREY, "data.channels=3", "model=resnet18", "data.augment=crop_flip", "epochs=6")),
+    "drop_last": Setting((*MLP, "model.batch_norm=true", "data.drop_last=true", "accumulate_steps=3", "epochs=80")),
+    "stopping": Setting((*LENET, "epochs=400", "optimizer.lr=0.02", "save.every_steps=5", *STOPPING), 5),
+    "bf16": Setting((*LENET, "device.precision=bf16", "optimizer=adamw", "epochs=40", "save.every_steps=6"), 6),
 }
 GROUP = (*LENET, *STREAMED, "epochs=3")
 FALLING = ("data=synthetic", "data.num_examples=120", "model=linreg", "optimizer=sgd", "optimizer.lr=0.01")
@@ -254,6 +258,7 @@ def newest_name(folder: Path) -> int:
 
 
 MANY = {"mlp": 40, "mlp_adamw": 40, "lenet": 40, "lenet_adamw": 40, "streamed": 30, "resnet": 20}
+MANY |= {"drop_last": 20, "stopping": 20, "bf16": 20}
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ import hashlib
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +375,36 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, damage: str) -> None:
 def test_no_temporary_file_stays_in_the_cache(tmp_path: Path) -> None:
     load(plant(tmp_path / "p"))
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".pt"]
+
+
+def test_what_a_killed_process_left_in_the_cache_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / ".tmp-0123").write_bytes(b"half of a set")
+    (cache / ".tmp-4567").touch()
+    lock = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    writing = [sys.executable, "-c", lock, str(cache / ".tmp-4567")]
+    with subprocess.Popen(writing, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        load(plant(tmp_path / "p", parts=("train", "test")))
+        assert [path.name for path in cache.glob(".tmp-*")] == [".tmp-4567"]
+        other.kill()
+    load(plant(tmp_path / "q", parts=("train", "test")))
+    assert not list(cache.glob(".tmp-*"))
+
+
+def test_a_set_is_written_to_the_cache_under_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def save(content: Any, file: Any) -> None:
+        code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        held.append(subprocess.run([sys.executable, "-c", code, file.name], capture_output=True).returncode)
+
+    monkeypatch.setattr(torch, "save", save)
+    load(plant(tmp_path / "p", parts=("train", "test")))
+    assert held
+    assert set(held) == {1}
 
 
 def test_a_cache_that_cannot_be_written_only_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,23 @@ def test_plot_is_a_png_of_sane_size_and_draws_without_a_warning(name: str, tmp_p
     assert dict(matplotlib.rcParams) == before, "the style leaks into the caller's own figures"
 
 
+def test_a_plot_that_was_half_drawn_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "plot.png"
+    PLOTS["learning rate"](path)
+    before = path.read_bytes()
+
+    def half(_: object, file: Path, **__: object) -> None:
+        Path(file).write_bytes(before[:100])
+        assert path.read_bytes() == before  # what a kill at this moment would leave
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
+    with pytest.raises(KeyboardInterrupt):
+        PLOTS["learning rate"](path)
+    assert path.read_bytes() == before
+    assert [path] == list(tmp_path.iterdir())
+
+
 def test_pyplot_is_never_imported() -> None:
     code = "import sys, trainer.plots.run; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

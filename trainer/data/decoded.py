@@ -5,6 +5,7 @@ contents), so it is never stale, and it is checked before it is used. It also ho
 file. listing.py knows which files there are.
 """
 
+import fcntl
 import hashlib
 import os
 import pickle
@@ -116,8 +117,11 @@ def cached(
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:  # torch.save rejects a name like .tmp-0
+            with suppress(OSError):  # file systems without locks; see _remove_abandoned
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             torch.save(vars(decoded) | {"crc": _crc(decoded)}, file)
         _prune(path)
+        _remove_abandoned(cache)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         emit(f"warning: {path} cannot be written ({error}); the next start decodes again")
     return decoded
@@ -170,6 +174,14 @@ def _prune(path: Path) -> None:
             num_removed += not is_earlier
     if num_removed:
         emit(f"{path.parent} is kept below {CACHE_BYTES / 1e9:,.0f} GB: {num_removed} old set(s) removed")
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Remove what killed processes left half written, each as large as a decoded set; a live one has its own locked."""
+    for path in cache.glob(".tmp-*"):
+        with suppress(OSError), open(path, "r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def _load(path: Path, n: int, num_wanted: int, frame: Frame, keep: bool) -> Decoded | None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from trainer.utils.files import replacing
 from trainer.utils.text import one_line
 
 # Okabe and Ito 2008: readers with any kind of colour vision can tell them apart.
@@ -34,12 +35,15 @@ STYLE: dict[Any, Any] = {  # Any, because matplotlib's stubs list every key as a
 
 
 def save_figure(figure: Figure, path: Path, *, cropped: bool = False) -> None:
-    """Write a PNG and make missing parent folders; `cropped` removes empty margins, which takes drawing it twice."""
+    """Replace a PNG in one step and make missing parent folders.
+
+    `cropped` removes empty margins, which takes drawing it twice.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), replacing(path) as temporary:
         # A class name in a script without an installed font shows as boxes; a warning per glyph would flood the screen.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(path, format="png", bbox_inches="tight" if cropped else None)
+        figure.savefig(temporary, format="png", bbox_inches="tight" if cropped else None)
 
 
 def style_with_cjk() -> dict[Any, Any]:
