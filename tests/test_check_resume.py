@@ -1,11 +1,12 @@
 """check-resume: says bit-identical where that is so, and what differs and why where it is not."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Cli, start, write_class_folders
+from conftest import ROOT, Cli, start, wait_for, write_class_folders
 
 from trainer.commands.check_resume import differences_between
 
@@ -30,6 +31,28 @@ def test_a_run_that_can_be_resumed_is_called_bit_identical(cli: Cli, tmp_path: P
     assert [outcome.out.count(word) for word in ("SIGKILL after", "SIGTERM after")] == [2, 1]
     assert outcome.out.splitlines()[-1].startswith("bit-identical")
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_the_run_of_a_killed_check_ends_with_it(tmp_path: Path) -> None:
+    slow = (
+        "data=random",
+        "data.num_examples=4000",
+        "batch_size=1000",
+        "model.num_hiddens=[3000,3000]",
+    )  # 20 s of steps
+    check = start("check-resume", *slow, "device.num_threads=1", cwd=tmp_path, TMPDIR=str(tmp_path))
+    wait_for(lambda: any(tmp_path.glob("check-resume-*/outputs/straight/status.json")), check)
+    [lock] = tmp_path.glob("check-resume-*/outputs/straight/run.lock")
+    pid = lock.read_text().split()[1]
+    with check:  # communicate() would wait for the run, too
+        check.kill()
+    until = time.monotonic() + 3
+    while (
+        Path(f"/proc/{pid}/stat").exists()
+        and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    ):
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

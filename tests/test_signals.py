@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM: at once outside of held work, at its end inside."""
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -82,6 +83,29 @@ def test_a_second_sigterm_soon_after_the_held_work_ended_raises_no_second_time()
         with pytest.raises(Interrupted), stop.held():
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # while the first one is being dealt with
+
+
+LATE = """
+import multiprocessing, os, sys, time
+from trainer.utils.signals import end_with_parent
+
+def child():
+    time.sleep(0.5)  # it imports, and its parent is killed meanwhile
+    end_with_parent(9)
+    print("goes on")
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=child).start()
+    print("started", flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_process_whose_parent_ended_before_it_asked_ends_too(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "late.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "started\n"  # the pipe is open until the child has ended, too
 
 
 def test_a_forwarded_signal_reaches_the_processes_that_were_started_and_is_noted() -> None:

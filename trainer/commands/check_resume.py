@@ -27,7 +27,7 @@ from trainer.run.safe_load import read_checkpoint
 from trainer.run.target import path_of
 from trainer.utils.errors import Interrupted, TrainerError, failure
 from trainer.utils.screen import Screen
-from trainer.utils.signals import StopSignal
+from trainer.utils.signals import StopSignal, end_with_parent
 from trainer.utils.text import emit
 
 BATCHES, EPOCHS = 4, 3
@@ -122,6 +122,7 @@ def training_process(config: Config, log: Path) -> Iterator[SpawnProcess]:
 
 def train_child(plain: Mapping[str, Any], log: str) -> None:
     """What the process does: train on the first batches, with everything it says in a file."""
+    end_with_parent(signal.SIGKILL)  # a killed check would leave it training for nothing
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -22,6 +22,9 @@ def end_with_parent(signum: int) -> None:
     """Let the kernel send this process a signal when its parent ends in any way; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it ended before, while this process was importing
+        signal.raise_signal(signum)
 
 
 class StopSignal:
