@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 
+from trainer.commands.experiments import run_experiments
 from trainer.config.command_line import Command, parse_command
 from trainer.config.compose import compose, frozen
 from trainer.config.freeze import from_dict
@@ -16,6 +17,7 @@ from trainer.config.roles import check_typed, without_effect
 from trainer.config.schema import Config
 from trainer.run import directory, folders
 from trainer.run.target import Target, find, resolve_resume
+from trainer.sweep.compare import run_compare
 from trainer.sweep.launch import run_sweep
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, Interrupted, TrainerError
@@ -57,10 +59,9 @@ def run_one(command: Command, stop: StopSignal) -> None:
         words = [f"{group}={name}" for group, name in choices.items() if group not in command.values] + words
 
     with stop.held():
-        composed = compose(command, words)
-        config = frozen(*composed, command, saved) if composed is not None else None
-    if config is None:
-        return
+        if (composed := compose(command, words)) is None:  # --cfg has printed them
+            return
+        config = frozen(*composed, command, saved)
     screen = Screen()
     for line in dict.fromkeys((*warnings.values(), *without_effect(use, config))):
         screen.say(line)
@@ -100,7 +101,8 @@ def main() -> int:
             with stop.held():
                 command = parse_command(sys.argv[1:])
             with folders.explained(command.folders):
-                (run_sweep if command.multirun else run_one)(command, stop)
+                run = run_sweep if command.multirun else run_one
+                {"compare": run_compare, "experiments": run_experiments}.get(command.verb, run)(command, stop)
     except TrainerError as error:
         return ranks.leave(error, f"error: {error}")
     except Interrupted as error:

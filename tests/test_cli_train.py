@@ -64,7 +64,16 @@ def test_train_writes_the_files_of_the_contract(cli: Cli, tiny_mnist: Path, tmp_
     assert [path.name for path in run.parent.iterdir()] == ["a"]
     lock = {"run.lock"}  # which process is at work here: no result
     entries = {path.name for path in run.iterdir()} - lock
-    assert entries == {"config.json", "metrics.jsonl", "result.json", "status.json", "train.log", "tb", "plots"}
+    assert entries == {
+        "config.json",
+        "metrics.jsonl",
+        "result.json",
+        "status.json",
+        "test.json",
+        "train.log",
+        "tb",
+        "plots",
+    }
     assert files_below(tmp_path / "checkpoints") == {"a/step_00000011.pt", "a/step_00000022.pt", "a/best.pt"}
     pictures = files_below(run / "plots") - {"wrong.png"}  # only where something is wrong
     assert "lr.csv" in pictures

@@ -13,7 +13,7 @@ from conftest import Cli
 
 from trainer.config.options import CONFIGS, choices_of, swept_by
 from trainer.utils.evidence import difference, mcnemar, mean_of
-from trainer.utils.objective import rating
+from trainer.utils.objective import DECIDING, rating
 
 FEW = ("data.num_examples=60", "plots=false")
 
@@ -164,3 +164,116 @@ def test_the_difference_of_two_means_is_welchs() -> None:
 def test_mcnemars_test_is_the_exact_one() -> None:
     assert mcnemar(5, 15) == mcnemar(15, 5) == pytest.approx(0.04138946533203125, rel=1e-12)
     assert mcnemar(0, 0) == mcnemar(7, 7) == 1.0
+
+
+# compare, experiments, looks at the test split
+
+
+def test_two_runs_are_compared_by_what_each_has_right(cli: Cli, tiny_mnist: Path) -> None:
+    words = ("data=mnist", f"paths.data={tiny_mnist}", "batch_size=50", "plots=false", "epochs=2")
+    assert cli(*words, "name=good").code == 0
+    assert cli(*words, "name=bad", "optimizer.lr=1e-9").code == 0
+    tests = {name: read(f"outputs/{name}/test.json") for name in ("good", "bad")}
+    for name, test in tests.items():
+        result = read(f"outputs/{name}/result.json")["test"]
+        assert len(test["right"]) == result["n"]
+        assert test["right"].count("1") / result["n"] == pytest.approx(result["accuracy"])
+        assert test["looks"] == 1
+    pairs = list(zip(tests["good"]["right"], tests["bad"]["right"], strict=True))
+    only_good, only_bad = pairs.count(("1", "0")), pairs.count(("0", "1"))
+    p = mcnemar(only_good, only_bad)
+    outcome = cli("compare", "good", "bad")
+    assert outcome.code == 0
+    first = "good is better than bad" if p < 0.05 else "good and bad differ by no more than chance may"
+    assert f"{first}: test accuracy" in outcome.out
+    said = f"the first alone has {only_good} right and the second alone {only_bad} (McNemar's test, p = {p:.2g}"
+    assert said in outcome.out
+    same = cli("compare", "good", "good", as_typed=True)
+    assert "good and good differ by no more than chance may" in same.out
+    assert "p = 1;" in same.out
+
+
+def test_each_look_at_a_runs_test_split_is_counted_and_said(cli: Cli, tiny_mnist: Path) -> None:
+    words = ("data=mnist", f"paths.data={tiny_mnist}", "batch_size=50", "plots=false", "epochs=1")
+    assert cli(*words, "name=a").code == 0
+    here = (f"paths.data={tiny_mnist}", "plots=false")
+    assert "look 2 at this run's test split" in cli("eval", "a", *here).out
+    assert "look" not in cli("eval", "a", "split=val", *here).out
+    assert "look 3 at this run's test split" in cli("predict", "a", *here).out
+    assert read("outputs/a/test.json")["looks"] == 3
+    assert "right" in read("outputs/a/test.json")
+    assert cli(*words, "name=b").code == 0
+    assert "A test split was looked at 3 times" in cli("compare", "a", "b").out
+    Path("outputs/a/test.json").write_text('{"looks": "many", "sha256": 3}')
+    assert "look" not in cli("eval", "a", *here).out  # nobody knows how many
+
+
+def test_settings_are_compared_over_their_seeds(cli: Cli) -> None:
+    for name, lr in (("fast", "0.03"), ("slow", "0.001")):
+        assert cli("seeds=3", "epochs=2", *FEW, f"optimizer.lr={lr}", f"name={name}").code == 0
+    fast, slow = (
+        [read(f"outputs/{name}/{job}/result.json")["test"]["loss"] for job in range(3)] for name in ("fast", "slow")
+    )
+    apart, low, high = difference(fast, slow)
+    assert high < 0
+    outcome = cli("compare", "fast", "slow")
+    assert outcome.code == 0
+    said = f"a difference of {apart:+.4f}, with 95 % interval {low:+.4f} to {high:+.4f} over the seeds"
+    assert "fast is better than slow: test loss" in outcome.out
+    assert said in outcome.out
+    assert "slow is worse than fast" in cli("compare", "slow", "fast").out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("a",), "compare needs two runs"),
+        (("a", "nowhere"), "nowhere: there is no run of this name"),
+        (("a", "../a"), "../a: there is no run of this name"),
+        (("a", "three"), "a has n = 1, three n = 3"),
+        (("a", "rates"), "rates is a sweep over optimizer.lr: name two of its jobs, rates/0 rates/1"),
+        (("a", "a"), "one run each of a and a says nothing about chance: train several of each, seeds=5"),
+        (("a", "other"), "a and other were tested on other data"),
+        (("three", "half"), "half is not done"),
+        (("a", "three", "epochs=3"), "epochs=3: compare takes runs and paths.outputs="),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(words: tuple[str, ...], said: str, cli: Cli) -> None:
+    line = ("epochs=1", *FEW)
+    for typed in (("name=a",), ("name=three", "seeds=3"), ("name=rates", "-m", "optimizer.lr=0.01,0.02")):
+        assert cli(*line, *typed).code == 0
+    assert cli(*line, "name=other", "data.b=1").code == 0
+    assert cli(*line, "name=half", "seeds=2", "optimizer.lr=1e-7").code == 0
+    Path("outputs/half/1/result.json").unlink()
+    outcome = cli("compare", *words, as_typed=True)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_experiments_are_listed_with_what_they_came_to_here(cli: Cli) -> None:
+    before = cli("experiments").out
+    assert all(f"\n{name}\n" in f"\n{before}" for name in choices_of("experiment"))
+    assert "last here" not in before
+    assert cli("experiment=d2l_linreg", "plots=false", "name=a").code == 0
+    assert cli("experiment=d2l_linreg", "plots=false", "name=b", "optimizer.lr=0.02").code == 0  # another one
+    lines = cli("experiments").out.splitlines()
+    (found,) = [line for line in lines if "last here" in line]
+    assert re.search(r"weight error: yours 0.000\d \(n = 1\), the book's 0 \+- 0.02 .*: within, a$", found)
+
+
+def test_a_test_figure_never_decides(cli: Cli) -> None:
+    """What chooses epochs, stops early, and ranks the jobs of a sweep or a search, is none of the test split's."""
+    assert not [metric for metric in DECIDING if "test" in metric]
+    outcome = cli("-m", "hydra/sweeper=optuna", "optimizer.lr=0.1,0.2", "hydra.sweeper.metric=test_accuracy")
+    assert outcome.code == 2
+
+
+def test_a_run_can_be_named_without_its_key(cli: Cli, tiny_mnist: Path) -> None:
+    words = ("data=mnist", f"paths.data={tiny_mnist}", "batch_size=50", "plots=false", "epochs=1")
+    assert cli(*words, "name=a").code == 0
+    here = (f"paths.data={tiny_mnist}", "plots=false")
+    assert cli("eval", "a", *here).out.splitlines()[1:4] == cli("eval", "checkpoint=a", *here).out.splitlines()[1:4]
+    refused = cli("eval", "a", "checkpoint=b")
+    assert refused.code == 2
+    assert cli("eval", "optimizer.lr", "=", "0.1").code == 2

@@ -49,7 +49,7 @@ QUICK = ("epochs=1", "plots=false")
 def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading data fails the test: what is refused has to be refused before."""
 
-    def reached(*_: object) -> None:
+    def reached(*_: object, **__: object) -> None:
         raise AssertionError("a bad setting came as far as the data")
 
     monkeypatch.setattr(data, "load", reached)

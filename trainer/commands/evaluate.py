@@ -15,6 +15,7 @@ from trainer.data.splits import Splits
 from trainer.engine import Evaluation
 from trainer.run import directory
 from trainer.run.checkpoint import check_architecture, check_fits, load_model
+from trainer.run.looks import looks_of, note_look
 from trainer.run.machine import Machine, resolve_auto
 from trainer.run.parts import eval_batches, evaluate_split, place
 from trainer.run.result import without_none
@@ -142,8 +143,17 @@ def run_eval(config: Config, target: Target) -> None:
             plot = trained.folder / "plots" / f"{stem}-confusion.png"
             plots.confusion(torch.tensor(figures["confusion"]), splits.classes, plot)
             screen.say(f"plot     {plot}")
+    if config.split == "test":
+        count_look(trained, splits, screen)
     write_json(trained.folder / f"{stem}.json", without_none(figures))
     screen.say(f"written  {trained.folder / f'{stem}.json'}")
+
+
+def count_look(trained: Trained, splits: Splits, screen: Screen) -> None:
+    """Count that a run's own test split was measured once more, and say so."""
+    if looks_of(trained.folder)["sha256"] == splits.sha256:
+        count = note_look(trained.folder, splits.sha256)
+        screen.say(f"look {count} at this run's test split: choose between runs by their validation figures")
 
 
 def classify(splits: Splits, evaluation: Evaluation, sigmoids: bool, screen: Screen) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer import build, engine
-from trainer.commands.evaluate import Trained, evaluate_data, load_trained
+from trainer.commands.evaluate import Trained, count_look, evaluate_data, load_trained
 from trainer.config.schema import Config
 from trainer.data.batches import eval_batch_size, normalizer
 from trainer.data.images import ImageError, Seen, decode, losses, quiet_pillow, read_image
@@ -90,6 +90,7 @@ def predict_split(config: Config, trained: Trained, path: Path, screen: Screen) 
     say_predictions(trained, names, chances, evaluation.labels.tolist(), rows.tolist(), screen)
     figures = f"accuracy {evaluation.accuracy:.4f}, loss {shown(evaluation.loss)}"
     screen.say(f"test: {figures} on {len(names):,} examples")
+    count_look(trained, splits, screen)
     if config.plots:
         grid(splits, splits.test, chances, rows, path.with_suffix(".png"))
     return path, []

@@ -22,7 +22,8 @@ from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import GROUPS
 from trainer.utils.errors import ConfigError, listed, nearest
 
-VERBS = ("train", "eval", "predict", "check-resume", "compare-impl")
+VERBS = ("train", "eval", "predict", "check-resume", "compare-impl", "compare", "experiments")
+OF_RUNS = ("compare", "experiments")  # they take names, and no settings but where the runs are
 TYPED_GROUPS = (*GROUPS, "experiment")
 RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 # Text whatever it looks like: name=1e3 is no number. It is quoted, so that Hydra's grammar does not parse it.
@@ -47,6 +48,7 @@ class Command:
     verb: str
     overrides: tuple[str, ...]  # the words for Hydra, with short forms written out and text quoted
     multirun: bool = False
+    names: tuple[str, ...] = ()  # plain words: the runs that are compared
     flags: tuple[str, ...] = ()  # Hydra's own: --cfg and what it prints
 
     @property
@@ -108,6 +110,10 @@ def parse_command(args: Sequence[str]) -> Command:
     if verb not in VERBS:
         hint = f" Did you mean {example(verb, words)}?" if verb in all_keys() else nearest(verb, VERBS)
         raise ConfigError(f"{verb} is not a command.{hint} Commands: {listed(VERBS)}.")
+    if verb in OF_RUNS:
+        return parse_names(verb, words)
+    if verb in ("eval", "predict"):
+        words = with_keys(verb, words)
     flags: list[str] = []
     overrides: list[str] = []
     while words:
@@ -136,7 +142,30 @@ def parse_command(args: Sequence[str]) -> Command:
         raise ConfigError(f"-m is for training. Run {verb} without it, once for each value.")
     if any(split_word(word)[0] == "seeds" for word in overrides):
         raise ConfigError("seeds= is for training: it trains one run for each of so many seeds. Type seed= instead.")
-    return Command(verb, tuple(overrides), multirun, tuple(flags))
+    return Command(verb, tuple(overrides), multirun, flags=tuple(flags))
+
+
+def parse_names(verb: str, words: Sequence[str]) -> Command:
+    """The command line of a verb that takes runs and no settings."""
+    settings = [word for word in words if "=" in word or word.startswith("-")]
+    names = tuple(word for word in words if word not in settings)
+    if odd := [word for word in settings if split_word(word)[0] != "paths.outputs"]:
+        raise ConfigError(f"{odd[0]}: {verb} takes {'runs' if verb == 'compare' else 'nothing'} and paths.outputs=.")
+    if verb == "experiments" and names:
+        raise ConfigError(f"{names[0]}: experiments takes no names. To train one: python main.py experiment={names[0]}")
+    return Command(verb, tuple(expanded for word in settings for expanded in expand(word, False)), names=names)
+
+
+def with_keys(verb: str, words: Sequence[str]) -> list[str]:
+    """`eval RUN`, `predict RUN FILE`: the words with checkpoint= and input= in front of those that are plain."""
+    found, keys = list(words), ["checkpoint", "input"] if verb == "predict" else ["checkpoint"]
+    keys = [key for key in keys if not any(word.startswith(f"{key}=") for word in words)]
+    for i, word in enumerate(words):
+        after = words[i + 1] if i + 1 < len(words) else ""
+        is_plain = "=" not in word and not word.startswith("-") and not after.startswith("=") and word not in all_keys()
+        if is_plain and keys and words[i - 1 : i] != ["--cfg"]:
+            found[i] = f"{keys.pop(0)}={word}"
+    return found
 
 
 def check_twice(words: Sequence[str]) -> None:

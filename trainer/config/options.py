@@ -81,6 +81,14 @@ def group_choices(typed: Mapping[str, str]) -> dict[str, str]:
     return {group: choices[group] for group in GROUPS}
 
 
+def experiment_settings(name: str) -> dict[str, Any]:
+    """What an experiment sets, by dotted name; its choices as `choices.model`. What it sweeps over is left out."""
+    own = {k: v for k, v in load_yaml(CONFIGS / f"experiment/{name}.yaml").items() if k not in ("defaults", "hydra")}
+    chosen = {f"choices.{group}": choice for group, choice in _defaults_in(f"experiment/{name}.yaml").items()}
+    chosen = {key: choice for key, choice in chosen.items() if key.removeprefix("choices.") in GROUPS}
+    return {k: v for k, v in (chosen | flatten(own)).items() if k.removeprefix("choices.") not in swept_by(name)}
+
+
 def swept_by(experiment: str | None) -> dict[str, str]:
     """{key: list of values} that an experiment sweeps over; none where it brings a sweeper of its own."""
     path = CONFIGS / f"experiment/{experiment}.yaml"

@@ -57,10 +57,8 @@ class LinearRegression(Module):
             raise ConfigError(f"model=linreg needs rows of shape (D,), but the examples have shape {in_shape}.")
         self.linear = nn.Linear(in_shape[0], num_outputs)
         init_linear(self.linear, init_std)
-        if start is not None:
-            with torch.no_grad():
-                for parameter in self.linear.parameters():
-                    parameter.fill_(start)
+        for parameter in self.linear.parameters() if start is not None else ():
+            parameter.data.fill_(float(start or 0))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, num_outputs)."""

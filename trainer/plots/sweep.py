@@ -10,20 +10,41 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.plots.style import BLUE, FAINT, INK, ORANGE, STYLE, logarithmic, save_figure, short, side_by_side, spans
-from trainer.utils.objective import score
+from trainer.plots.style import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    RED,
+    STYLE,
+    logarithmic,
+    save_figure,
+    short,
+    side_by_side,
+    spans,
+)
+from trainer.utils.objective import deciding_metric, score
 
 WIDTH = 16  # characters of a name
+PENS = (BLUE, ORANGE, GREEN, RED, INK, FAINT)
+MAX_CURVES = 2 * len(PENS)
 MAX_PANELS, MAX_NAMES, MAX_NUMBERS = 6, 12, 6  # options in a plot; names and numbers that an axis has room for
 
 
-def draw_sweep(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], folder: Path) -> None:
-    """Write options.png, and parallel.png for two or more swept options; nothing when only one job is done.
+def draw_sweep(
+    rows: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
+    folder: Path,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> None:
+    """Write options.png, curves.png, and parallel.png for two or more swept options; nothing when one job is done.
 
     Args:
         rows: rows of sweep.csv; those without an objective are left out.
         keys: columns of the options that were swept, as typed.
         folder: where the plots go.
+        curves: lines of metrics.jsonl of up to MAX_CURVES jobs, by what they are called.
     """
     done = [row for row in rows if row["objective"] is not None]
     keys = [key for key in keys if len({row[key] for row in done}) > 1][:MAX_PANELS]
@@ -31,6 +52,8 @@ def draw_sweep(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], folder: P
         return
     with rc_context(STYLE):
         save_figure(options_figure(done, keys), folder / "options.png")
+        if curves:
+            save_figure(curves_figure(curves), folder / "curves.png")
         if len(keys) > 1:
             save_figure(parallel_figure(done, keys), folder / "parallel.png")
 
@@ -49,6 +72,25 @@ def options_figure(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Fi
         mark(axes, places, names)
         if spans(values) and not rows[0]["metric"].endswith("accuracy"):
             logarithmic(axes)
+    return figure
+
+
+def curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Draw the training loss, and the metric that decides, of each job over the other."""
+    first = next(iter(curves.values()))[0]
+    metrics = list(dict.fromkeys(["train_loss", deciding_metric(first)]))
+    figure, panels = side_by_side(len(metrics), width=6.0, height=4.4)
+    for axes, metric in zip(panels, metrics, strict=True):
+        values = []
+        for i, (name, rows) in enumerate(curves.items()):
+            shown = [(row["epoch"], row[metric]) for row in rows if metric in row]
+            line = "-" if i < len(PENS) else "--"
+            axes.plot(*zip(*shown, strict=True), line, color=PENS[i % len(PENS)], linewidth=1.6, label=short(name, 40))
+            values += [value for _, value in shown]
+        axes.set(title=metric.replace("_", " "), xlabel="epoch", ylabel=metric)
+        if spans(values) and metric.endswith("loss"):
+            logarithmic(axes)
+    panels[0].legend(fontsize=8)
     return figure
 
 

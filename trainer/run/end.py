@@ -8,6 +8,7 @@ from trainer.run.checkpoint import load_model
 from trainer.run.checkpoint_files import step_of, steps_in
 from trainer.run.directory import Run
 from trainer.run.distributed import gathered
+from trainer.run.looks import note_look
 from trainer.run.machine import resolve_auto
 from trainer.run.parts import assemble, eval_batches
 from trainer.run.progress import Progress
@@ -57,6 +58,9 @@ def conclude(s: Session, test: Evaluation) -> None:
     """Write result.json, the plots and, last, the status; the model holds the best weights, which reach `test`."""
     result = result_of(s.config, s.parts, s.progress, s.run, test)
     write_json(s.run.outputs / "result.json", result)
+    if not s.config.fast_dev_run:
+        right = (test.outputs.argmax(1) == test.labels).tolist() if test.accuracy is not None else None
+        note_look(s.run.outputs, s.parts.splits.sha256, right)
     final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}
     final["best/val"] = s.progress.best["value"]
     if not s.config.fast_dev_run:

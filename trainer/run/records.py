@@ -96,6 +96,11 @@ OF_RESULT: Fields = {
     "test.n": WHOLE,
     "reference?": Such("a figure beside a published one", is_reference),
 }
+OF_TEST: Fields = {  # of test.json
+    "looks": WHOLE,
+    "sha256": ANY_TEXT,
+    "right?": Such("text of 0 and 1", lambda value: isinstance(value, str) and set(value) <= {"0", "1"}),
+}
 OF_CONFIG: Fields = {"config": Such("settings", lambda value: isinstance(value, dict))}
 OF_SWEEP: Fields = {"sweeper": ANY_TEXT, "made_of": WORDS}
 OF_JOB: Fields = {"job?": WHOLE, "overrides?": WORDS, "error?": ANY_TEXT}  # a missing one has its default

@@ -126,9 +126,11 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
         best = best_first(rows)[0]
         plots = plots_of(folder / str(best["job"]))
         if plots and (is_news or not (folder / "plots").is_dir()):
-            from trainer.plots.sweep import draw_sweep  # matplotlib takes 0.4 s
+            from trainer.plots.sweep import MAX_CURVES, draw_sweep  # matplotlib takes 0.4 s
 
-            draw_sweep(rows, swept(rows), folder / "plots")
+            done = [row for row in best_first(rows) if row["objective"] is not None][:MAX_CURVES]
+            curves = {row["overrides"]: directory.read_metrics(folder / str(row["job"])) for row in done}
+            draw_sweep(rows, swept(rows), folder / "plots", {name: lines for name, lines in curves.items() if lines})
             if plots == "auto":
                 draw_best(folder, best["job"], folders)
         words = "".join(f" {shlex.quote(word)}" for word in paths)
