@@ -1,11 +1,12 @@
 # make train [ARGS="model=lenet data=mnist"]   set up, then train (linear regression on made-up data by default)
 # make test  [ARGS="-m slow -n 0"]             set up, then run the tests, two at a time; -n 0: one after another
 # make check                                   set up, then lint and types
+# make results [ARGS="paths.data=FOLDER"]      set up, then train the books' experiments that docs/results/ lacks: hours
 # make bench [ARGS="--quick mlp"]              set up, then measure speed (benchmarks/README.md)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check bench
+.PHONY: train test check bench results
 
 train: .venv/run
 	$(BIN)/python main.py $(ARGS)
@@ -17,6 +18,9 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+results: .venv/run
+	$(BIN)/python -m benchmarks.ladder $(ARGS)
 
 bench: .venv/bench
 	$(BIN)/python -m benchmarks.run $(ARGS)
