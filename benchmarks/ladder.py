@@ -115,13 +115,8 @@ def lines_of(kept: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     if missing := [name for name in RUNS if name not in {each["experiment"] for each in kept}]:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
-    return [
-        *lines,
-        "",
-        *(f"({i}) {place}" for i, place in enumerate(places, 1)),
-        "",
-        "![the ladder](pictures/ladder.png)",
-    ]
+    lines += ["", *(f"({i}) {place}" for i, place in enumerate(places, 1))]
+    return [*lines, "", "![the ladder](pictures/ladder.png)"] if kept else lines
 
 
 def draw(kept: Sequence[Mapping[str, Any]]) -> None:
