@@ -12,6 +12,7 @@ import yaml
 from conftest import Cli
 
 from trainer.config.options import CONFIGS, choices_of, swept_by
+from trainer.run.looks import right_of, vote_of
 from trainer.utils.evidence import difference, mcnemar, mean_of
 from trainer.utils.objective import DECIDING, rating
 
@@ -176,11 +177,11 @@ def test_two_runs_are_compared_by_what_each_has_right(cli: Cli, tiny_mnist: Path
     tests = {name: read(f"outputs/{name}/test.json") for name in ("good", "bad")}
     for name, test in tests.items():
         result = read(f"outputs/{name}/result.json")["test"]
-        assert len(test["right"]) == result["n"]
-        assert test["right"].count("1") / result["n"] == pytest.approx(result["accuracy"])
+        assert len(test["true"]) == len(test["predicted"]) == result["n"]
+        assert right_of(test).count(True) / result["n"] == pytest.approx(result["accuracy"])
         assert test["looks"] == 1
-    pairs = list(zip(tests["good"]["right"], tests["bad"]["right"], strict=True))
-    only_good, only_bad = pairs.count(("1", "0")), pairs.count(("0", "1"))
+    pairs = list(zip(right_of(tests["good"]), right_of(tests["bad"]), strict=True))
+    only_good, only_bad = pairs.count((True, False)), pairs.count((False, True))
     p = mcnemar(only_good, only_bad)
     outcome = cli("compare", "good", "bad")
     assert outcome.code == 0
@@ -201,7 +202,7 @@ def test_each_look_at_a_runs_test_split_is_counted_and_said(cli: Cli, tiny_mnist
     assert "look" not in cli("eval", "a", "split=val", *here).out
     assert "look 3 at this run's test split" in cli("predict", "a", *here).out
     assert read("outputs/a/test.json")["looks"] == 3
-    assert "right" in read("outputs/a/test.json")
+    assert "predicted" in read("outputs/a/test.json")
     assert cli(*words, "name=b").code == 0
     assert "A test split was looked at 3 times" in cli("compare", "a", "b").out
     Path("outputs/a/test.json").write_text('{"looks": "many", "sha256": 3}')
@@ -277,3 +278,20 @@ def test_a_run_can_be_named_without_its_key(cli: Cli, tiny_mnist: Path) -> None:
     refused = cli("eval", "a", "checkpoint=b")
     assert refused.code == 2
     assert cli("eval", "optimizer.lr", "=", "0.1").code == 2
+
+
+def test_the_majority_of_several_runs_votes() -> None:
+    true = [0, 1, 2, 1]
+    tests = [{"true": true, "predicted": predicted} for predicted in ([0, 1, 0, 2], [0, 0, 2, 0], [1, 1, 2, 1])]
+    assert vote_of(tests) == 3 / 4  # 0, 1, 2, and of three classes with one vote each the first run's: 2
+    assert vote_of([*tests, {"true": [0, 1, 2, 0], "predicted": true}]) is None
+    assert vote_of([*tests, {"looks": 1, "sha256": ""}]) is None
+
+
+def test_a_vote_stands_beside_its_published_figure(cli: Cli, tiny_mnist: Path) -> None:
+    words = ("data=mnist", f"paths.data={tiny_mnist}", "batch_size=50", "plots=false", "epochs=1", "seeds=3")
+    outcome = cli(*words, "name=s", "reference.metric=vote_accuracy", "reference.value=0.2", "reference.tolerance=1")
+    assert outcome.code == 0
+    vote = vote_of([read(f"outputs/s/{job}/test.json") for job in range(3)])
+    assert f"vote accuracy: yours {vote:.4f} (n = 3), the book's 0.2 +- 1: within" in outcome.out
+    assert f"majority of the 3: test accuracy {vote:.4f}" in cli(*words, "name=plain").out

@@ -169,7 +169,7 @@ SEED = Range(0, 2**63 - 1, whole=True)
 SHARE = Range(0, 1, open_high=True)
 POSITIVE = Range(0, 1e6, open_low=True)
 LAYER = r"conv[1-9]\d{0,4}x[1-9]\d{0,2}(p\d{1,2})?|(max|avg)[1-9]\d?|fc[1-9]\d{0,5}"  # of model=convnet
-REFERENCE_METRICS = ("test_accuracy", "test_loss", "train_loss", "weight_error")
+REFERENCE_METRICS = ("test_accuracy", "test_loss", "train_loss", "weight_error", "vote_accuracy")
 IMPLS = ("concise", "autograd", "scratch", "numpy")
 RANGES: dict[str, Rule] = {
     **{key: FilePath() for key in ("resume", "checkpoint", "input", "output", "init_from", "data.root")},

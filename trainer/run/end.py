@@ -59,8 +59,8 @@ def conclude(s: Session, test: Evaluation) -> None:
     result = result_of(s.config, s.parts, s.progress, s.run, test)
     write_json(s.run.outputs / "result.json", result)
     if not s.config.fast_dev_run:
-        right = (test.outputs.argmax(1) == test.labels).tolist() if test.accuracy is not None else None
-        note_look(s.run.outputs, s.parts.splits.sha256, right)
+        classes = {"true": test.labels.tolist(), "predicted": test.outputs.argmax(1).tolist()}
+        note_look(s.run.outputs, s.parts.splits.sha256, classes if test.accuracy is not None else None)
     final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}
     final["best/val"] = s.progress.best["value"]
     if not s.config.fast_dev_run:

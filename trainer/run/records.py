@@ -99,7 +99,8 @@ OF_RESULT: Fields = {
 OF_TEST: Fields = {  # of test.json
     "looks": WHOLE,
     "sha256": ANY_TEXT,
-    "right?": Such("text of 0 and 1", lambda value: isinstance(value, str) and set(value) <= {"0", "1"}),
+    "true?": Such("class numbers", lambda value: isinstance(value, list) and all(type(item) is int for item in value)),
+    "predicted?": Such("class numbers", lambda value: isinstance(value, list) and all(type(v) is int for v in value)),
 }
 OF_CONFIG: Fields = {"config": Such("settings", lambda value: isinstance(value, dict))}
 OF_SWEEP: Fields = {"sweeper": ANY_TEXT, "made_of": WORDS}

@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.config.command_line import Command
 from trainer.run import directory
-from trainer.run.looks import looks_of
+from trainer.run.looks import looks_of, right_of
 from trainer.sweep.table import rows_of, swept
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.evidence import CHANCE, difference, mcnemar, mean_of
@@ -82,7 +82,7 @@ def check_alike(a: Side, b: Side) -> None:
     if (len(a.values) == 1) != (len(b.values) == 1):
         counts = f"{a.name} has n = {len(a.values)}, {b.name} n = {len(b.values)}"
         raise ConfigError(f"{counts}: compare one run with one run, or several seeds with several.")
-    if len(a.values) == 1 and not all("right" in test for side in (a, b) for test in side.tests):
+    if len(a.values) == 1 and None in (right_of(a.tests[0]), right_of(b.tests[0])):
         raise ConfigError(
             f"one run each of {a.name} and {b.name} says nothing about chance: train several of each, seeds=5."
         )
@@ -97,8 +97,8 @@ def sentence(a: Side, b: Side) -> str:
         how = f"a difference of {apart:+.4f}, with 95 % interval {low:+.4f} to {high:+.4f} over the seeds"
         how += f" (Welch's t, n = {len(a.values)} and {len(b.values)})"
     else:
-        pairs = list(zip(a.tests[0]["right"], b.tests[0]["right"], strict=True))
-        only_a, only_b = pairs.count(("1", "0")), pairs.count(("0", "1"))
+        pairs = list(zip(right_of(a.tests[0]) or (), right_of(b.tests[0]) or (), strict=True))
+        only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
         p = mcnemar(only_a, only_b)
         is_clear = p < CHANCE
         how = f"of {len(pairs):,} test examples the first alone has {only_a:,} right and the second alone {only_b:,}"

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.run import directory
+from trainer.run.looks import looks_of, vote_of
 from trainer.sweep.job import as_words
+from trainer.utils.errors import DamagedError
 from trainer.utils.evidence import mean_of
 from trainer.utils.objective import rating, said
 from trainer.utils.text import one_line
@@ -36,7 +38,21 @@ def lines_on_seeds(folder: Path, rows: Sequence[Mapping[str, Any]], keys: Sequen
         lines.append(f"{metric.replace('_', ' ')}{of}: {mean_of(values)}")
         if reference := reference_of(folder, members):
             lines.append(said(reference))
+        if (vote := vote_of([looks_of(folder / str(row["job"])) for row in members])) is not None:
+            lines.append(line_of_vote(folder / str(members[0]["job"]), vote, len(members)))
     return lines
+
+
+def line_of_vote(run: Path, vote: float, n: int) -> str:
+    """What the majority of several runs comes to, beside its published figure where the runs have one."""
+    try:
+        reference = directory.read_config(run)["reference"]
+    except DamagedError:
+        reference = {}
+    if reference.get("metric") != "vote_accuracy":
+        return f"majority of the {n}: test accuracy {vote:.4f}"
+    word = rating("vote_accuracy", vote, reference["value"], reference["tolerance"])
+    return said(reference | {"yours": vote, "n": n, "verdict": word})
 
 
 def reference_of(folder: Path, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
