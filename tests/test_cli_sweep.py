@@ -206,19 +206,19 @@ def test_a_launcher_that_is_not_installed_says_how(cli: Cli, monkeypatch: pytest
 
 
 def test_processes_run_the_jobs_of_a_sweep_and_leave_the_finished_ones(tmp_path: Path, cli: Cli) -> None:
-    words = ("-m", "hydra/launcher=processes", "hydra.launcher.n_jobs=2", "optimizer.lr=0.01,-1,0.02", *QUICK)
+    words = ("-m", "hydra/launcher=processes", "hydra.launcher.n_jobs=2", "batch_size=10,5000,20", *QUICK)
     process = start(*words, "name=s", cwd=tmp_path)
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     assert [line["status"] for line in lines_of("s")] == ["done", "failed", "done"]
-    assert "[s/1] failed: ConfigError: optimizer.lr=-1 is not allowed" in errors
-    assert cli("optimizer.lr=0.02", "device.num_threads=1", *QUICK, "name=alone").code == 0
+    assert "[s/1] failed: ConfigError: batch_size=5000 is more than" in errors
+    assert cli("batch_size=20", "device.num_threads=1", *QUICK, "name=alone").code == 0
     assert metrics_of("s/2") == metrics_of("alone")
     assert read(Path("outputs/s/2/config.json"))["threads"] == max(1, (os.cpu_count() or 1) // 2)
     before = snapshot(Path("outputs/s/0"))
     again = start(*words, "name=s", cwd=tmp_path)
     said, errors = again.communicate(timeout=120)
-    assert "[s/0] optimizer.lr=0.01: done before" in said
+    assert "[s/0] batch_size=10: done before" in said
     assert snapshot(Path("outputs/s/0")) == before
 
 
@@ -274,7 +274,7 @@ def test_the_processes_of_a_launcher_save_and_end_with_it(signum: int, tmp_path:
 @pytest.mark.slow
 def test_the_local_executor_of_submitit_runs_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ("-m", "hydra/launcher=slurm_local", "optimizer.lr=0.01,-1,0.02", "name=s", *QUICK)
+    words = ("-m", "hydra/launcher=slurm_local", "batch_size=10,5000,20", "name=s", *QUICK)
     process = start(*words, cwd=tmp_path)
     _, errors = process.communicate(timeout=280)
     assert process.returncode == 1, errors
@@ -283,11 +283,11 @@ def test_the_local_executor_of_submitit_runs_a_sweep(tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 def test_torchrun_trains_each_run_of_a_sweep_with_all_its_processes(tmp_path: Path, cli: Cli) -> None:
-    words = ("-m", "optimizer.lr=0.01,-1,0.02", "device.precision=fp64", *QUICK)
+    words = ("-m", "batch_size=10,5000,20", "device.precision=fp64", *QUICK)
     command = [*torchrun_command(), str(ROOT / "main.py"), *words]
     done = subprocess.run([*command, "name=two"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.count("[two/1] failed: ConfigError: optimizer.lr=-1 is not allowed") == 1
+    assert done.stderr.count("[two/1] failed: ConfigError: batch_size=5000 is more than") == 1
     assert [line["status"] for line in lines_of("two")] == ["done", "failed", "done"]
     assert cli(*words, "name=one").code == 1
     for job in ("0", "2"):
@@ -331,14 +331,25 @@ def test_two_groups_make_every_combination(cli: Cli) -> None:
 
 
 def test_row_34_a_bad_job_fails_alone(cli: Cli) -> None:
-    outcome = cli("-m", "optimizer.lr=0.01,-1,0.02", "name=s", *QUICK)
+    outcome = cli("-m", "batch_size=10,5000,20", "name=s", *QUICK)
     assert outcome.code == 1
     assert [line["status"] for line in lines_of("s")] == ["done", "failed", "done"]
-    assert "optimizer.lr=-1" in lines_of("s")[1]["error"]
-    assert "optimizer.lr=-1 is not allowed" in outcome.err
+    assert "batch_size=5000" in lines_of("s")[1]["error"]
+    assert "batch_size=5000 is more than" in outcome.err
     assert "1 of 3 jobs failed" in outcome.err
-    assert "optimizer.lr=-1 is not allowed" in Path("outputs/s/1/train.log").read_text()
+    assert "batch_size=5000 is more than" in Path("outputs/s/1/train.log").read_text()
     assert len(metrics_of("s/2")) == 2
+
+
+@pytest.mark.parametrize("engine", [(), ("hydra/launcher=processes", "hydra.launcher.n_jobs=2")])
+def test_values_that_no_job_can_have_are_all_named_before_the_first_job(engine: tuple[str, ...], cli: Cli) -> None:
+    if engine:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ("optimizer.lr=0.01,abc,-1", "model.init_std=0.1,fan_in,nothing", "seed=1,2", "data.w=[1,2],[1,x]")
+    outcome = cli("-m", *engine, *words, "name=s", *QUICK)
+    assert_refused(outcome, "optimizer.lr=abc", "optimizer.lr=-1", "model.init_std=nothing", "data.w=[1, 'x']")
+    assert "fan_in is not" not in outcome.err
+    assert not Path("outputs").exists()
 
 
 def test_a_diverged_job_fails_alone(cli: Cli) -> None:
@@ -497,16 +508,16 @@ def test_a_sweep_killed_again_and_again_ends_as_if_it_had_not_been(stack: str, t
 
 
 def test_the_board_says_what_each_job_does(cli: Cli) -> None:
-    assert cli("-m", "optimizer.lr=0.01,-1", "name=s", *QUICK).code == 1
-    board = Board(Path("outputs/s"), {0: "optimizer.lr=0.01", 1: "optimizer.lr=-1", 2: "optimizer.lr=0.02"})
+    assert cli("-m", "batch_size=10,5000", "name=s", *QUICK).code == 1
+    board = Board(Path("outputs/s"), {0: "batch_size=10", 1: "batch_size=5000", 2: "batch_size=20"})
     done, failed, waiting = board.lines()
     best = min(row["val_loss"] for row in metrics_of("s/0"))
     assert (done["state"], done["epoch"], done["best metric"]) == ("done", "2", f"val_loss {shown(best)}")
     assert failed["state"] == "failed"
-    assert "optimizer.lr=-1 is not allowed" in failed["best metric"]
+    assert "batch_size=5000 is more than" in failed["best metric"]
     assert (waiting["state"], waiting["epoch"]) == ("waiting", "")
     assert board.table().row_count == 3
-    assert Board(Path("outputs/s"), {}).lines()[0]["overrides"] == "optimizer.lr=0.01"  # a launcher's, read from disk
+    assert Board(Path("outputs/s"), {}).lines()[0]["overrides"] == "batch_size=10"  # a launcher's, read from disk
 
 
 def test_a_board_without_room_shows_what_runs_and_what_failed() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.config.command_line import RECIPES, TYPED_GROUPS, Command
 from trainer.config.freeze import freeze
-from trainer.config.options import CONFIGS, defaults_of, group_choices, unknown_key
+from trainer.config.options import CONFIGS, any_default, check_value, defaults_of, group_choices, unknown_key
 from trainer.config.schema import Config
 from trainer.utils.errors import ConfigError
 from trainer.utils.text import emit
@@ -75,6 +75,37 @@ def each_value(override: Any) -> list[str]:
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line}: an interval is not a list. It is for hydra/sweeper=optuna.")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def check_lists(command: Command, words: Sequence[str]) -> None:
+    """Refuse a sweep with a value that no job can have, before its first job starts.
+
+    Raises:
+        ConfigError: names all of them.
+    """
+    from hydra.errors import HydraException
+
+    refused = []
+    try:
+        overrides = parse_overrides(words)
+    except HydraException as error:
+        raise ConfigError(explain_refusal(str(error), command)) from None
+    for override in overrides:
+        key = override.get_key_element()
+        if (
+            key in TYPED_GROUPS
+            or key.startswith("hydra")
+            or not override.is_discrete_sweep()
+            or "glob(" in str(override)
+        ):
+            continue
+        for text in each_value(override):
+            try:
+                check_value(key, parse_overrides([text])[0].value(), any_default(key))
+            except ConfigError as error:
+                refused.append(str(error))
+    if refused:
+        raise ConfigError(" ".join(dict.fromkeys(refused)))
 
 
 def explain_refusal(message: str, command: Command) -> str:

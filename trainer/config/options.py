@@ -116,6 +116,15 @@ def defaults_of(choices: Mapping[str, str]) -> dict[str, Any]:
     return flat
 
 
+def any_default(key: str) -> Any:
+    """The default of a setting, of an option under the first choice that has it."""
+    if key in run_settings():
+        return run_settings()[key]
+    group, _, option = key.partition(".")
+    options = [flatten(_options_of(group, name)) for name in choices_of(group)]
+    return next((found[option] for found in options if option in found), None)
+
+
 def all_keys() -> set[str]:
     """Every dotted key of any choice, and the groups."""
     keys = set(run_settings()) | {*GROUPS, "experiment", "recipe", "seeds"}

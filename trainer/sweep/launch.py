@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.command_line import PLUGINS, TYPED_GROUPS, Command, quote, split_word, unquote
-from trainer.config.compose import each_value, explain_refusal, frozen, parse_overrides, run_hydra
+from trainer.config.compose import check_lists, each_value, explain_refusal, frozen, parse_overrides, run_hydra
 from trainer.config.freeze import with_values
 from trainer.config.options import CONFIGS, chosen_engines
 from trainer.config.roles import check_typed, identifies, without_effect
@@ -63,6 +63,7 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     with stop.held():
         engines = chosen_engines(dict(map(split_word, words)))
     # before any folder is made, so that a refused sweep leaves nothing behind
+    check_lists(command, words)
     jobs = compose_jobs(command, words, stop) if engines["hydra/sweeper"] == "basic" else []
     run_here = set(engines.values()) == {"basic"}
     if ranks.of_environment().world > 1 and not run_here:
