@@ -92,12 +92,8 @@ def check_lists(command: Command, words: Sequence[str]) -> None:
         raise ConfigError(explain_refusal(str(error), command)) from None
     for override in overrides:
         key = override.get_key_element()
-        if (
-            key in TYPED_GROUPS
-            or key.startswith("hydra")
-            or not override.is_discrete_sweep()
-            or "glob(" in str(override)
-        ):
+        is_list = override.is_discrete_sweep() and "glob(" not in override.input_line
+        if key in TYPED_GROUPS or key.startswith("hydra") or not is_list:
             continue
         for text in each_value(override):
             try:
