@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.utils.screen import shown
+
 LEVEL = 0.95  # of all intervals
 CHANCE = 0.05  # a difference with a smaller p is called one
 
@@ -32,9 +34,11 @@ class Mean:
 
     def __str__(self) -> str:
         if self.std is None:
-            return f"{self.value:.4f} (n = 1)"
-        interval = f"{LEVEL:.0%} interval of the mean {self.low:.4f} to {self.high:.4f}"
-        return f"{self.value:.4f} +- {self.std:.4f} (n = {self.n}), {interval}"
+            return f"{shown(self.value)} (n = {self.n})"
+        assert self.low is not None
+        assert self.high is not None
+        interval = f"{LEVEL:.0%} interval of the mean {shown(self.low)} to {shown(self.high)}"
+        return f"{shown(self.value)} +- {shown(self.std)} (n = {self.n}), {interval}"
 
 
 def mean_of(values: Sequence[float]) -> Mean:
