@@ -64,8 +64,11 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _defaults_in(path: str) -> dict[str, str]:
     """The group choices in the defaults list of a YAML file of configs/; none where there is no such file."""
-    entries = load_yaml(CONFIGS / path).get("defaults", []) if (CONFIGS / path).is_file() else []
-    named = [item for entry in entries if isinstance(entry, dict) for item in entry.items()]
+    return _named_in(load_yaml(CONFIGS / path)) if (CONFIGS / path).is_file() else {}
+
+
+def _named_in(loaded: Mapping[str, Any]) -> dict[str, str]:
+    named = [item for entry in loaded.get("defaults", []) if isinstance(entry, dict) for item in entry.items()]
     return {key.split()[-1].lstrip("/"): value for key, value in named}  # "override /model" -> "model"
 
 
@@ -83,19 +86,19 @@ def group_choices(typed: Mapping[str, str]) -> dict[str, str]:
 
 def experiment_settings(name: str) -> dict[str, Any]:
     """What an experiment sets, by dotted name; its choices as `choices.model`. What it sweeps over is left out."""
-    own = {k: v for k, v in load_yaml(CONFIGS / f"experiment/{name}.yaml").items() if k not in ("defaults", "hydra")}
-    chosen = {f"choices.{group}": choice for group, choice in _defaults_in(f"experiment/{name}.yaml").items()}
-    chosen = {key: choice for key, choice in chosen.items() if key.removeprefix("choices.") in GROUPS}
-    return {k: v for k, v in (chosen | flatten(own)).items() if k.removeprefix("choices.") not in swept_by(name)}
+    loaded = load_yaml(CONFIGS / f"experiment/{name}.yaml")
+    own = flatten({key: value for key, value in loaded.items() if key not in ("defaults", "hydra")})
+    chosen = {f"choices.{group}": choice for group, choice in _named_in(loaded).items() if group in GROUPS}
+    lists = loaded.get("hydra", {}).get("sweeper", {}).get("params", {})
+    return {key: value for key, value in (chosen | own).items() if key.removeprefix("choices.") not in lists}
 
 
 def swept_by(experiment: str | None) -> dict[str, str]:
     """{key: list of values} that an experiment sweeps over; none where it brings a sweeper of its own."""
     path = CONFIGS / f"experiment/{experiment}.yaml"
-    if not path.is_file() or "hydra/sweeper" in _defaults_in(f"experiment/{experiment}.yaml"):
-        return {}
-    brought: dict[str, str] = load_yaml(path).get("hydra", {}).get("sweeper", {}).get("params", {})
-    return brought
+    loaded = load_yaml(path) if path.is_file() else {}
+    brought: dict[str, str] = loaded.get("hydra", {}).get("sweeper", {}).get("params", {})
+    return {} if "hydra/sweeper" in _named_in(loaded) else brought
 
 
 def chosen_engines(typed: Mapping[str, str]) -> dict[str, str]:
