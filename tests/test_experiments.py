@@ -273,8 +273,10 @@ def test_a_run_can_be_named_without_its_key(cli: Cli, tiny_mnist: Path) -> None:
     assert cli(*words, "name=a").code == 0
     here = (f"paths.data={tiny_mnist}", "plots=false")
     assert cli("eval", "a", *here).out.splitlines()[1:4] == cli("eval", "checkpoint=a", *here).out.splitlines()[1:4]
-    refused = cli("eval", "a", "checkpoint=b")
+    assert cli("eval", "a", "checkpoint=b").code == 2
+    refused = cli("predict", "a", "my", "photo.jpg")
     assert refused.code == 2
+    assert "photo.jpg: predict takes a run, and one file or folder. A name with spaces needs quotes." in refused.err
     assert cli("eval", "optimizer.lr", "=", "0.1").code == 2
 
 

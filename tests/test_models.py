@@ -293,6 +293,12 @@ def test_a_conv_net_is_what_its_list_says_and_pooling_first_changes_no_number() 
     torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_conv_net_without_layers_is_softmax_regression() -> None:
+    model = build("convnet", (1, 28, 28), layers=[])
+    assert num_parameters(model) == 7850
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
 def test_a_conv_net_with_fan_in_gives_each_layer_the_spread_of_its_inputs() -> None:
     model = build("convnet", (3, 28, 28), init_std="fan_in", bias_std=1.0, layers=["conv200x5", "max2", "fc300"])
     for layer in (layer for layer in model.layers if hasattr(layer, "weight")):

@@ -163,8 +163,12 @@ def with_keys(verb: str, words: Sequence[str]) -> list[str]:
     for i, word in enumerate(words):
         after = words[i + 1] if i + 1 < len(words) else ""
         is_plain = "=" not in word and not word.startswith("-") and not after.startswith("=") and word not in all_keys()
-        if is_plain and keys and words[i - 1 : i] != ["--cfg"]:
-            found[i] = f"{keys.pop(0)}={word}"
+        if not is_plain or words[i - 1 : i] == ["--cfg"]:
+            continue
+        if not keys:
+            what = "a run" if verb == "eval" else "a run, and one file or folder"
+            raise ConfigError(f"{word}: {verb} takes {what}. A name with spaces needs quotes.")
+        found[i] = f"{keys.pop(0)}={word}"
     return found
 
 

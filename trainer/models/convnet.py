@@ -1,5 +1,6 @@
 """A convolutional network written as a list of layers."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ class ConvNet(Module):
         channels, *sides = image_shape("convnet", in_shape)
         num_inputs, made = 0, list[Module]()  # num_inputs: of the next fully connected layer; 0: images still
         before = ""
-        for word, after in zip([*layers, f"fc{num_outputs}"], [*layers[1:], "", ""], strict=True):
+        for word, after in itertools.pairwise([*layers, f"fc{num_outputs}", ""]):
             found = WORD.fullmatch(word)
             if found is None or (num_inputs and found[1] != "fc"):
                 what = "comes after a fully connected layer" if found else "is no layer"
