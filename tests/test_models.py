@@ -313,11 +313,18 @@ def test_a_conv_net_with_fan_in_gives_each_layer_the_spread_of_its_inputs() -> N
         (["conv4x3", "max9", "max4"], "max4 needs larger images"),
         (["conv4x31"], "conv4x31 needs larger images"),
         (["dense4"], "dense4 is no layer"),
+        (["conv4000x5", "conv4000x5"], "to conv4000x5 an image takes over 100,000,000,000 multiplications"),
+        (["conv1x1p99"] * 1000, "to conv1x1p99 an image takes over"),
     ],
 )
 def test_a_list_of_layers_that_cannot_be_built_is_refused(layers: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build("convnet", (1, 28, 28), layers=layers)
+
+
+def test_a_conv_net_without_layers_has_the_last_one() -> None:
+    model = build("convnet", (1, 4, 4), 3, layers=[])
+    assert [tuple(p.shape) for p in model.parameters()] == [(3, 16), (3,)]
 
 
 def test_a_linear_regression_can_start_from_a_number() -> None:

@@ -139,6 +139,7 @@ BUSY: dict[str, bytes | Callable[[dict[str, Any]], object]] = {
     "a shape of a million": lambda c: c["arch"].update(in_shape=[10**6] * 10**6),
     "a million classes": lambda c: c.update(classes=["c"] * 10**6),
     "a class of ten million characters": lambda c: c.update(classes=["\x1b" * 10**7, "b"]),
+    "a class of a million letters": lambda c: c.update(classes=["c" * 10**6, "b"]),
     "30,000 tensors": lambda c: c["model"].update({f"x{i}": torch.zeros(1) for i in range(30_000)}),
     "a step of 300 digits": lambda c: c["progress"].update(step=10**300),
     "a million tuples": b"\x80\x02(" + b")" * 10**6 + b"t.",

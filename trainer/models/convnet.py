@@ -14,6 +14,8 @@ from trainer.models.linear import init_linear
 from trainer.utils.errors import ConfigError
 
 WORD = re.compile(r"(conv|max|avg|fc)(\d+)(?:x(\d+))?(?:p(\d+))?")  # config/ranges.py says what may be typed
+# of the convolutions, for an image: 25 times those of a ResNet-34 on 224 x 224. A file could ask for days
+MAX_WORK = 10**11
 
 
 class ConvNet(Module):
@@ -31,7 +33,7 @@ class ConvNet(Module):
         init_std: standard deviation of the initial weights, or fan_in, or torch (see init_linear).
         bias_std: standard deviation of the initial biases; 0 starts them at 0.
     Raises:
-        ConfigError: the examples are not images, or a layer finds no image of its size.
+        ConfigError: the examples are not images, a layer finds no image of its size, or an image is too much work.
     Source: the networks of Nielsen, ch. 6.
     """
 
@@ -51,7 +53,7 @@ class ConvNet(Module):
         activate = activation_layer(nn, activation)
         channels, *sides = image_shape("convnet", in_shape)
         num_inputs, made = 0, list[Module]()  # num_inputs: of the next fully connected layer; 0: images still
-        before = ""
+        before, work = "", 0
         for word, after in itertools.pairwise([*layers, f"fc{num_outputs}", ""]):
             found = WORD.fullmatch(word)
             if found is None or (num_inputs and found[1] != "fc"):
@@ -64,10 +66,14 @@ class ConvNet(Module):
                 made += [nn.Dropout(dropout), nn.Linear(num_inputs or channels * math.prod(sides), size), activate()]
                 num_inputs = size
             elif kind == "conv":
+                sides = [s + 2 * padding - side + 1 for s in sides]
+                work += math.prod(sides) * size * channels * side**2
+                if min(sides) > 0 and work > MAX_WORK:
+                    raise ConfigError(f"model.layers: to {word} an image takes over {MAX_WORK:,} multiplications.")
                 made += [nn.Conv2d(channels, size, kernel_size=side, padding=padding)]
                 # After the maximum: the same numbers, since no activation ever falls, for a quarter of the work.
                 made += [] if after.startswith("max") else [activate()]
-                channels, sides = size, [s + 2 * padding - side + 1 for s in sides]
+                channels = size
             else:
                 made += [(nn.MaxPool2d if kind == "max" else nn.AvgPool2d)(size)]
                 made += [activate()] if kind == "max" and before == "conv" else []
