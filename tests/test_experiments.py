@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from conftest import Cli
 
 from trainer.config.options import CONFIGS, choices_of, swept_by
 from trainer.run.looks import right_of, vote_of
+from trainer.run.parts import Parts
+from trainer.utils.errors import Interrupted
 from trainer.utils.evidence import difference, mcnemar, mean_of
 from trainer.utils.objective import DECIDING, rating
 
@@ -145,6 +148,42 @@ def test_gradients_of_each_layer_are_kept_and_drawn(cli: Cli, tiny_mnist: Path) 
     assert [len(row["gradient_norms"]) for row in rows] == [6] * 3
     assert all(length > 0 for row in rows for length in row["gradient_norms"].values())
     assert Path("outputs/a/plots/gradients.png").stat().st_size > 1000
+
+
+def test_gradients_are_kept_where_a_run_ends_between_the_last_step_of_an_epoch_and_its_record(
+    cli: Cli, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("data=mnist", "model=mlp", "model.num_hiddens=[8]", "epochs=2", f"paths.data={tiny_mnist}")
+    words = (*words, "batch_size=50", "record.gradients=true", "plots=false")
+    assert cli(*words, "name=straight").code == 0
+
+    def interrupted(*_: object) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "measure", interrupted)
+        assert cli(*words, "name=cut").code == 143
+    assert cli("resume=cut").code == 0
+    straight, cut = (
+        [json.loads(line)["gradient_norms"] for line in Path(f"outputs/{name}/metrics.jsonl").read_text().splitlines()]
+        for name in ("straight", "cut")
+    )
+    assert len(straight) == 2
+    assert all(row for row in straight)
+    assert cut == straight
+
+
+def test_gradients_of_a_stack_are_those_of_its_runs(cli: Cli, tiny_mnist: Path) -> None:
+    words = ("data=mnist", "model=mlp", "model.num_hiddens=[8]", "epochs=2", f"paths.data={tiny_mnist}")
+    words = (*words, "batch_size=50", "record.gradients=true", "plots=false")
+    assert cli(*words, "-m", "optimizer.lr=0.1,0.2", "sweep.stack=true", "name=s").code == 0
+    assert cli(*words, "optimizer.lr=0.2", "name=alone").code == 0
+    stacked, alone = (
+        json.loads(Path(f"outputs/{name}/metrics.jsonl").read_text().splitlines()[-1])["gradient_norms"]
+        for name in ("s/1", "alone")
+    )
+    assert len(alone) == 4
+    assert stacked == pytest.approx(alone, rel=1e-4)
 
 
 # figures by scipy.stats 1.17: t.interval, ttest_ind(equal_var=False).confidence_interval, binomtest

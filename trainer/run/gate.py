@@ -15,7 +15,7 @@ from trainer.config.ranges import OneOf, Range, Rule, Such
 from trainer.config.schema import DEPTHS
 from trainer.run.checkpoint_files import FORMAT
 from trainer.run.directory import JOB
-from trainer.run.records import ANY_TEXT, NUMBER, WHOLE, accepts, fault_of, whole_rows
+from trainer.run.records import ANY_TEXT, NORMS, NUMBER, WHOLE, accepts, fault_of, whole_rows
 from trainer.utils.errors import DamagedError
 from trainer.utils.objective import DECIDING
 
@@ -113,6 +113,7 @@ CHANGING: dict[str, Rule] = {
     "progress.loss_sum?": REAL,
     "progress.loss_sums?": is_list_of(REAL, MAX_RANKS),
     "progress.seconds?": Such("a number from 0", lambda value: accepts(REAL, value) and value >= 0),
+    "progress.gradient_norms?": NORMS,
     "progress.waiting?": Such(
         "lines of metrics.jsonl", lambda text: isinstance(text, str) and not whole_rows(text)[1] and ends_whole(text)
     ),

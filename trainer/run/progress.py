@@ -28,6 +28,7 @@ class Progress:
     bad_epochs: int = 0  # since the deciding metric last improved by more than early_stopping.min_delta
     counted: float = math.nan  # its value then; not a number: of the best epoch, as in a file of an earlier version
     stopped: str = ""  # why training ended before its last epoch
+    gradient_norms: dict[str, float] = field(default_factory=dict)  # of the last step, with record.gradients
     waiting: str = ""  # lines of metrics.jsonl that a full disk did not take
     # metric, value, epoch, step, val_loss, val_accuracy of the best epoch
     best: dict[str, Any] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from trainer.utils.text import one_line, short_repr
 MAX_RECORD = 2**26  # of a record: 100,000 epochs take 30 MB
 MAX_TEXT = 100_000  # characters: a list of the reasons why jobs failed is long
 MAX_FIELDS = 1000
+MAX_NORMS = 10_000  # as many tensors as a checkpoint may hold
 MAX_WEIGHTS = 8  # of a linear regression whose numbers are kept after each epoch
 STATES = ("running", "done", "interrupted", "failed", "diverged")
 
@@ -36,11 +37,11 @@ def time_with_zone(value: Any) -> bool:
         return False
 
 
-def all_of(key: Rule, value: Rule) -> Callable[[Any], bool]:
+def all_of(key: Rule, value: Rule, most: int = MAX_FIELDS) -> Callable[[Any], bool]:
     """Whether something is a dict of such keys and values, and not too many."""
     return lambda found: (
         isinstance(found, dict)
-        and len(found) <= MAX_FIELDS
+        and len(found) <= most
         and all(accepts(key, k) and accepts(value, v) for k, v in found.items())
     )
 
@@ -61,6 +62,9 @@ OF_REFERENCE: "Fields" = {
     "n": WHOLE,
     "verdict": ANY_TEXT,
 }
+NORMS = Such(
+    "figures by the names of parameters", all_of(ANY_TEXT, FIGURE, MAX_NORMS)
+)  # infinite where a step in fp16 overflowed
 Fields = Mapping[str, Rule]  # by dotted name; one that ends in ? may be missing
 OF_STATUS: Fields = {
     "state": OneOf(STATES),
@@ -79,7 +83,7 @@ OF_ROW: Fields = {
     "val_accuracy?": NUMBER,
     "seconds": NUMBER,
     "samples_per_second": NUMBER,
-    "gradient_norms?": Such("figures", all_of(ANY_TEXT, NUMBER)),
+    "gradient_norms?": NORMS,
     **{f"{name}?": NUMBER for name in (*(f"w{i + 1}" for i in range(MAX_WEIGHTS)), "b")},
 }
 OF_RESULT: Fields = {

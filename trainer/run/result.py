@@ -61,12 +61,19 @@ def fitted(model: torch.nn.Module) -> dict[str, Any]:
     return {"weight": weights["linear.weight"].flatten().tolist(), "bias": bias[0] if len(bias) == 1 else bias}
 
 
-def looks_inside(config: Config, parts: Parts) -> dict[str, Any]:
+def note_gradients(config: Config, model: torch.nn.Module, progress: Progress) -> None:
+    """Note the length of each parameter's gradient as the last step left it, with record.gradients.
+
+    In the checkpoint, since a run that continues after an epoch's last step does no step that makes gradients.
+    """
+    named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    if config.record.gradients and named:
+        progress.gradient_norms = {name: torch.linalg.vector_norm(grad).item() for name, grad in named}
+
+
+def looks_inside(config: Config, parts: Parts, progress: Progress) -> dict[str, Any]:
     """What some plots are drawn from, after an epoch: gradients' lengths, and the numbers of a small linear model."""
-    found: dict[str, Any] = {}
-    if config.record.gradients:
-        named = [(name, p.grad) for name, p in parts.model.named_parameters() if p.grad is not None]
-        found["gradient_norms"] = {name: torch.linalg.vector_norm(grad).item() for name, grad in named}
+    found: dict[str, Any] = {"gradient_norms": progress.gradient_norms} if config.record.gradients else {}
     if config.model.name == "linreg" and build.parameter_count(parts.model) <= MAX_WEIGHTS + 1:
         line = fitted(parts.measured)
         if isinstance(line["bias"], float):  # else it has several outputs

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from trainer.run.distributed import STEPS_BETWEEN_TALKS
+from trainer.run.result import note_gradients
 from trainer.run.session import Session, check_finite
 from trainer.totals import Reading, Totals
 
@@ -52,6 +53,7 @@ class Watch:
         whole = self.s.parts.whole(self.totals)
         check_finite(self.s, whole.loss, self.checked, step)
         self.s.progress.store(whole, step, time.perf_counter() - self.began)
+        note_gradients(self.s.config, self.s.parts.model, self.s.progress)
         self.checked = step
         return whole
 

@@ -33,6 +33,7 @@ from trainer.run.failures import explain, note_failure
 from trainer.run.machine import resolve_auto
 from trainer.run.parts import ALONE, Parts, assemble, eval_batches
 from trainer.run.progress import Progress
+from trainer.run.result import note_gradients
 from trainer.run.seeds import restore_rng, rng_state
 from trainer.run.session import Session, check_finite
 from trainer.run.watch import check_readings
@@ -276,11 +277,12 @@ class Stack:
     @torch.no_grad()
     def write_back(self, k: int) -> None:
         """Copy a run's slice of the weights, and of what the optimizer keeps, into its own model and optimizer."""
-        own = self.sessions[k].parts
+        session, own = self.sessions[k], self.sessions[k].parts
         parameters = list(own.model.parameters())
         for mine, p in zip(parameters, self.model.parameters(), strict=True):
             mine.copy_(p[k])
             mine.grad = None if p.grad is None else p.grad[k].clone()  # for the histograms
+        note_gradients(session.config, own.model, session.progress)
         if self.optimizer.num_steps:
             self.optimizer.store(k, own.optimizer, parameters)
 
