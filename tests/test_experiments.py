@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Cli
+from conftest import Cli, assert_refused
 
 from trainer.config.options import CONFIGS, choices_of, swept_by
 from trainer.run.looks import right_of, vote_of
@@ -262,6 +262,32 @@ def test_settings_are_compared_over_their_seeds(cli: Cli) -> None:
     assert "fast is better than slow: test loss" in outcome.out
     assert said in outcome.out
     assert "slow is worse than fast" in cli("compare", "slow", "fast").out
+
+
+def test_seeds_that_are_not_done_are_said_to_be_left_out(cli: Cli) -> None:
+    for name, lr in (("a", "0.03"), ("b", "0.01")):
+        assert cli("seeds=3", "epochs=1", *FEW, f"optimizer.lr={lr}", f"name={name}").code == 0
+    said = "jobs are not done and left out"
+    assert said not in cli("compare", "a", "b").out
+    status = Path("outputs/b/1/status.json")
+    status.write_text(status.read_text().replace('"done"', '"diverged"'))
+    assert f"b: 1 of 3 {said}" in cli("compare", "a", "b").out
+
+
+def test_compare_takes_last_and_says_what_is_no_result(cli: Cli, tiny_mnist: Path) -> None:
+    words = ("data=mnist", f"paths.data={tiny_mnist}", "batch_size=50", "plots=false", "epochs=1")
+    for name in ("a", "b"):
+        assert cli(*words, f"name={name}").code == 0
+    assert "a and b differ by no more than chance may" in cli("compare", "a", "last").out
+    path = Path("outputs/b/test.json")
+    whole = read("outputs/b/test.json")
+    for damaged in ({**whole, "predicted": whole["predicted"][1:]}, {"looks": 1}, None):
+        path.unlink(missing_ok=True)
+        if damaged is not None:
+            path.write_text(json.dumps(damaged))
+        assert_refused(cli("compare", "a", "b"), "b/test.json, which says what b was tested on, is missing or damaged")
+    assert cli(*words, "name=c", "fast_dev_run=true").code == 0
+    assert_refused(cli("compare", "a", "c"), "c was a trial by fast_dev_run=true")
 
 
 def test_what_cannot_be_compared_is_refused(cli: Cli) -> None:

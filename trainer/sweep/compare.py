@@ -26,12 +26,14 @@ class Side:
         metric: test_accuracy or test_loss.
         values: of each run.
         tests: of each run, test.json.
+        missing: runs of the sweep that are not done.
     """
 
     name: str
     metric: str
     values: Sequence[float]
     tests: Sequence[Mapping[str, Any]]
+    missing: int = 0
 
 
 def run_compare(command: Command, _stop: StopSignal) -> None:
@@ -47,6 +49,11 @@ def run_compare(command: Command, _stop: StopSignal) -> None:
         check_alike(first, other)
     rows = [{"run": side.name, side.metric: mean_of(side.values)} for side in (first, *others)]
     emit(*table(rows), "", *(sentence(first, other) for other in others))
+    for side in (first, *others):
+        if side.missing:
+            of = side.missing + len(side.values)
+            left_out = f"{side.missing} of {of} jobs are not done and left out"
+            emit(f"{side.name}: {left_out}: those that are may be the better ones.")
     looks = max(int(test["looks"]) for side in (first, *others) for test in side.tests)
     if looks > 1:
         emit(f"A test split was looked at {looks} times: a choice made by it is no longer a fair test.")
@@ -54,7 +61,8 @@ def run_compare(command: Command, _stop: StopSignal) -> None:
 
 def side_of(name: str, outputs: Path) -> Side:
     """A run, or the runs of a sweep over seeds."""
-    folder = outputs / name
+    name = directory.newest(outputs) if name == "last" else name
+    folder, missing = outputs / name, 0
     if not directory.JOB.fullmatch(name) or not folder.is_dir():
         raise directory.unknown_run(name, outputs, outputs)
     folders = [folder]
@@ -64,13 +72,23 @@ def side_of(name: str, outputs: Path) -> Side:
         if differing := [key for key in keys if len({row[key] for row in rows}) > 1]:
             raise ConfigError(f"{name} is a sweep over {listed(differing)}: name two of its jobs, {name}/0 {name}/1.")
         folders = [folder / str(row["job"]) for row in rows if row["status"] == "done"]
+        missing = len(rows) - len(folders)
     results = [directory.read_result(each) for each in folders]
-    found = [result["test"] for result in results if result is not None and not result.get("fast_dev_run")]
+    if any(result is not None and result.get("fast_dev_run") for result in results):
+        raise ConfigError(f"{name} was a trial by fast_dev_run=true: the figures of one batch are no result.")
+    found = [result["test"] for result in results if result is not None]
     if not found or len(found) < len(folders):
-        raise ConfigError(f"{name} is not done: there is no test figure to compare. See {folder / 'status.json'}.")
+        told = folder / ("sweep.csv" if (folder / "sweep.json").is_file() else "status.json")
+        raise ConfigError(f"{name} is not done: there is no test figure to compare. See {told}.")
     metric = "accuracy" if all("accuracy" in test for test in found) else "loss"
     values = [float(test[metric]) for test in found]
-    return Side(name, f"test_{metric}", values, [looks_of(each) for each in folders])
+    tests = [looks_of(each) for each in folders]
+    for each, test, figures in zip(folders, tests, found, strict=True):
+        if not test["sha256"] or {len(test.get(key, ())) for key in ("true", "predicted")} - {0, figures["n"]}:
+            raise ConfigError(
+                f"{each / 'test.json'}, which says what {name} was tested on, is missing or damaged. Train it anew."
+            )
+    return Side(name, f"test_{metric}", values, tests, missing)
 
 
 def check_alike(a: Side, b: Side) -> None:
