@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Cli, assert_refused
+from PIL import Image
 
 from trainer.config.options import CONFIGS, choices_of, swept_by
 from trainer.run.looks import right_of, vote_of
@@ -91,6 +92,7 @@ def test_the_neuron_of_the_slowdown_ends_where_the_book_says(cli: Cli) -> None:
         outputs[loss] = [1 / (1 + math.exp(-(row["w1"] + row["b"]))) for row in rows]
     assert outputs["quadratic"][-1] == pytest.approx(0.20, abs=0.005)
     assert outputs["quadratic"][20] > 0.95 > 0.6 > outputs["sigmoid_cross_entropy"][20]
+    assert_refused(cli("eval", "s"), "s is a sweep: name one of its jobs, such as s/0")
     assert cli("experiment=nielsen_slowdown", "loss=quadratic", "epochs=5", "plots=false", "name=one").code == 0
     assert Path("outputs/one/result.json").is_file(), "what is typed takes the place of the list: one run"
 
@@ -118,12 +120,19 @@ def test_seeds_train_so_many_runs_and_say_how_sure_the_mean_is(cli: Cli) -> None
     [
         (("seeds=0",), "Allowed: whole numbers from 1 to 999"),
         (("seeds=many",), "Allowed: whole numbers from 1 to 999"),
-        (("seeds=2", "seed=1,2", "-m"), "which is no whole number"),
+        (("seeds=2", "seed=1,2", "-m"), "which is no whole number from 0"),
+        (("-m", "experiment=line_fit,nielsen_slowdown"), "experiment=nielsen_slowdown has a list of its own, loss"),
+        (("-m", "experiment=search_mlp,line_fit"), "experiment=search_mlp brings a search of its own"),
+        (("seeds=2", "seed=-1"), "seed=-1, which is no whole number from 0"),
+        (("seeds=2", "--cfg", "job"), "--cfg prints the settings of one run: with train, type seed="),
+        (("experiment=nielsen_slowdown", "name=a", "resume=auto"), "A sweep is continued by giving the same command"),
         (("seeds=2", "resume=a"), "a resumed run keeps its own seed"),
-        (("eval", "checkpoint=a", "seeds=2"), "seeds= is for training"),
+        (("eval", "checkpoint=a", "seeds=2"), "with eval, type seed= instead of seeds="),
     ],
 )
-def test_seeds_that_mean_nothing_are_refused(words: tuple[str, ...], said: str, cli: Cli, tmp_path: Path) -> None:
+def test_seeds_and_lists_that_mean_nothing_are_refused(
+    words: tuple[str, ...], said: str, cli: Cli, tmp_path: Path
+) -> None:
     outcome = cli(*words)
     assert outcome.code == 2
     assert said in outcome.err
@@ -338,10 +347,22 @@ def test_a_run_can_be_named_without_its_key(cli: Cli, tiny_mnist: Path) -> None:
     assert cli(*words, "name=a").code == 0
     here = (f"paths.data={tiny_mnist}", "plots=false")
     assert cli("eval", "a", *here).out.splitlines()[1:4] == cli("eval", "checkpoint=a", *here).out.splitlines()[1:4]
+    assert_refused(cli("eval", "a", "b", *here), "b: eval takes one run, and this is one more")
+    for name in ("seed", "x=1.png", "photo"):  # a file wins over a setting of its name
+        Image.new("L", (28, 28)).save("image.png")
+        Path("sub").mkdir(exist_ok=True)
+        Path("image.png").rename(f"sub/{name}")
+    assert "x=1.png" in cli("predict", "a", "sub/x=1.png", *here).out
+    Path("sub/seed").rename("seed")
+    assert Path("outputs/a/predictions-seed.csv").exists() is False
+    assert cli("predict", "a", "seed", *here).code == 0
+    assert Path("outputs/a/predictions-seed.csv").is_file()
+    assert_refused(cli("predict", "a", "seed", "sub/photo", *here), "sub/photo: predict takes one file or folder")
     assert cli("eval", "a", "checkpoint=b").code == 2
     refused = cli("predict", "a", "my", "photo.jpg")
     assert refused.code == 2
-    assert "photo.jpg: predict takes a run, and one file or folder. A name with spaces needs quotes." in refused.err
+    assert "photo.jpg: predict takes one file or folder, with all files in it, and this is one more" in refused.err
+    assert "a name with spaces needs quotes" in refused.err
     assert cli("eval", "optimizer.lr", "=", "0.1").code == 2
 
 

@@ -4,6 +4,7 @@ Neither torch nor Hydra is imported, so that a typo is answered at once.
 """
 
 import importlib.util
+import os
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
@@ -141,7 +142,8 @@ def parse_command(args: Sequence[str]) -> Command:
     if multirun and verb != "train":
         raise ConfigError(f"-m is for training. Run {verb} without it, once for each value.")
     if any(split_word(word)[0] == "seeds" for word in overrides):
-        raise ConfigError("seeds= is for training: it trains one run for each of so many seeds. Type seed= instead.")
+        what = f"{flags[0]} prints the settings of one run" if flags else "seeds= trains one run for each of so many"
+        raise ConfigError(f"{what}: with {verb}, type seed= instead of seeds=.")
     return Command(verb, tuple(overrides), multirun, flags=tuple(flags))
 
 
@@ -157,17 +159,29 @@ def parse_names(verb: str, words: Sequence[str]) -> Command:
 
 
 def with_keys(verb: str, words: Sequence[str]) -> list[str]:
-    """`eval RUN`, `predict RUN FILE`: the words with checkpoint= and input= in front of those that are plain."""
+    """`eval RUN`, `predict RUN FILE`: the words with checkpoint= and input= in front of those that are plain.
+
+    A file that exists is plain also where it is named like a setting (`seed`) or has a folder and a `=` in its name.
+
+    Raises:
+        ConfigError: there are more plain words than the verb takes.
+    """
     found, keys = list(words), ["checkpoint", "input"] if verb == "predict" else ["checkpoint"]
     keys = [key for key in keys if not any(word.startswith(f"{key}=") for word in words)]
     for i, word in enumerate(words):
         after = words[i + 1] if i + 1 < len(words) else ""
-        is_plain = "=" not in word and not word.startswith("-") and not after.startswith("=") and word not in all_keys()
-        if not is_plain or words[i - 1 : i] == ["--cfg"]:
+        if word.startswith("-") or after.startswith("=") or words[i - 1 : i] == ["--cfg"]:
+            continue
+        key, equals, _ = word.partition("=")
+        of_folder = "/" in key and not key.startswith(("hydra/", "recipe/"))
+        is_plain = not equals and word not in all_keys()
+        if not is_plain and not ((not equals or of_folder) and os.path.exists(word)):
             continue
         if not keys:
-            what = "a run" if verb == "eval" else "a run, and one file or folder"
-            raise ConfigError(f"{word}: {verb} takes {what}. A name with spaces needs quotes.")
+            what = "one file or folder, with all files in it" if verb == "predict" else "one run"
+            raise ConfigError(
+                f"{word}: {verb} takes {what}, and this is one more. Run it once for each; a name with spaces needs quotes."
+            )
         found[i] = f"{keys.pop(0)}={word}"
     return found
 
@@ -186,18 +200,27 @@ def with_lists(words: Sequence[str]) -> tuple[list[str], bool]:
     """The words with the lists that seeds= and an experiment stand for, and whether there are any.
 
     Raises:
-        ConfigError: seeds is no whole number, or seed is a list as well.
+        ConfigError: seeds is no whole number, seed is a list as well, or an experiment of several has lists of its own.
     """
     typed = dict(map(split_word, words))
-    resumes = typed.get("resume", "null") != "null"
+    # resume=auto may begin what is a sweep, and is refused as it is with -m
+    resumes = unquote(typed.get("resume", "null")) not in ("null", "auto")
+    several = typed.get("experiment", "").split(",")
+    for name in several if len(several) > 1 else ():
+        if own := [key for key in swept_by(name) if key not in typed]:
+            raise ConfigError(f"experiment={name} has a list of its own, {own[0]}: train it alone, not in a list.")
+        if chosen_engines({"experiment": name})["hydra/sweeper"] != "basic":
+            raise ConfigError(f"experiment={name} brings a search of its own: train it alone, not in a list.")
     lists = {} if resumes else {k: v for k, v in swept_by(typed.get("experiment")).items() if k not in typed}
     if (seeds := typed.get("seeds")) is not None:
         first = typed.get("seed", "0")
         if not re.fullmatch(r"[1-9]\d{0,2}", seeds) or resumes:
-            what = "a resumed run keeps its own seed" if resumes else "Allowed: whole numbers from 1 to 999"
-            raise ConfigError(f"seeds={seeds} is not allowed: {what}. It trains one run for each of so many seeds.")
+            what = ": a resumed run keeps its own seed" if resumes else ". Allowed: whole numbers from 1 to 999"
+            raise ConfigError(f"seeds={seeds} is not allowed{what}. It trains one run for each of so many seeds.")
         if not first.isdecimal():
-            raise ConfigError(f"seeds={seeds} counts on from seed={first}, which is no whole number. Leave one out.")
+            raise ConfigError(
+                f"seeds={seeds} counts on from seed={first}, which is no whole number from 0. Leave one out."
+            )
         lists["seed"] = ",".join(str(int(first) + i) for i in range(int(seeds)))
     kept = [word for word in words if split_word(word)[0] not in ("seeds", *lists)]
     return [*kept, *(f"{key}={value}" for key, value in lists.items())], any("," in v for v in lists.values())

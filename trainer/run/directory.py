@@ -177,6 +177,8 @@ def unknown_run(target: str, outputs: Path, checkpoints: Path) -> ConfigError:
     names = [str(path.parent.relative_to(outputs)) for path in _all_runs(outputs)]
     where = f"there is no run of this name in {outputs}/ and no such file"
     name = target.removesuffix(":best").removesuffix(":last")
+    if JOB.fullmatch(name) and (jobs := [run for run in names if run.startswith(f"{name}/")]):
+        return ConfigError(f"{target} is a sweep: name one of its jobs, such as {min(jobs)}.")
     if JOB.fullmatch(name) and (told := how_to_continue(Run(name, outputs / name, checkpoints / name))):
         return ConfigError(f"{target}: {where}; {outputs / name / 'config.json'} is missing.{told}")
     return ConfigError(f"{target}: {where}.{nearest(name, names)} `last` is the newest run.")
