@@ -150,6 +150,33 @@ def test_targets_that_no_sigmoid_reaches_are_refused_before_the_first_step(cli: 
     assert re.search(r"loss=quadratic is for targets in \[0, 1\], but they go from -\d.* to \d.*loss=mse", outcome.err)
 
 
+def test_a_model_with_a_sigmoid_is_measured_on_targets_that_it_reaches(cli: Cli) -> None:
+    words = ("data.inputs=[0,1]", "data.w=[0.5]", "data.b=0", "data.noise=0", "loss=quadratic", "name=a")
+    assert cli(*words, *FEW).code == 0
+    assert cli("eval", "a").code == 0
+    assert_refused(cli("eval", "a", "data.w=[3]"), "loss=quadratic is for targets in [0, 1]", "name data with such")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("reference.metric=test_accuracy", "reference.value=1"),
+            "reference.metric has no effect on train: this run has",
+        ),
+        (("reference.metric=weight_error", "reference.value=0", "model=mlp"), "this run has no weight_error"),
+        (("model.start=2", "model.init_std=0.5"), "model.init_std has no effect on train: model.start sets all"),
+        (("data.fresh=true", "overfit_batches=1"), "data.fresh has no effect on train: overfit_batches trains on the"),
+        (("reference.metric=test_loss", "reference.value=1"), ""),
+    ],
+)
+def test_settings_without_effect_are_named(words: tuple[str, ...], said: str, cli: Cli) -> None:
+    outcome = cli(*words, "epochs=1", *FEW)
+    assert outcome.code == 0
+    assert said in outcome.out
+    assert said or "no effect" not in outcome.out
+
+
 def test_gradients_of_each_layer_are_kept_and_drawn(cli: Cli, tiny_mnist: Path) -> None:
     words = ("data=mnist", "model=mlp", "model.num_hiddens=[8,8]", "model.activation=sigmoid", "epochs=3")
     assert cli(*words, f"paths.data={tiny_mnist}", "batch_size=50", "record.gradients=true", "name=a").code == 0

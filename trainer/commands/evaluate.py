@@ -20,6 +20,7 @@ from trainer.run.machine import Machine, resolve_auto
 from trainer.run.parts import eval_batches, evaluate_split, place
 from trainer.run.result import without_none
 from trainer.run.safe_load import weights_to_use
+from trainer.run.shapes import check_targets
 from trainer.run.target import Target
 from trainer.totals import Totals
 from trainer.utils.errors import ConfigError
@@ -81,6 +82,7 @@ def evaluate_data(config: Config, trained: Trained, split_name: str) -> tuple[Sp
     splits = replace(data.load(config.data, config.paths, like=trained.content), mean=trained.mean, std=trained.std)
     check_fits(dict(trained.content), splits, trained.path)
     check_cut(config, trained.content, splits, split_name)
+    check_targets(config, splits, "The model was trained with this loss: name data with such targets.")
     split = getattr(splits, split_name)
     if not len(split):
         raise ConfigError(

@@ -221,13 +221,21 @@ def without_effect(use: str, config: Config) -> list[str]:
     """Warnings about typed settings that have no effect because of another setting, which may not have been typed."""
     trains = use not in ("eval", "predict")
     regression = TASK_OF_DATA[config.data.name] == REGRESSION
+    metric = config.reference.metric
+    of_a_known_law = config.model.name == "linreg" and config.data.name == "synthetic"
     void = {
         "epochs": (trains and config.fast_dev_run, "fast_dev_run=true trains one epoch"),
         "data.augment": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
+        "data.fresh": (trains and config.overfit_batches, "overfit_batches trains on the same rows in each epoch"),
+        "model.init_std": (trains and config.model.options.get("start") is not None, "model.start sets all weights"),
         "early_stopping.min_delta": (not config.early_stopping.patience, "early_stopping.patience=0 never stops"),
-        "reference.source": (config.reference.metric is None, "reference.metric is null"),
-        "reference.value": (config.reference.metric is None, "reference.metric is null"),
-        "reference.tolerance": (config.reference.metric is None, "reference.metric is null"),
+        "reference.metric": (
+            (metric == "test_accuracy" and regression) or (metric == "weight_error" and not of_a_known_law),
+            f"this run has no {metric}, so that it ends without a verdict",
+        ),
+        "reference.source": (metric is None, "reference.metric is null"),
+        "reference.value": (metric is None, "reference.metric is null"),
+        "reference.tolerance": (metric is None, "reference.metric is null"),
         "overwrite": (trains and config.name is None, "name= is not given, and each new name is another"),
         "plots": (use == "eval" and regression, "it draws nothing for a regression"),
     }

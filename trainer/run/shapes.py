@@ -50,11 +50,11 @@ def check_smallest_part(config: Config, parts: Parts) -> None:
         raise ConfigError(f"{left}. Try {advice}.") from None
 
 
-def check_targets(config: Config, splits: Splits) -> None:
-    """Refuse targets that no sigmoid reaches."""
+def check_targets(config: Config, splits: Splits, advice: str = "Allowed here: loss=mse, l1, huber.") -> None:
+    """Refuse targets that no sigmoid reaches; `advice` says what to type instead."""
     y = splits.train.y
     if build.has_sigmoids(config.loss) and y.is_floating_point() and (y.min() < 0 or y.max() > 1):
         raise ConfigError(
             f"loss={config.loss.name} is for targets in [0, 1], but they go from {y.min():.3g} to {y.max():.3g}. "
-            "Allowed here: loss=mse, l1, huber."
+            f"{advice}"
         )
