@@ -1,7 +1,7 @@
 """The documentation does what it says.
 
-The blocks of adding.md are put into a copy of the project and trained with; those of scratch-vs-concise.md are run, and
-what it quotes is looked up.
+The blocks of adding.md are put into a copy of the project and trained with; those of scratch-vs-concise.md and
+autograd.md are run, and what they quote is looked up.
 """
 
 import re
@@ -85,6 +85,7 @@ def test_what_happens_names_files_that_are_there() -> None:
 
 
 BY_HAND = (ROOT / "docs" / "scratch-vs-concise.md").read_text()
+AUTOGRAD = (ROOT / "docs" / "autograd.md").read_text()
 FAMILIES = (
     "Linear layer",
     "Activations",
@@ -124,10 +125,11 @@ def sections(text: str) -> dict[str, str]:
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def test_what_is_quoted_as_written_by_hand_stands_in_the_source_word_for_word() -> None:
-    quoted = quotations(BY_HAND)
-    assert len(quoted) > 20
-    assert len(quoted) == BY_HAND.count("# from trainer/")  # no quotation outside of a block of its own
+@pytest.mark.parametrize(("page", "at_least"), [(BY_HAND, 21), (AUTOGRAD, 6)], ids=["by hand", "autograd"])
+def test_what_a_page_quotes_stands_in_the_source_word_for_word(page: str, at_least: int) -> None:
+    quoted = quotations(page)
+    assert len(quoted) >= at_least
+    assert len(quoted) == page.count("# from trainer/")  # no quotation outside of a block of its own
     wrong = [(path, code) for path, code in quoted if f"\n{code}" not in f"\n{(ROOT / path).read_text()}"]
     assert wrong == []
 
@@ -155,3 +157,34 @@ def test_every_operation_and_optimizer_of_the_hand_written_libraries_is_tried_on
     wanted += [rf"\b(with_numpy|library)\.{name}\b" for name in with_numpy.__all__]
     wanted += [rf"\boptim\.{name}\b" for name in ("SGD", "Adam", "AdamW")]
     assert [name for name in wanted if not re.search(name, tried)] == []
+
+
+PRINTED = re.compile(r"# -> (.*)$", re.MULTILINE)
+IN_THE_LOOP = "**In the loop.**"
+
+
+def test_the_examples_of_the_autograd_page_print_what_it_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with torch.random.fork_rng():
+        session: dict[str, Any] = {}
+        for line, code in examples(AUTOGRAD):
+            exec(compile("\n" * line + code, "docs/autograd.md", "exec"), session)
+            assert capsys.readouterr().out.splitlines() == PRINTED.findall(code), f"the block after line {line}"
+
+
+def test_every_section_of_the_autograd_page_is_in_its_table_has_an_example_and_says_what_the_loop_does() -> None:
+    table = re.findall(r"^\| (?:all|\d[\d, to]*) \| .* \| \[(.*)\]\(#(.*)\) \|$", AUTOGRAD, re.MULTILINE)
+    there = sections(AUTOGRAD)
+    assert [name for name, _ in table] == list(there)
+    anchors = [re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in there]
+    assert [anchor for _, anchor in table] == anchors
+    program = "".join(file.read_text() for file in (ROOT / "trainer").rglob("*.py"))
+    for name, text in there.items():
+        first, *loop = text.split(IN_THE_LOOP)
+        tried = "".join(code for _, code in examples(first))
+        assert re.search(r"^ *assert\b|# -> ", tried, re.MULTILINE), f"{name}: nothing is checked"
+        assert len(loop) == 1, f"{name}: what does the loop do?"
+        words = re.findall(r"`([A-Za-z_]\w*)`", loop[0])
+        assert [word for word in words if not re.search(rf"\b{word}\b", program)] == [], name
