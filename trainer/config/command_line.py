@@ -179,9 +179,8 @@ def with_keys(verb: str, words: Sequence[str]) -> list[str]:
             continue
         if not keys:
             what = "one file or folder, with all files in it" if verb == "predict" else "one run"
-            raise ConfigError(
-                f"{word}: {verb} takes {what}, and this is one more. Run it once for each; a name with spaces needs quotes."
-            )
+            advice = "Run it once for each; a name with spaces needs quotes."
+            raise ConfigError(f"{word}: {verb} takes {what}, and this is one more. {advice}")
         found[i] = f"{keys.pop(0)}={word}"
     return found
 
