@@ -7,7 +7,6 @@ take; words with = go to main.py. Interrupted at any moment, the same command co
 """
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -102,14 +101,14 @@ def write_page() -> None:
 def lines_of(kept: Sequence[Mapping[str, Any]]) -> list[str]:
     """The table, and where its rows were measured."""
     lines = ["| command | figure | yours | n | the book's | verdict | s a run | measured on |", "|---" * 8 + "|"]
-    places = list(dict.fromkeys(f"{each['hardware']}, commit {each['commit']}, {each['date']}" for each in kept))
+    place_of = {each["experiment"]: f"{each['hardware']}, commit {each['commit']}, {each['date']}" for each in kept}
+    places = list(dict.fromkeys(place_of.values()))
     for each in kept:
         mean = mean_of(each["values"])
         yours = f"{mean.value:.4f}" + (f" +- {mean.std:.4f}" if mean.std is not None else "")
         book = f"{each['value']:g} +- {each['tolerance']:g} ({each['source']})"
         word = rating(each["metric"], mean.value, each["value"], each["tolerance"])
-        place = places.index(f"{each['hardware']}, commit {each['commit']}, {each['date']}") + 1
-        command = re.sub("^python main.py ", "", each["command"])
+        place, command = places.index(place_of[each["experiment"]]) + 1, each["command"].removeprefix("python main.py ")
         figure = each["metric"].replace("_", " ")
         cells = (f"`{command}`", figure, yours, mean.n, book, word, f"{each['seconds']:.0f}", f"({place})")
         lines.append("| " + " | ".join(map(str, cells)) + " |")

@@ -89,16 +89,20 @@ def experiment_settings(name: str) -> dict[str, Any]:
     loaded = load_yaml(CONFIGS / f"experiment/{name}.yaml")
     own = flatten({key: value for key, value in loaded.items() if key not in ("defaults", "hydra")})
     chosen = {f"choices.{group}": choice for group, choice in _named_in(loaded).items() if group in GROUPS}
-    lists = loaded.get("hydra", {}).get("sweeper", {}).get("params", {})
+    lists = _lists_in(loaded)
     return {key: value for key, value in (chosen | own).items() if key.removeprefix("choices.") not in lists}
+
+
+def _lists_in(loaded: Mapping[str, Any]) -> dict[str, str]:
+    lists: dict[str, str] = loaded.get("hydra", {}).get("sweeper", {}).get("params", {})
+    return lists
 
 
 def swept_by(experiment: str | None) -> dict[str, str]:
     """{key: list of values} that an experiment sweeps over; none where it brings a sweeper of its own."""
     path = CONFIGS / f"experiment/{experiment}.yaml"
     loaded = load_yaml(path) if path.is_file() else {}
-    brought: dict[str, str] = loaded.get("hydra", {}).get("sweeper", {}).get("params", {})
-    return {} if "hydra/sweeper" in _named_in(loaded) else brought
+    return {} if "hydra/sweeper" in _named_in(loaded) else _lists_in(loaded)
 
 
 def chosen_engines(typed: Mapping[str, str]) -> dict[str, str]:

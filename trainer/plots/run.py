@@ -25,6 +25,7 @@ from trainer.plots.style import (
     GREEN,
     INK,
     ORANGE,
+    PENS,
     RED,
     STYLE,
     logarithmic,
@@ -269,11 +270,10 @@ def _gradients_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     names = list(rows[0]["gradient_norms"])
     biases = [name for name in names if name.endswith("bias")] or names
     hidden = biases[:-1] or biases  # the book leaves the output layer out
-    colors = (BLUE, ORANGE, GREEN, RED, INK, FAINT)
     for i, name in enumerate(hidden):
         lengths = [row["gradient_norms"].get(name, nan) for row in rows]
         label = f"hidden layer {i + 1} ({name})" if biases[:-1] else name
-        axes.plot([row["epoch"] for row in rows], lengths, color=colors[i % 6], linewidth=1.4, label=label)
+        axes.plot([row["epoch"] for row in rows], lengths, color=PENS[i % len(PENS)], linewidth=1.4, label=label)
     axes.set(title="Speed of learning", xlabel="epoch", ylabel="length of the gradient, after the epoch's last step")
     if all(row["gradient_norms"].get(name, 0) > 0 for row in rows for name in hidden):
         logarithmic(axes)

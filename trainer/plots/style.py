@@ -15,6 +15,7 @@ from trainer.utils.text import one_line
 
 # Okabe and Ito 2008: readers with any kind of colour vision can tell them apart.
 BLUE, ORANGE, GREEN, RED, INK, FAINT = "#0072B2", "#E69F00", "#009E73", "#C1272D", "#222222", "#B8B8B8"
+PENS = (BLUE, ORANGE, GREEN, RED, INK, FAINT)  # of curves in one plot, in this order
 CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "SimHei")
 STYLE: dict[Any, Any] = {  # Any, because matplotlib's stubs list every key as a literal
     "font.size": 11,

@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from trainer.plots.style import (
     BLUE,
     FAINT,
-    GREEN,
     INK,
     ORANGE,
-    RED,
+    PENS,
     STYLE,
     logarithmic,
     save_figure,
@@ -27,7 +26,6 @@ from trainer.plots.style import (
 from trainer.utils.objective import deciding_metric, score
 
 WIDTH = 16  # characters of a name
-PENS = (BLUE, ORANGE, GREEN, RED, INK, FAINT)
 MAX_CURVES = 2 * len(PENS)
 MAX_PANELS, MAX_NAMES, MAX_NUMBERS = 6, 12, 6  # options in a plot; names and numbers that an axis has room for
 

@@ -15,6 +15,15 @@ from trainer.utils.text import one_line
 SHOWN = 8  # settings
 
 
+def groups_of(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+    """The jobs that are done, by their values of these keys: those of a group differ in the seed only."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["objective"] is not None:
+            groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
 def lines_on_seeds(folder: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
     """A line or two for each setting of which several seeds are done, the first ones only.
 
@@ -24,12 +33,9 @@ def lines_on_seeds(folder: Path, rows: Sequence[Mapping[str, Any]], keys: Sequen
         keys: what was swept over.
     """
     others = [key for key in keys if key != "seed"]
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["objective"] is not None:
-            groups.setdefault(as_words({key: row[key] for key in others}), []).append(row)
     lines = []
-    for setting, members in list(groups.items())[:SHOWN]:
+    for values_of_setting, members in list(groups_of(rows, others).items())[:SHOWN]:
+        setting = as_words(dict(zip(others, values_of_setting, strict=True)))
         metric = "test_accuracy" if members[0]["test_accuracy"] is not None else "test_loss"
         values = [row[metric] for row in members]
         if len(values) < 2 or None in values:

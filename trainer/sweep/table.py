@@ -11,7 +11,7 @@ from trainer.config.options import run_settings
 from trainer.run import directory
 from trainer.run.directory import Run
 from trainer.sweep.job import Job, as_words, told_in
-from trainer.sweep.seeds import lines_on_seeds
+from trainer.sweep.seeds import groups_of, lines_on_seeds
 from trainer.utils.errors import DamagedError, TrainerError, listed
 from trainer.utils.files import write_csv
 from trainer.utils.objective import score
@@ -74,12 +74,8 @@ def by_setting(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     The best first; the column `of` says of how many jobs.
     """
     keys = [key for key in swept(rows) if key != "seed"]
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["objective"] is not None:
-            groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     found: list[dict[str, Any]] = []
-    for setting, members in groups.items():
+    for setting, members in groups_of(rows, keys).items():
         line: dict[str, Any] = dict(zip(keys, setting, strict=True)) | {"of": len(members)}
         line["metric"] = members[0]["metric"]
         for figure in ("objective", *FIGURES):
