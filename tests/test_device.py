@@ -52,6 +52,7 @@ def config_of(data: str, model: str, typed: tuple[str, ...] = (), /, **values: A
         ("fashion_mnist", "mlp", XEON, {}),
         ("fashion_mnist", "lenet", ZEN5, {"channels_last": True}),
         ("fashion_mnist", "lenet", XEON, {"channels_last": True}),
+        ("mnist", "convnet", XEON, {"channels_last": True}),
         ("cifar10", "resnet34", ZEN5, {"precision": "bf16", "channels_last": True}),
         ("cifar10", "resnet18", XEON, {"precision": "bf16", "channels_last": True}),
         ("cifar10", "resnet34", ZEN3, {"channels_last": True}),

@@ -220,7 +220,7 @@ def fastest(config: Config, device: torch.device) -> dict[str, Any]:
         stem = config.model["stem"]
         small = stem == "cifar" or (stem == "auto" and size <= SMALL)
         return plain | {"precision": precision, "channels_last": small}
-    if model == "lenet":
+    if model in ("lenet", "convnet"):
         return plain | {"channels_last": True}
     pinned = config.device["precision"] not in ("auto", "fp32")
     is_amd = cpu_can("avx512_f") and cpu_name().startswith("AMD")
