@@ -28,7 +28,8 @@ bench: .venv/bench
 .venv/run: requirements.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}. Type: make PYTHON=python3.11 train")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -r requirements.txt
+	@echo "Installing into .venv: torch for NVIDIA GPUs and the rest, 5.7 GB, some minutes. For the CPU alone: README, Set-up."
+	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
 .venv/dev: .venv/run requirements-dev.txt

@@ -12,7 +12,7 @@ from trainer.commands.experiments import run_experiments
 from trainer.config.command_line import Command, parse_command
 from trainer.config.compose import compose, frozen
 from trainer.config.freeze import from_dict
-from trainer.config.help import help_text
+from trainer.config.help import help_for
 from trainer.config.roles import check_typed, without_effect
 from trainer.config.schema import Config
 from trainer.run import directory, folders
@@ -91,10 +91,10 @@ def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal,
 
 def main() -> int:
     """Run the command line; returns the exit code."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        emit(*help_text().splitlines())
-        return 0
     try:
+        if (told := help_for(sys.argv[1:])) is not None:
+            emit(*told.splitlines())
+            return 0
         if not ranks.of_environment().is_first:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (rank 0 speaks for all, to the end)
         with StopSignal() as stop:

@@ -133,7 +133,7 @@ def test_one_copy_of_the_data_serves_every_job(cli: Cli, tiny_mnist: Path, monke
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("optimizer.lr=0.1",), "the sweep has no jobs"),
+        ((), "the sweep has no jobs"),
         (("optimizer.lr=interval(0.1,1)",), "hydra/sweeper=optuna"),
         (
             ("optimizer.lr=0.1,0.2", "hydra/launcher=joblib"),

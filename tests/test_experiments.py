@@ -18,6 +18,7 @@ from trainer.run.looks import right_of, vote_of
 from trainer.run.parts import Parts
 from trainer.utils.errors import Interrupted
 from trainer.utils.evidence import difference, mcnemar, mean_of
+from trainer.utils.files import read_csv
 from trainer.utils.objective import DECIDING, rating
 
 FEW = ("data.num_examples=60", "plots=false")
@@ -92,7 +93,7 @@ def test_the_neuron_of_the_slowdown_ends_where_the_book_says(cli: Cli) -> None:
         outputs[loss] = [1 / (1 + math.exp(-(row["w1"] + row["b"]))) for row in rows]
     assert outputs["quadratic"][-1] == pytest.approx(0.20, abs=0.005)
     assert outputs["quadratic"][20] > 0.95 > 0.6 > outputs["sigmoid_cross_entropy"][20]
-    assert_refused(cli("eval", "s"), "s is a sweep: name one of its jobs, such as s/0")
+    assert_refused(cli("eval", "s"), "s is a sweep: name one of its jobs, such as s/")
     assert cli("experiment=nielsen_slowdown", "loss=quadratic", "epochs=5", "plots=false", "name=one").code == 0
     assert Path("outputs/one/result.json").is_file(), "what is typed takes the place of the list: one run"
 
@@ -384,12 +385,14 @@ def test_a_run_can_be_named_without_its_key(cli: Cli, tiny_mnist: Path) -> None:
     assert Path("outputs/a/predictions-seed.csv").exists() is False
     assert cli("predict", "a", "seed", *here).code == 0
     assert Path("outputs/a/predictions-seed.csv").is_file()
-    assert_refused(cli("predict", "a", "seed", "sub/photo", *here), "sub/photo: predict takes one file or folder")
+    assert cli("predict", "a", "seed", "sub/photo", "sub", "seed", *here).code == 0  # one file given twice counts once
+    written = read_csv(Path("outputs/a/predictions-seed-and-2-more.csv"))
+    assert [row["input"] for row in written] == ["seed", "sub/photo", "sub/x=1.png"]
+    assert cli("predict", "a", "input=[seed,sub/photo]", *here).out.count("written") == 1
+    assert_refused(cli("predict", "a", "seed", "input=sub", *here), "seed: predict takes no files beside input=")
     assert cli("eval", "a", "checkpoint=b").code == 2
     refused = cli("predict", "a", "my", "photo.jpg")
-    assert refused.code == 2
-    assert "photo.jpg: predict takes one file or folder, with all files in it, and this is one more" in refused.err
-    assert "a name with spaces needs quotes" in refused.err
+    assert_refused(refused, "input=my: there is no such file or folder. A name with spaces needs quotes.")
     assert cli("eval", "optimizer.lr", "=", "0.1").code == 2
 
 

@@ -9,6 +9,7 @@ from trainer.config.options import CONFIGS, choices_of, experiment_settings, fla
 from trainer.run import directory
 from trainer.utils.errors import DamagedError
 from trainer.utils.objective import said
+from trainer.utils.program import main_py
 from trainer.utils.screen import shown
 from trainer.utils.signals import StopSignal
 from trainer.utils.text import emit
@@ -23,7 +24,7 @@ def run_experiments(command: Command, _stop: StopSignal) -> None:
         wanted = experiment_settings(name)
         if last := next((line for line, settings in finished if agrees(wanted, settings)), None):
             emit(f"    last here: {last}")
-    emit("", "python main.py experiment=NAME trains one; seeds=3 three runs of it, with their mean and spread.")
+    emit("", f"{main_py()} experiment=NAME trains one; seeds=3 three runs of it, with their mean and spread.")
 
 
 def finished_runs(outputs: Path) -> list[tuple[str, Mapping[str, Any]]]:

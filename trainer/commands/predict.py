@@ -21,7 +21,7 @@ from trainer.run import directory
 from trainer.run.parts import placement
 from trainer.run.result import NUM_IMAGES, grid
 from trainer.run.target import Target
-from trainer.utils.errors import ConfigError
+from trainer.utils.errors import ConfigError, listed
 from trainer.utils.files import csv_bytes, replacing
 from trainer.utils.screen import Screen, shown
 from trainer.utils.text import one_line
@@ -57,6 +57,11 @@ def run_predict(config: Config, target: Target) -> None:
         raise ConfigError(said, *(f"  {reason}" for reason in unreadable))
 
 
+def inputs_of(config: Config) -> list[str]:
+    """What input= names, each once."""
+    return list(dict.fromkeys([config.input] if isinstance(config.input, str) else config.input or []))
+
+
 def place_of(config: Config, trained: Trained) -> Path:
     """The CSV file to write: output=, or one that is named after the input, in the run's folder.
 
@@ -65,8 +70,9 @@ def place_of(config: Config, trained: Trained) -> Path:
     """
     if config.output is None:
         stem = "predictions"
-        if config.input is not None:
-            stem += "-" + re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.abspath(config.input)))[:59]
+        if targets := inputs_of(config):
+            stem += "-" + re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.abspath(targets[0])))[:59]
+            stem += f"-and-{len(targets) - 1}-more" if len(targets) > 1 else ""
         return trained.folder / f"{stem}.csv"
     path = Path(config.output)
     if path.suffix != ".csv":
@@ -101,27 +107,23 @@ def predict_files(config: Config, trained: Trained, path: Path, screen: Screen) 
 
     Where all files lie in folders named after classes, as in a data set, the true classes are known.
     """
-    target = Path(config.input or "")
-    if not target.exists():
-        raise ConfigError(f"input={target}: there is no such file or folder.")
-    paths = [target]
-    if target.is_dir():
-        inside = walk(target)
-        paths = [target / name for name, _ in inside.images]
-        ignored = f" ({inside.num_others:,} other files ignored)" if inside.num_others else ""
-        if not paths:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ConfigError(f"input={target}: no images below this folder{ignored}. Allowed: {suffixes}.")
-        screen.say(f"{len(paths):,} images below {target}{ignored}")
+    below: dict[Path, Path] = {}  # each image, and its way from the folder that was named
+    for target in (targets := inputs_of(config)):
+        if not os.path.exists(target):
+            quotes = " A name with spaces needs quotes." if len(targets) > 1 else ""
+            raise ConfigError(f"input={target}: there is no such file or folder.{quotes}")
+        below |= images_of(Path(target), screen)
     depth = config.data.options.get("depth", 16)
     depth = trained.content["preprocess"].get("depth", 16) if depth == "auto" else depth
-    found = label_files(trained, paths, depth)
+    found = label_files(trained, list(below), depth)
     if not found.paths:
-        raise ConfigError(f"input={target}: no image could be read.", *(f"  {reason}" for reason in found.unreadable))
+        raise ConfigError(
+            f"input={listed(targets)}: no image could be read.", *(f"  {reason}" for reason in found.unreadable)
+        )
     screen.say(*losses(found.seen, depth))
     names = [one_line(path) for path in found.paths]
     chances = build.probabilities(config.loss, found.outputs)
-    labels = labels_of_folders([path.relative_to(target) for path in found.paths], trained.classes)
+    labels = labels_of_folders([below[path] for path in found.paths], trained.classes)
     path = write_predictions(path, trained.classes, names, chances, labels or [""] * len(names))
     rows = list(range(len(names)))
     if len(rows) > NUM_IMAGES:  # evenly over the classes
@@ -133,6 +135,23 @@ def predict_files(config: Config, trained: Trained, path: Path, screen: Screen) 
     if config.plots:
         draw_files(trained, found.paths, chances, labels, rows, depth, path.with_suffix(".png"))
     return path, found.unreadable
+
+
+def images_of(target: Path, screen: Screen) -> dict[Path, Path]:
+    """{image: its way from the folder that was named} of a file or folder.
+
+    Raises:
+        ConfigError: there is no image in it.
+    """
+    if not target.is_dir():
+        return {target: Path()}
+    inside = walk(target)
+    ignored = f" ({inside.num_others:,} other files ignored)" if inside.num_others else ""
+    if not inside.images:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ConfigError(f"input={target}: no images below this folder{ignored}. Allowed: {suffixes}.")
+    screen.say(f"{len(inside.images):,} images below {target}{ignored}")
+    return {target / name: Path(name) for name, _ in inside.images}
 
 
 def labels_of_folders(names: Sequence[Path], classes: Sequence[str]) -> list[int]:

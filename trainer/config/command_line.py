@@ -22,6 +22,7 @@ from trainer.config.options import (
 from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import GROUPS
 from trainer.utils.errors import ConfigError, listed, nearest
+from trainer.utils.program import main_py
 
 VERBS = ("train", "eval", "predict", "check-resume", "compare-impl", "compare", "experiments")
 OF_RUNS = ("compare", "experiments")  # they take names, and no settings but where the runs are
@@ -154,35 +155,37 @@ def parse_names(verb: str, words: Sequence[str]) -> Command:
     if odd := [word for word in settings if split_word(word)[0] != "paths.outputs"]:
         raise ConfigError(f"{odd[0]}: {verb} takes {'runs' if verb == 'compare' else 'nothing'} and paths.outputs=.")
     if verb == "experiments" and names:
-        raise ConfigError(f"{names[0]}: experiments takes no names. To train one: python main.py experiment={names[0]}")
+        raise ConfigError(f"{names[0]}: experiments takes no names. To train one: {main_py()} experiment={names[0]}")
     return Command(verb, tuple(expanded for word in settings for expanded in expand(word, False)), names=names)
 
 
 def with_keys(verb: str, words: Sequence[str]) -> list[str]:
-    """`eval RUN`, `predict RUN FILE`: the words with checkpoint= and input= in front of those that are plain.
+    """`eval RUN`, `predict RUN FILE ...`: the words with checkpoint= and input= in place of those that are plain.
 
     A file that exists is plain also where it is named like a setting (`seed`) or has a folder and a `=` in its name.
 
     Raises:
         ConfigError: there are more plain words than the verb takes.
     """
-    found, keys = list(words), ["checkpoint", "input"] if verb == "predict" else ["checkpoint"]
-    keys = [key for key in keys if not any(word.startswith(f"{key}=") for word in words)]
+    plain: list[str] = []
+    others: list[str] = []
     for i, word in enumerate(words):
         after = words[i + 1] if i + 1 < len(words) else ""
-        if word.startswith("-") or after.startswith("=") or words[i - 1 : i] == ["--cfg"]:
-            continue
         key, equals, _ = word.partition("=")
         of_folder = "/" in key and not key.startswith(("hydra/", "recipe/"))
-        is_plain = not equals and word not in all_keys()
-        if not is_plain and not ((not equals or of_folder) and os.path.exists(word)):
-            continue
-        if not keys:
-            what = "one file or folder, with all files in it" if verb == "predict" else "one run"
-            advice = "Run it once for each; a name with spaces needs quotes."
-            raise ConfigError(f"{word}: {verb} takes {what}, and this is one more. {advice}")
-        found[i] = f"{keys.pop(0)}={word}"
-    return found
+        is_file = (not equals or of_folder) and os.path.exists(word)
+        is_setting = word.startswith("-") or after.startswith("=") or words[i - 1 : i] == ["--cfg"]
+        (plain if not is_setting and (is_file or (not equals and word not in all_keys())) else others).append(word)
+    given = {key for key, _ in map(split_word, others)}
+    found = [f"checkpoint={plain.pop(0)}"] if plain and "checkpoint" not in given else []
+    if plain and verb == "predict" and "input" not in given:
+        found.append(f"input={plain[0] if len(plain) == 1 else '[' + ','.join(map(quote, plain)) + ']'}")
+        plain = []
+    if plain:
+        advice = "Run it once for each; a name with spaces needs quotes."
+        what = "no files beside input=" if verb == "predict" else "one run"
+        raise ConfigError(f"{plain[0]}: {verb} takes {what}, and this is one more. {advice}")
+    return found + others
 
 
 def check_twice(words: Sequence[str]) -> None:
@@ -292,4 +295,5 @@ def expand(word: str, multirun: bool) -> list[str]:
         raise unknown_key(key)
     if value and isinstance(rule := RANGES.get(key), FilePath):  # here, since a run is looked up before Hydra composes
         value = rule(value)
-    return [f"{key}={quote(value) if PLAIN_TEXT.match(key) else value}"]
+    is_list = key == "input" and value.startswith("[") and value.endswith("]") and not os.path.exists(value)
+    return [f"{key}={quote(value) if PLAIN_TEXT.match(key) and not is_list else value}"]

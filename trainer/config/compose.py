@@ -69,7 +69,9 @@ def parse_overrides(words: Sequence[str], loader: Any = None) -> list[Any]:
 
 
 def each_value(override: Any) -> list[str]:
-    """`key=a,b` -> [`key=a`, `key=b`]; ranges, globs and choices too."""
+    """`key=a,b` -> [`key=a`, `key=b`]; ranges, globs and choices too, and one value as a list of one."""
+    if not override.is_sweep_override():
+        return [override.input_line]
     if getattr(override.value(), "shuffle", False):
         raise ConfigError(f"{override.input_line}: the same command has to find the same jobs. Leave shuffle out.")
     if not override.is_discrete_sweep():

@@ -1,26 +1,38 @@
-"""What --help prints."""
+"""What --help prints: of the program, of a command, of a group, a choice or a setting."""
 
-from trainer.config.command_line import TYPED_GROUPS
-from trainer.config.options import choices_of
-from trainer.utils.errors import listed
+import itertools
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from trainer.config.command_line import TYPED_GROUPS, VERBS
+from trainer.config.options import CONFIGS, choices_of
+from trainer.config.roles import ROWS, USED, USES
+from trainer.config.schema import GROUPS
+from trainer.utils.errors import ConfigError, listed, nearest
+from trainer.utils.program import main_py
 
 HELP = """\
 python main.py [train] [group=choice ...] [key=value ...]        train a model (train is the default)
 python main.py eval    RUN|PATH [split=test] [...]               measure a trained model
-python main.py predict RUN|PATH [FILE|FOLDER]                    label images, or the test split
+python main.py predict RUN|PATH [FILE|FOLDER ...]                label images, or the test split
                        (or by name: eval checkpoint=RUN, predict checkpoint=RUN input=FILE)
 python main.py check-resume [group=choice ...] [key=value ...]   does a run like this resume bit for bit?
 python main.py compare-impl [group=choice ...] [key=value ...]   one run in each library: curves, times, differences
-python main.py -m key=value1,value2 ...                          one run for each combination of values
-python main.py [...] seeds=N                                     N runs that differ in the seed: mean, spread, interval
 python main.py compare RUN RUN [RUN ...]                         is the first better than the others, or is it chance?
 python main.py experiments                                       the books' experiments, with their figures and yours
+python main.py -m key=value1,value2 ...                          one run for each combination of values
+python main.py [...] seeds=N                                     N runs that differ in the seed: mean, spread, interval
 torchrun --nproc_per_node=N main.py ...                          train with N processes (docs/several-processes.md)
 
 groups
 {groups}
-settings: configs/*.yaml lists each one with its unit and range; --cfg job prints those of a command.
+help WORD: more of a command (help eval), a group or choice (help model=lenet), a setting (help optimizer.lr).
 A pair of data and model brings its own tuned values (configs/recipe); recipe=none leaves them out.
+--cfg job prints the settings of a command line, --version the versions.
 
 examples
   python main.py                                                 linear regression on synthetic data, in seconds
@@ -34,9 +46,133 @@ examples
   python main.py -m hydra/sweeper=optuna model=mlp data=mnist optimizer.lr='tag(log, interval(1e-3,1))'
   tensorboard --logdir outputs
 """
+OF_VERBS = {
+    "train": """\
+A run's files are in outputs/NAME and checkpoints/NAME, with name=NAME. resume=NAME continues it, resume=last the newest
+run; resume=auto name=NAME starts or continues it. seeds=N and -m train several.""",
+    "eval": """\
+RUN is a run's name, last the newest one; RUN:best and RUN:last choose its file. A checkpoint's path works too.
+split=train, val or test: the examples are those that the run had there.""",
+    "predict": """\
+RUN is a run's name, last the newest one; RUN:best and RUN:last choose its file. A checkpoint's path works too.
+It writes a CSV file and a plot into the run's folder, or to output=FILE.csv; folders that are named after the classes
+give an accuracy.""",
+    "check-resume": """\
+Trains a short run of these settings, the same killed and resumed again and again, and compares the bits.""",
+    "compare-impl": "Trains these settings with impl=concise, autograd, scratch and numpy, and draws the differences.",
+    "compare": """\
+Of runs: McNemar's test on their right and wrong test images. Of sweeps over seeds: a t interval of the difference.""",
+    "experiments": "experiment=NAME trains one.",
+}
+USES_OF = {"train": ("train", "resume", "sweep")}  # the columns of the table of roles; else the command's own
+NODE, LINE = re.compile(r"(\w+):\s*(#.*)?$"), re.compile(r"( *)(\w+): *(.*?) *# *(.*)")
+
+
+def help_for(args: Sequence[str]) -> str | None:
+    """What a command line asks to be told; None where it asks for nothing.
+
+    Raises:
+        ConfigError: there is no help on one of its words.
+    """
+    if {"--version", "-V"} & set(args):
+        return versions()
+    if not ({"-h", "--help"} & set(args) or args[:1] == ["help"]):
+        return None
+    words = [
+        word
+        for i, word in enumerate(args)
+        if word not in ("-h", "--help", "-m", "--multirun") and (i or word != "help")
+    ]
+    return "\n\n".join(map(help_on, words)) if words else help_text()
+
+
+def versions() -> str:
+    """What a report of a fault needs."""
+    packages = [f"{name} {version(name)}" for name in ("torch", "torchvision", "hydra-core", "omegaconf", "numpy")]
+    return f"Python {platform.python_version()}, {listed(packages)}, {platform.platform()}; {CONFIGS.parent}"
 
 
 def help_text() -> str:
     """The commands, the groups with their choices, and examples."""
     groups = "".join(f"  {group + '=':12} {listed(choices_of(group))}\n" for group in TYPED_GROUPS)
     return HELP.format(groups=groups)
+
+
+def help_on(word: str) -> str:
+    """The help on one word: a command, a group, a choice, or a setting.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    key, _, choice = word.partition("=")
+    owners = [group for group in TYPED_GROUPS if word in choices_of(group)]
+    if word in VERBS:
+        return help_on_verb(word)
+    if key in TYPED_GROUPS and (choice in choices_of(key) or not choice):
+        return help_on_choice(key, choice) if choice else help_on_group(key)
+    if key in settings():
+        return "\n".join(settings()[key])
+    if owners:
+        return "\n\n".join(help_on_choice(group, word) for group in owners)
+    known = [*VERBS, *TYPED_GROUPS, *(name for group in TYPED_GROUPS for name in choices_of(group)), *settings()]
+    raise ConfigError(
+        f"{word}: there is no help on it.{nearest(choice or key, known)} {main_py()} help lists the words."
+    )
+
+
+def help_on_verb(verb: str) -> str:
+    """How a command is typed, and which settings it takes."""
+    usage = next(line for line in HELP.splitlines() if line.split()[2].strip("[]") == verb)
+    uses = [use for use in USES_OF.get(verb, (verb,)) if use in USES]
+    takes: dict[bool, list[str]] = {True: [], False: []}
+    for name, row in ROWS.items():
+        takes[any(row.verdicts[use] == USED for use in uses)].append(name + {".": "*", "/": "*"}.get(name[-1], "="))
+    told = (
+        f"Settings: {listed(takes[True])}."
+        if len(takes[True]) < len(takes[False])
+        else f"Not for it: {listed(takes[False])}."
+    )
+    return "\n".join([usage, OF_VERBS[verb], *([told] if uses else [])])
+
+
+def help_on_group(group: str) -> str:
+    """The choices of a group, with the first line of each one's file."""
+    return "\n".join(f"{group}={name:20} {head_of(group, name)[0]}" for name in choices_of(group))
+
+
+def help_on_choice(group: str, name: str) -> str:
+    """What a choice is, and its options with their defaults, units and ranges."""
+    path = CONFIGS / group / f"{name}.yaml"
+    return "\n".join(
+        [f"{group}={name}", *(f"  {line}" for line in (*head_of(group, name), *options_in(path, f"{group}.").values()))]
+    )
+
+
+def head_of(group: str, name: str) -> list[str]:
+    """The comment at the head of a choice's file."""
+    lines = (CONFIGS / group / f"{name}.yaml").read_text().splitlines()
+    lines = lines[1:] if lines[0].startswith("# @package") else lines
+    return [line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+
+
+def options_in(path: Path, prefix: str) -> dict[str, str]:
+    """{setting: its line for the screen} of a file of configs/."""
+    found, node = {}, ""
+    for line in path.read_text().splitlines():
+        if match := NODE.match(line):
+            node = f"{match[1]}."
+        elif match := LINE.match(line):
+            key = (prefix or (node if match[1] else "")) + match[2]
+            found[key] = f"{f'{key}={match[3]}':32} {match[4]}"
+    return found
+
+
+@cache
+def settings() -> Mapping[str, Sequence[str]]:
+    """{setting: a line for each choice that has it, where they differ}."""
+    found: dict[str, dict[str, None]] = {}
+    files = [(path, f"{group}.") for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
+    for path, prefix in [(CONFIGS / "config.yaml", ""), *files]:
+        for key, line in options_in(path, prefix).items():
+            found.setdefault(key, {}).setdefault(line)
+    return {key: list(lines) for key, lines in found.items()}

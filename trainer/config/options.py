@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from trainer.config.ranges import OF_LAUNCHERS, RANGES, TEXT, OneOf, Range, Rule, as_yaml
 from trainer.config.schema import GROUPS
 from trainer.utils.errors import ConfigError, listed, nearest
+from trainer.utils.program import main_py
 
 MAX_ITEMS = 1000  # of a list: a model of that many layers is built in half a second
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -154,7 +155,7 @@ def unknown_key(key: str, choices: Mapping[str, str] | None = None) -> ConfigErr
     hint = nearest(key, all_keys())
     if not hint and choices is not None and group in GROUPS:
         hint = f" Options of {group}={choices[group]}: {listed(sorted(_options_of(group, choices[group])))}."
-    return ConfigError(f"{key} is not a setting.{hint or ' python main.py --help lists them.'}")
+    return ConfigError(f"{key} is not a setting.{hint or f' {main_py()} --help lists them.'}")
 
 
 def check_value(key: str, value: Any, default: Any) -> Any:

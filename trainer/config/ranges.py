@@ -141,6 +141,19 @@ class FilePath:
 
 
 @dataclass(frozen=True)
+class FilePaths(FilePath):
+    """A path or a list of them."""
+
+    def __str__(self) -> str:
+        return "text or a list of texts"
+
+    def __call__(self, value: Any) -> Any:
+        """Return the paths without ~, or raise ValueError."""
+        one = super().__call__
+        return [one(path) for path in value] if isinstance(value, list) and value else one(value)
+
+
+@dataclass(frozen=True)
 class Either:
     """A value that one of two rules allows."""
 
@@ -172,7 +185,8 @@ LAYER = r"conv[1-9]\d{0,4}x[1-9]\d{0,2}(p\d{1,2})?|(max|avg)[1-9]\d?|fc[1-9]\d{0
 REFERENCE_METRICS = ("test_accuracy", "test_loss", "train_loss", "weight_error", "vote_accuracy")
 IMPLS = ("concise", "autograd", "scratch", "numpy")
 RANGES: dict[str, Rule] = {
-    **{key: FilePath() for key in ("resume", "checkpoint", "input", "output", "init_from", "data.root")},
+    **{key: FilePath() for key in ("resume", "checkpoint", "output", "init_from", "data.root")},
+    "input": FilePaths(),
     **{f"paths.{folder}": FilePath() for folder in ("data", "outputs", "checkpoints", "cache")},
     "seed": SEED,
     "epochs": Range(1, 100_000, whole=True),

@@ -21,8 +21,9 @@ from trainer.config.schema import Config
 from trainer.run import records
 from trainer.run.folders import in_brief, is_broken_link, newest_file, why
 from trainer.run.records import read_record
-from trainer.utils.errors import BusyError, ConfigError, DamagedError, nearest
+from trainer.utils.errors import BusyError, ConfigError, DamagedError
 from trainer.utils.files import open_regular, write_json
+from trainer.utils.program import main_py
 from trainer.utils.screen import Screen
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -122,7 +123,7 @@ def how_to_continue(run: Run) -> str:
     is_whole = (run.outputs / "config.json").is_file()
     target = run.name if is_whole else shlex.quote(str(newest))
     what = "continues" if is_whole else f"continues and writes {run.outputs / 'config.json'} again"
-    return f" Saved: {newest}; {' '.join(['python main.py', f'resume={target}', *moved])} {what}."
+    return f" Saved: {newest}; {' '.join([main_py(), f'resume={target}', *moved])} {what}."
 
 
 def make(run: Run, overwrite: bool) -> IO[str]:
@@ -154,13 +155,13 @@ def newest(outputs: Path) -> str:
     Raises:
         ConfigError: there is none yet.
     """
-    states = {path.parent: read_status(path.parent) for path in _all_runs(outputs)}
+    states = {path.parent: read_status(path.parent) for path in all_runs(outputs)}
     for folder in sorted(states, key=lambda folder: states[folder].get("started", ""), reverse=True):
         if states[folder].get("state") != "diverged" and not is_trial(folder):
             return str(folder.relative_to(outputs))
     os.getcwd()  # where that is gone, so are the runs
     but = " but trials with fast_dev_run and runs that diverged" if states else ""
-    raise ConfigError(f"last: there is no run in {outputs}/{but or ' yet'}. Start one with python main.py.")
+    raise ConfigError(f"last: there is no run in {outputs}/{but or ' yet'}. Start one with {main_py()}.")
 
 
 def is_trial(folder: Path) -> bool:
@@ -171,20 +172,8 @@ def is_trial(folder: Path) -> bool:
         return False
 
 
-def unknown_run(target: str, outputs: Path, checkpoints: Path) -> ConfigError:
-    """The refusal of what is neither the name of a run nor a file."""
-    os.getcwd()  # where that is gone, there are no runs to name
-    names = [str(path.parent.relative_to(outputs)) for path in _all_runs(outputs)]
-    where = f"there is no run of this name in {outputs}/ and no such file"
-    name = target.removesuffix(":best").removesuffix(":last")
-    if JOB.fullmatch(name) and (jobs := [run for run in names if run.startswith(f"{name}/")]):
-        return ConfigError(f"{target} is a sweep: name one of its jobs, such as {min(jobs)}.")
-    if JOB.fullmatch(name) and (told := how_to_continue(Run(name, outputs / name, checkpoints / name))):
-        return ConfigError(f"{target}: {where}; {outputs / name / 'config.json'} is missing.{told}")
-    return ConfigError(f"{target}: {where}.{nearest(name, names)} `last` is the newest run.")
-
-
-def _all_runs(outputs: Path) -> list[Path]:
+def all_runs(outputs: Path) -> list[Path]:
+    """The status.json of every run."""
     return [*outputs.glob("*/status.json"), *outputs.glob("*/*/status.json")]
 
 
@@ -319,7 +308,7 @@ def is_held(folder: Path) -> bool:
 def command_for(config: Config, words: str) -> str:
     """What to type for this run: command_for(config, "resume") -> python main.py resume=NAME."""
     moved = moved_folders(config.paths.outputs, config.paths.checkpoints)
-    return " ".join(["python main.py", f"{words}={config.name}", *moved])
+    return " ".join([main_py(), f"{words}={config.name}", *moved])
 
 
 def moved_folders(outputs: str, checkpoints: str) -> list[str]:

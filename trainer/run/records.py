@@ -107,7 +107,7 @@ OF_TEST: Fields = {  # of test.json
     "predicted?": Such("class numbers", lambda value: isinstance(value, list) and all(type(v) is int for v in value)),
 }
 OF_CONFIG: Fields = {"config": Such("settings", lambda value: isinstance(value, dict))}
-OF_SWEEP: Fields = {"sweeper": ANY_TEXT, "made_of": WORDS}
+OF_SWEEP: Fields = {"sweeper": ANY_TEXT, "made_of": WORDS, "best?": WHOLE}
 OF_JOB: Fields = {"job?": WHOLE, "overrides?": WORDS, "error?": ANY_TEXT}  # a missing one has its default
 
 

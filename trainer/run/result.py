@@ -1,6 +1,5 @@
 """What a finished run leaves behind for people: result.json, plots, and the last lines on the screen."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path, PurePath
@@ -24,6 +23,7 @@ from trainer.run.recorder import Recorder
 from trainer.run.records import MAX_WEIGHTS
 from trainer.utils.files import write_csv
 from trainer.utils.objective import rating, said
+from trainer.utils.program import tensorboard
 from trainer.utils.screen import Screen, shown
 from trainer.utils.text import one_line
 
@@ -137,7 +137,7 @@ def say_result(screen: Screen, config: Config, run: Run, result: Mapping[str, An
     screen.say(f"eval         {command_for(config, 'eval checkpoint')}")
     if "accuracy" in test:
         screen.say(f"predict      {command_for(config, 'predict checkpoint')}")
-    screen.say(f"tensorboard  tensorboard --logdir {shlex.quote(str(run.outputs))}")
+    screen.say(f"tensorboard  {tensorboard(run.outputs)}")
 
 
 def draw_run(

@@ -9,9 +9,9 @@ from typing import Any
 
 from trainer.config.options import flatten
 from trainer.config.roles import OF_THE_COMMAND, OF_THIS_MACHINE, decisive
-from trainer.run import directory
+from trainer.run import directory, records
 from trainer.run.directory import Run
-from trainer.utils.errors import ConfigError, DamagedError
+from trainer.utils.errors import ConfigError, DamagedError, nearest
 from trainer.utils.text import emit
 
 
@@ -132,12 +132,17 @@ def decisive_elsewhere(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_run(target: str, *, outputs: str, checkpoints: str) -> Target | None:
-    """What RUN, RUN:best, RUN:last or `last` means; None: it names no run."""
+    """What RUN, RUN:best, RUN:last, SWEEP:best, `last` or a run's folder means; None: it names no run."""
     name, colon, which = target.rpartition(":")
     if not colon or which not in ("best", "last"):
         name, which = target, ""
     if name == "last":
         name = directory.newest(Path(outputs))
+    elif os.path.isdir(name):  # a folder of the run, as a shell completes it: outputs/clothes/
+        below = [Path(os.path.relpath(name, folder)).as_posix() for folder in (outputs, checkpoints)]
+        name = next((path for path in below if directory.JOB.fullmatch(path) and directory.exists(path, outputs)), name)
+    if which == "best" and (job := best_job(name, outputs)) is not None:
+        name = f"{name}/{job}"
     if not directory.JOB.fullmatch(name) or not directory.exists(name, outputs):
         return None
     return Target(directory.locate(name, outputs=outputs, checkpoints=checkpoints), which)
@@ -173,8 +178,37 @@ def path_of(target: str, *, outputs: str, checkpoints: str) -> Path:
 def existing_file(target: str, outputs: str, checkpoints: str) -> Path:
     """The path of a file that was named; ConfigError where there is none."""
     if not os.path.isfile(target):  # Path.is_file raises where a name is too long
-        raise directory.unknown_run(target, Path(outputs), Path(checkpoints))
+        raise unknown_run(target, Path(outputs), Path(checkpoints))
     return Path(target)
+
+
+def best_job(name: str, outputs: str) -> int | None:
+    """The best job of the sweep of this name; None where there is no such sweep, or none of its jobs is the best."""
+    if not directory.NAME.fullmatch(name):
+        return None
+    try:
+        return records.read_record(Path(outputs, name, "sweep.json"), records.OF_SWEEP).get("best")
+    except DamagedError:
+        return None
+
+
+def unknown_run(target: str, outputs: Path, checkpoints: Path) -> ConfigError:
+    """The refusal of what is neither the name of a run nor a file."""
+    os.getcwd()  # where that is gone, there are no runs to name
+    names = [str(path.parent.relative_to(outputs)) for path in directory.all_runs(outputs)]
+    where = f"there is no run of this name in {outputs}/ and no such file"
+    name = target.removesuffix(":best").removesuffix(":last")
+    if directory.JOB.fullmatch(name) and (jobs := [run for run in names if run.startswith(f"{name}/")]):
+        number = best_job(name, str(outputs))
+        best = f"{name}/{number}, the best one, which {name}:best means too"
+        return ConfigError(
+            f"{target} is a sweep: name one of its jobs, such as {min(jobs) if number is None else best}."
+        )
+    if directory.JOB.fullmatch(name) and (
+        told := directory.how_to_continue(Run(name, outputs / name, checkpoints / name))
+    ):
+        return ConfigError(f"{target}: {where}; {outputs / name / 'config.json'} is missing.{told}")
+    return ConfigError(f"{target}: {where}.{nearest(name, names)} `last` is the newest run.")
 
 
 def resolve_resume(resume: str | None, name: str | None, outputs: str) -> str | None:

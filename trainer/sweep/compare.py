@@ -8,10 +8,12 @@ from typing import Any
 from trainer.config.command_line import Command
 from trainer.run import directory
 from trainer.run.looks import looks_of, right_of
+from trainer.run.target import unknown_run
 from trainer.sweep.table import rows_of, swept
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.evidence import CHANCE, difference, mcnemar, mean_of
 from trainer.utils.objective import score
+from trainer.utils.program import main_py
 from trainer.utils.screen import table
 from trainer.utils.signals import StopSignal
 from trainer.utils.text import emit
@@ -43,7 +45,7 @@ def run_compare(command: Command, _stop: StopSignal) -> None:
         ConfigError: fewer than two, one that is unknown, not done or no sweep over seeds alone, or other test data.
     """
     if len(command.names) < 2:
-        raise ConfigError("compare needs two runs, or two sweeps over seeds: python main.py compare RUN RUN.")
+        raise ConfigError(f"compare needs two runs, or two sweeps over seeds: {main_py()} compare RUN RUN.")
     first, *others = [side_of(name, Path(command.folders["outputs"])) for name in command.names]
     for other in others:
         check_alike(first, other)
@@ -64,7 +66,7 @@ def side_of(name: str, outputs: Path) -> Side:
     name = directory.newest(outputs) if name == "last" else name
     folder, missing = outputs / name, 0
     if not directory.JOB.fullmatch(name) or not folder.is_dir():
-        raise directory.unknown_run(name, outputs, outputs)
+        raise unknown_run(name, outputs, outputs)
     folders = [folder]
     if (folder / "sweep.json").is_file():
         rows = rows_of(folder)

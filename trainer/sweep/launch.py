@@ -155,6 +155,8 @@ def compose_jobs(command: Command, words: Sequence[str], stop: StopSignal) -> li
         swept = [
             word for word, override in zip(words, parse_overrides(words), strict=True) if override.is_sweep_override()
         ]
+        # a list may have one value, as where a script fills it in
+        swept = swept or [word for word in words if identifies("sweep", split_word(word)[0])]
         fixed = [word for word in words if word not in swept]
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
             values_of = [

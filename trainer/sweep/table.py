@@ -1,5 +1,6 @@
 """The tables of a sweep: sweep.csv, summary.csv, what is printed, and the plots."""
 
+import contextlib
 import math
 import shlex
 import statistics
@@ -8,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.options import run_settings
-from trainer.run import directory
+from trainer.run import directory, records
 from trainer.run.directory import Run
 from trainer.sweep.job import Job, as_words, told_in
 from trainer.sweep.seeds import groups_of, lines_on_seeds
 from trainer.utils.errors import DamagedError, TrainerError, listed
-from trainer.utils.files import write_csv
+from trainer.utils.evidence import mean_of
+from trainer.utils.files import write_csv, write_json
 from trainer.utils.objective import score
+from trainer.utils.program import main_py, tensorboard
 from trainer.utils.screen import shown, table
 from trainer.utils.text import emit
 
@@ -119,7 +122,11 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
     if len(metrics) > 1:
         emit(f"no best one: {listed(sorted(metrics))} cannot be compared")
     elif settings:
-        best = best_first(rows)[0]
+        others = [key for key in swept(rows) if key != "seed"]
+        setting = tuple(settings[0][key] for key in others)  # the best on average over its seeds
+        members = groups_of(rows, others)[setting]
+        best = best_first(members)[0]
+        note_best(folder, best["job"])
         plots = plots_of(folder / str(best["job"]))
         if plots and (is_news or not (folder / "plots").is_dir()):
             from trainer.plots.sweep import MAX_CURVES, draw_sweep  # matplotlib takes 0.4 s
@@ -130,8 +137,20 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
             if plots == "auto":
                 draw_best(folder, best["job"], folders)
         words = "".join(f" {shlex.quote(word)}" for word in paths)
+        if len(members) > 1 and len(settings) > 1:
+            mean = mean_of([row["objective"] for row in members])
+            emit(f"best setting {as_words(dict(zip(others, setting, strict=True)))}: {best['metric']} {mean}")
         say_best(best, bool(plots), folder, folders["paths.checkpoints"], words)
     return rows
+
+
+def note_best(folder: Path, number: int) -> None:
+    """Keep which job is the best one, for SWEEP:best."""
+    with contextlib.suppress(DamagedError):
+        path = folder / "sweep.json"
+        content = records.read_record(path, records.OF_SWEEP)
+        if content.get("best") != number:
+            write_json(path, content | {"best": number})
 
 
 def plots_of(own: Path) -> Any:
@@ -166,7 +185,7 @@ def in_short(line: Mapping[str, Any]) -> dict[str, Any]:
     short = {key: line[key] for key in columns[: columns.index("metric")]}
     for figure in FIGURES[:-1]:
         mean, std = line[f"{figure}_mean"], line[f"{figure}_std"]
-        short[figure] = None if mean is None else f"{mean:.4f}" + (f" +- {std:.4f}" if std is not None else "")
+        short[figure] = None if mean is None else shown(mean) + (f" +- {shown(std)}" if std is not None else "")
     return short
 
 
@@ -175,8 +194,8 @@ def say_best(best: Mapping[str, Any], has_plots: bool, folder: Path, checkpoints
     run = f"{folder.name}/{best['job']}"
     emit(f"best         {run} ({best['overrides']}): {best['metric']} {shown(best['objective'])}")
     emit(f"checkpoint   {Path(checkpoints) / run / 'best.pt'}")
-    emit(f"eval         python main.py eval checkpoint={run}{paths}")
-    emit(f"tensorboard  tensorboard --logdir {shlex.quote(str(folder))}")
+    emit(f"eval         {main_py()} eval checkpoint={run}{paths}")
+    emit(f"tensorboard  {tensorboard(folder)}")
     if has_plots:
         emit(f"plots        {folder / 'plots'}")
     emit(f"table        {folder / 'sweep.csv'}, {folder / 'summary.csv'}")

@@ -1,0 +1,20 @@
+"""How this program was started, so that what it prints can be typed as it stands."""
+
+import shlex
+import sys
+from pathlib import Path
+
+
+def main_py() -> str:
+    """`python main.py`, with the Python and the path that the user typed."""
+    if Path(sys.argv[0]).name != "main.py":  # a program that uses this one
+        return "python main.py"
+    return shlex.join([sys.orig_argv[0], sys.argv[0]])
+
+
+def tensorboard(folder: Path) -> str:
+    """The command that shows the curves below a folder."""
+    python = Path(sys.orig_argv[0])
+    # an activated environment has it on the path; one whose Python was typed with its folder may not be activated
+    beside = sorted(python.parent.glob("tensorboard*")) if len(python.parts) > 1 else []
+    return shlex.join([str(beside[0]) if beside else "tensorboard", "--logdir", str(folder)])
