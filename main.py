@@ -9,6 +9,7 @@ import signal
 import sys
 
 from trainer.commands.experiments import run_experiments
+from trainer.commands.instead import type_instead
 from trainer.config.command_line import Command, parse_command
 from trainer.config.compose import compose, frozen
 from trainer.config.freeze import from_dict
@@ -104,7 +105,7 @@ def main() -> int:
                 run = run_sweep if command.multirun else run_one
                 {"compare": run_compare, "experiments": run_experiments}.get(command.verb, run)(command, stop)
     except TrainerError as error:
-        return ranks.leave(error, f"error: {error}")
+        return ranks.leave(error, f"error: {error}{type_instead(error, sys.argv[1:])}")
     except Interrupted as error:
         return ranks.leave(error, str(error))
     finally:

@@ -199,7 +199,7 @@ def test_a_sweep_whose_job_was_extended_can_be_repeated(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("name=a", "resume=auto", "resume_allow=epochs"), "each of text"),
+        (("name=a", "resume=auto", "resume_allow=[[a]]"), "each of text"),
         (("-m", "optimizer=sgd,adam", "optimizer.momentum=0.9"), "optimizer=adam"),
         (("-m", "seed=glob(*)"), "no jobs"),
         (("epochs", "5"), "epochs=5"),

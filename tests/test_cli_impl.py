@@ -69,7 +69,7 @@ def test_a_network_trained_by_numpy_is_evaluated_by_torch(cli: Cli, tiny_mnist: 
 
 REFUSED = {
     "impl=torch": ("impl=torch is not allowed", "concise, autograd, scratch, numpy"),
-    "impl=numpi": ("Did you mean numpy?",),
+    "impl=numpi": ("Did you mean impl=numpy?",),
     "impl=scratch device.precision=bf16": ("device.precision=bf16", "impl=scratch", "fp32, fp64"),
     "impl=autograd device.precision=fp16": ("device.precision=fp16", "impl=autograd", "fp32, fp64"),
     "impl=numpy device.compile=true": ("device.compile=true", "impl=numpy"),

@@ -364,7 +364,7 @@ def test_a_bad_group_choice_refuses_the_whole_sweep(cli: Cli, tmp_path: Path) ->
     outcome = cli("-m", "optimizer=sgd,adm", "seed=1,2", "name=s", *QUICK)
     assert outcome.code == 2
     assert "optimizer=adm" in outcome.err
-    assert "Did you mean adam?" in outcome.err
+    assert "Did you mean optimizer=adam?" in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 

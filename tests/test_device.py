@@ -160,7 +160,7 @@ def test_a_setting_of_another_device_is_refused(cli: Cli) -> None:
     assert_refused(cli("device=cpu", "device.matmul=tf32"), "device.matmul=tf32 needs an NVIDIA GPU")
     words = ("device=cpu", "device.matmul=onednn", "device.precision=fp64")
     assert_refused(cli(*words), "device.matmul=onednn is for device.precision=fp32, which is fp64 here")
-    assert_refused(cli("device.matmul=onedn"), "Did you mean onednn?")
+    assert_refused(cli("device.matmul=onedn"), "Did you mean device.matmul=onednn?")
 
 
 def test_a_step_reads_nothing_from_the_device() -> None:

@@ -111,7 +111,7 @@ def test_words_of_the_command_line_become_distributions(word: str, expected: Bas
         ("batch_size=range(0,64)", "batch_size=0 is not allowed"),
         ("batch_size=range(8,8)", "holds no number"),
         ("model.num_hiddens=interval(16,64)", "model.num_hiddens=16.* is not allowed. Allowed: a list"),
-        ("model=mlp,mpl", "model=mpl.*Did you mean mlp"),
+        ("model=mlp,mpl", "model=mpl.*Did you mean model=mlp"),
         ("batch_size=tag(log, choice(1,2))", "no other tag"),
         ("optimizer.lr=tag(lgo, interval(0.1,1))", "no other tag"),
         ("batch_size=shuffle(1,2)", "the sampler chooses the order"),

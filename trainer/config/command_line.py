@@ -6,22 +6,25 @@ Neither torch nor Hydra is imported, so that a typo is answered at once.
 import importlib.util
 import os
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trainer.config.options import (
     all_keys,
+    any_default,
     check_choice,
     check_hydra_option,
     check_value,
+    choices_of,
     chosen_engines,
+    group_choices,
     run_settings,
     swept_by,
     unknown_key,
 )
 from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import GROUPS
-from trainer.utils.errors import ConfigError, listed, nearest
+from trainer.utils.errors import ConfigError, close_to, listed
 from trainer.utils.program import main_py
 
 VERBS = ("train", "eval", "predict", "check-resume", "compare-impl", "compare", "experiments")
@@ -32,6 +35,8 @@ RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 PLAIN_TEXT = re.compile(
     r"(checkpoint|resume|input|output|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$"
 )
+SCALARS = re.compile(r"(?!null$)[-+.\w]+(,[-+.\w]+)*")
+QUOTED_NUMBER = re.compile(r"""^(["'])([-+.\deE]+)\1$""")
 ENGINES = ("hydra/sweeper", "hydra/launcher")
 PLUGINS = {  # the package of each launcher
     "processes": "hydra-joblib-launcher",
@@ -110,12 +115,17 @@ def parse_command(args: Sequence[str]) -> Command:
     names_verb = words and re.fullmatch(r"\w[\w-]*", words[0]) and not "".join(words[1:2]).startswith("=")
     verb = words.pop(0) if names_verb else "train"
     if verb not in VERBS:
-        hint = f" Did you mean {example(verb, words)}?" if verb in all_keys() else nearest(verb, VERBS)
-        raise ConfigError(f"{verb} is not a command.{hint} Commands: {listed(VERBS)}.")
+        close = close_to(verb, VERBS)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = example(verb, words) if verb in all_keys() else hint
+        error = ConfigError(f"{verb} is not a command.{hint} Commands: {listed(VERBS)}.")
+        raise error.instead(verb, "", close[0] if close else "")
     if verb in OF_RUNS:
         return parse_names(verb, words)
     if verb in ("eval", "predict"):
         words = with_keys(verb, words)
+    begins = verb not in ("eval", "predict") and not any(word.startswith("resume=") for word in words)
+    choices = choices_in(words) if begins else None
     flags: list[str] = []
     overrides: list[str] = []
     while words:
@@ -125,14 +135,13 @@ def parse_command(args: Sequence[str]) -> Command:
         elif word == "--cfg":
             flags += [word, words.pop(0) if words else "job"]
         elif word.startswith("-"):
-            known = f" Did you mean {example(word.strip('-'), words)}?"
-            raise ConfigError(f"{word}: settings are written key=value, without dashes.{known}")
-        elif "=" not in word.strip("=") or word.startswith("=") or (word.endswith("=") and words):
             raise ConfigError(
-                f"{word}: settings are written key=value, without spaces. Did you mean {example(word, words)}?"
+                f"{word}: settings are written key=value, without dashes.{example(word.strip('-'), words)}"
             )
+        elif "=" not in word.strip("=") or word.startswith("=") or (word.endswith("=") and words):
+            raise ConfigError(f"{word}: settings are written key=value, without spaces.{example(word, words)}")
         else:
-            overrides += expand(word, multirun or "-m" in words or "--multirun" in words)
+            overrides += expand(word, multirun or "-m" in words or "--multirun" in words, choices)
     check_twice(overrides)
     if verb == "train" and not flags:
         overrides, has_lists = with_lists(overrides)
@@ -156,7 +165,7 @@ def parse_names(verb: str, words: Sequence[str]) -> Command:
         raise ConfigError(f"{odd[0]}: {verb} takes {'runs' if verb == 'compare' else 'nothing'} and paths.outputs=.")
     if verb == "experiments" and names:
         raise ConfigError(f"{names[0]}: experiments takes no names. To train one: {main_py()} experiment={names[0]}")
-    return Command(verb, tuple(expanded for word in settings for expanded in expand(word, False)), names=names)
+    return Command(verb, tuple(expanded for word in settings for expanded in expand(word, False, None)), names=names)
 
 
 def with_keys(verb: str, words: Sequence[str]) -> list[str]:
@@ -254,15 +263,28 @@ def check_engines(words: Sequence[str], multirun: bool) -> None:
 
 
 def example(word: str, rest: Sequence[str]) -> str:
-    """A guess at what was meant by a word that is not key=value: `lr = 0.1` -> `optimizer.lr=0.1`."""
+    """A guess at what was meant by a word that is not key=value, as a hint: `lr = 0.1` -> `optimizer.lr=0.1`."""
     key, _, value = word.strip("=").partition("=")
-    found = nearest(key, all_keys()).removeprefix(" Did you mean ").rstrip("?").split(" or ")[0]
-    value = value or next((w.strip("=") for w in rest if w.strip("=") and "=" not in w.strip("=")), "VALUE")
-    return f"{found or key}={value}"
+    found = close_to(key, all_keys())
+    value = value or next((w.strip("=") for w in rest if w.strip("=") and "=" not in w.strip("=")), "...")
+    is_sure = found and (value != "..." or found[0].rsplit(".", 1)[-1] == key)  # a stray word may be anything
+    return f" Did you mean {found[0]}={value}?" if is_sure else ""
 
 
-def expand(word: str, multirun: bool) -> list[str]:
-    """The words Hydra gets for one typed word: short forms written out, text quoted, group choices checked."""
+def choices_in(words: Sequence[str]) -> dict[str, str]:
+    """The group choices of a new run with these words; of a list the first."""
+    typed = {key: value.split(",")[0] for key, value in map(split_word, words) if key in TYPED_GROUPS}
+    return group_choices({group: name for group, name in typed.items() if name in choices_of(group)})
+
+
+def expand(word: str, multirun: bool, choices: Mapping[str, str] | None) -> list[str]:
+    """The words Hydra gets for one typed word: short forms written out, text quoted, group choices checked.
+
+    Args:
+        word: as typed.
+        multirun: a list of values is several runs.
+        choices: the group choices of the run; None where they come from a run of before.
+    """
     key, value = split_word(word)
     if "${" in word:  # resolved, it could carry a secret to the screen and into files
         raise ConfigError(f"{word}: ${{...}} is not resolved here. Allowed: the value itself.")
@@ -292,7 +314,10 @@ def expand(word: str, multirun: bool) -> list[str]:
     if key == "seeds":  # with_lists() writes it out
         return [word]
     if key not in all_keys():
-        raise unknown_key(key)
+        raise unknown_key(key, choices)
+    value = QUOTED_NUMBER.sub(r"\2", value) if not PLAIN_TEXT.match(key) else value
+    if SCALARS.fullmatch(value) and isinstance(any_default(key), list) and (multirun or "," not in value):
+        value = ",".join(f"[{item}]" for item in value.split(","))  # model.num_hiddens=128
     if value and isinstance(rule := RANGES.get(key), FilePath):  # here, since a run is looked up before Hydra composes
         value = rule(value)
     is_list = key == "input" and value.startswith("[") and value.endswith("]") and not os.path.exists(value)

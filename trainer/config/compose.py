@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.config.command_line import RECIPES, TYPED_GROUPS, Command
-from trainer.config.freeze import freeze
+from trainer.config.freeze import freeze, with_values
 from trainer.config.options import CONFIGS, any_default, check_value, defaults_of, group_choices, unknown_key
 from trainer.config.schema import Config
 from trainer.utils.errors import ConfigError
@@ -50,6 +50,26 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any])
     except HydraException as error:
         raise ConfigError(explain_refusal(str(error), command)) from None
     emit(*printed.getvalue().splitlines())  # what --cfg prints: Hydra fails where stdout is closed or full
+
+
+def compose_here(command: Command, words: Sequence[str]) -> Config:
+    """The settings of one run of these words; nothing is printed, and no verb is run.
+
+    Raises:
+        ConfigError: they are refused.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    GlobalHydra.instance().clear()  # a refused command may have left it
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            composed = hydra.compose("config", overrides=list(words), return_hydra_config=True)
+    except HydraException as error:
+        raise ConfigError(explain_refusal(str(error), command)) from None
+    choices = composed.hydra.runtime.choices
+    return frozen(with_values(composed, {}, choices), choices, command)
 
 
 def frozen(

@@ -4,6 +4,8 @@ A group's YAML file in configs/ is the list of its options, the type of a defaul
 limits the values further.
 """
 
+import importlib.util
+import re
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -14,9 +16,12 @@ from omegaconf import OmegaConf
 
 from trainer.config.ranges import OF_LAUNCHERS, RANGES, TEXT, OneOf, Range, Rule, as_yaml
 from trainer.config.schema import GROUPS
-from trainer.utils.errors import ConfigError, listed, nearest
+from trainer.utils.errors import ConfigError, close_to, listed, nearest
 from trainer.utils.program import main_py
 
+# names that other programs have
+MEANT = {("device", "gpu"): "cuda", ("device", "metal"): "mps", ("schedule", "none"): "constant"}
+TYPED = (*GROUPS, "experiment", "recipe", "seeds")  # what is typed and is no setting
 MAX_ITEMS = 1000  # of a list: a model of that many layers is built in half a second
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -34,9 +39,25 @@ def choices_of(group: str) -> tuple[str, ...]:
 
 def check_choice(group: str, name: str) -> None:
     """Refuse a name that the group does not have."""
-    if name not in choices_of(group):
-        hint = " A list needs -m in front." if "," in name else nearest(name, choices_of(group))
-        raise ConfigError(f"{group}={name}: there is no such {group}.{hint} Choices: {listed(choices_of(group))}.")
+    if name in choices_of(group):
+        return
+    meant = MEANT.get((group, name.lower())) or next(iter(close_to(name, choices_of(group))), "")
+    if group == "model" and name.lower() in of_torchvision():
+        meant = f"torchvision model.arch={name.lower()}"
+    hint = f" Did you mean {group}={meant}?" if meant else ""
+    if "," in name:
+        hint, meant = " A list needs -m in front.", ""
+    said = f"{group}={name}: there is no such {group}.{hint} Choices: {listed(choices_of(group))}."
+    raise ConfigError(said).instead(group, name, meant)
+
+
+@cache
+def of_torchvision() -> frozenset[str]:
+    """The names of torchvision's classification models, read from its source: importing it takes seconds."""
+    found = importlib.util.find_spec("torchvision")
+    folders = [Path(path, "models") for path in (found.submodule_search_locations or ())] if found else []
+    texts = [path.read_text(encoding="utf-8") for folder in folders for path in folder.glob("*.py")]
+    return frozenset(name for text in texts for name in re.findall(r"^def ([a-z]\w+)\(\*, weights", text, re.MULTILINE))
 
 
 @cache
@@ -135,27 +156,36 @@ def any_default(key: str) -> Any:
 
 def all_keys() -> set[str]:
     """Every dotted key of any choice, and the groups."""
-    keys = set(run_settings()) | {*GROUPS, "experiment", "recipe", "seeds"}
+    keys = set(run_settings()) | {*TYPED}
     return keys.union(*(flatten(_options_of(g, name), f"{g}.") for g in GROUPS for name in choices_of(g)))
+
+
+def owners_of(key: str) -> list[str]:
+    """The choices of a group that have an option."""
+    group = key.split(".")[0]
+    names = choices_of(group) if group in GROUPS else ()
+    return [name for name in names if key in flatten(_options_of(group, name), f"{group}.")]
 
 
 def unknown_key(key: str, choices: Mapping[str, str] | None = None) -> ConfigError:
     """The refusal of a key that does not exist, or not under these choices."""
     group = key.split(".")[0]
-    owners = [
-        name
-        for name in (choices_of(group) if group in GROUPS else ())
-        if key in flatten(_options_of(group, name), f"{group}.")
-    ]
+    owners = owners_of(key)
     if owners and choices is not None:
         own = listed([f"{group}.{option}" for option in _options_of(group, choices[group])]) or "none"
         return ConfigError(
             f"{key} is no option of {group}={choices[group]} (it belongs to {listed(owners)}). Its options: {own}."
         )
-    hint = nearest(key, all_keys())
+    close = close_to(key, all_keys())
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    if choices is not None and close and close[0] not in {*defaults_of(choices), *TYPED}:
+        of = close[0].split(".")[0]
+        hint = f" Did you mean {close[0]}? It belongs to {of}={' and '.join(owners_of(close[0]))}."
+        close = []
     if not hint and choices is not None and group in GROUPS:
         hint = f" Options of {group}={choices[group]}: {listed(sorted(_options_of(group, choices[group])))}."
-    return ConfigError(f"{key} is not a setting.{hint or f' {main_py()} --help lists them.'}")
+    error = ConfigError(f"{key} is not a setting.{hint or f' {main_py()} --help lists them.'}")
+    return error.instead(key, "", f"{close[0]}=" if close else "")
 
 
 def check_value(key: str, value: Any, default: Any) -> Any:
@@ -180,8 +210,12 @@ def check_value(key: str, value: Any, default: Any) -> Any:
     except (ValueError, OverflowError):  # a whole number can be too large for a float
         allowed = f"a list of at most {MAX_ITEMS:,}, each of {rule}" if isinstance(default, list) else str(rule)
         allowed += " or null" if default is None and "null" not in allowed else ""
-        hint = nearest(as_yaml(value), [str(w) for w in rule.words]) if isinstance(rule, OneOf) else ""
-        raise ConfigError(f"{key}={as_yaml(value)} is not allowed.{hint} Allowed: {allowed}.") from None
+        close = close_to(as_yaml(value), [as_yaml(w) for w in rule.words]) if isinstance(rule, OneOf) else []
+        if isinstance(rule, Range) and rule.whole and isinstance(value, float) and value.is_integer():
+            close = [str(int(value))]
+        hint = f" Did you mean {key}={close[0]}?" if close else ""
+        error = ConfigError(f"{key}={as_yaml(value)} is not allowed.{hint} Allowed: {allowed}.")
+        raise error.instead(key, as_yaml(value), close[0] if close else "") from None
 
 
 def check_hydra_option(group: str, choice: str, option: str, value: str) -> None:

@@ -11,7 +11,7 @@ from trainer.config.options import flatten
 from trainer.config.roles import OF_THE_COMMAND, OF_THIS_MACHINE, decisive
 from trainer.run import directory, records
 from trainer.run.directory import Run
-from trainer.utils.errors import ConfigError, DamagedError, nearest
+from trainer.utils.errors import ConfigError, DamagedError, close_to
 from trainer.utils.text import emit
 
 
@@ -208,7 +208,9 @@ def unknown_run(target: str, outputs: Path, checkpoints: Path) -> ConfigError:
         told := directory.how_to_continue(Run(name, outputs / name, checkpoints / name))
     ):
         return ConfigError(f"{target}: {where}; {outputs / name / 'config.json'} is missing.{told}")
-    return ConfigError(f"{target}: {where}.{nearest(name, names)} `last` is the newest run.")
+    close = close_to(name, names)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return ConfigError(f"{target}: {where}.{hint} `last` is the newest run.").instead("run", target, *close[:1] or [""])
 
 
 def resolve_resume(resume: str | None, name: str | None, outputs: str) -> str | None:

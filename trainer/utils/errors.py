@@ -27,6 +27,12 @@ class ConfigError(TrainerError):
     """Input that is refused before work starts; the message names the key or file, the value and what is allowed."""
 
     exit_code = 2
+    meant: tuple[str, str, str] | None = None  # key, value and what probably was meant: a value, or `key=` for a key
+
+    def instead(self, key: str, value: str, meant: str) -> "ConfigError":
+        """The same error, which knows what to type in place of a value, or of a key."""
+        self.meant = (key, value, meant) if meant else None
+        return self
 
 
 class DivergedError(TrainerError):
@@ -85,18 +91,27 @@ def failure(exit_code: int, message: str) -> TrainerError:
     return next((kind for kind in kinds if kind.exit_code == exit_code), TrainerError)(*message.split("\n"))
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the hint ` Did you mean X?` for the known word closest to `word`, or "" where none is close.
+def close_to(word: str, known: Iterable[str]) -> list[str]:
+    """The known words closest to `word`, in whatever case; usually one or none.
 
     A last component that matches exactly comes first, so that `lr` finds `optimizer.lr`.
     """
-    known = sorted(known)
-    close = [k for k in known if k.rsplit(".", 1)[-1] == word] or difflib.get_close_matches(
-        word, known, n=1, cutoff=0.6
-    )
-    if not close:
-        by_end = {k.rsplit(".", 1)[-1]: k for k in known}
-        close = [by_end[end] for end in difflib.get_close_matches(word.rsplit(".", 1)[-1], by_end, n=1, cutoff=0.7)]
+    ends: dict[str, list[str]] = {}
+    for each in sorted(known):
+        ends.setdefault(each.lower().rsplit(".", 1)[-1], []).append(each)
+    whole = {each.lower(): each for several in ends.values() for each in several}
+    word = word.lower()
+    if word in whole or word in ends:
+        return [whole[word]] if word in whole else ends[word]
+    if close := difflib.get_close_matches(word, whole, n=1, cutoff=0.6):
+        return [whole[close[0]]]
+    close = difflib.get_close_matches(word.rsplit(".", 1)[-1], ends, n=1, cutoff=0.7)
+    return [ends[end][-1] for end in close]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the hint ` Did you mean X?` for the known word closest to `word`, or "" where none is close."""
+    close = close_to(word, known)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -1,0 +1,147 @@
+"""A whole command line to type in place of one that was refused: offered only where it would be accepted."""
+
+import contextlib
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.config.command_line import VERBS, Command, parse_command, split_word, unquote
+from trainer.config.compose import check_lists, compose_here, each_value, parse_overrides
+from trainer.config.options import all_keys
+from trainer.config.ranges import RANGES, REGRESSION, TASK_OF_DATA, FilePath
+from trainer.config.roles import FREE_ON_RESUME, USES, check_typed
+from trainer.run.target import find_run, unknown_run
+from trainer.utils.errors import ConfigError, TrainerError, close_to
+from trainer.utils.program import main_py
+
+ROUNDS = 6  # mistakes that are mended on one line
+FLAGS = ("-m", "--multirun", "--cfg")
+
+
+def type_instead(error: TrainerError, args: Sequence[str]) -> str:
+    """A line that says what to type after a refusal, or "" where nothing was found that would be accepted."""
+    words = None
+    with contextlib.suppress(Exception):  # it is a guess: whatever is wrong with it must not hide the refusal
+        words = mended(joined(args)) if isinstance(error, ConfigError) else None
+    if words is None or words == list(args):
+        return ""
+    return f"\ntype: {main_py()} {shlex.join(words)}"
+
+
+def mended(words: Sequence[str]) -> list[str] | None:
+    """The words with each mistake replaced by what was probably meant; None where one is left."""
+    words = list(words)
+    for _ in range(ROUNDS):
+        try:
+            command = check_words(words)
+        except ConfigError as error:
+            if error.meant is None or (swapped := swap(words, *error.meant)) == words:
+                return None
+            words = swapped
+        else:
+            if command.multirun or not any(
+                override.is_sweep_override() for override in parse_overrides(command.overrides)
+            ):
+                return words
+            words = ["-m", *words]
+    return None
+
+
+def check_words(words: Sequence[str]) -> Command:
+    """The command of these words.
+
+    Raises:
+        ConfigError: it would be refused, for what can be seen without reading data.
+    """
+    command = parse_command(words)
+    use = "sweep" if command.multirun else "resume" if command.value("resume") else command.verb
+    if use in USES:
+        check_typed(use, command.values)
+    if len(set(command.names)) < len(command.names):
+        raise ConfigError("compare takes each run once.")
+    target = command.value("checkpoint") or command.value("resume")
+    for name in (*([target] if target not in (None, "auto") else []), *command.names):
+        check_target(name, command)
+    check_lists(command, command.overrides)
+    if target is not None or use not in ("train", "sweep", "check-resume", "compare-impl"):
+        return command  # the other settings come from the run
+    words = [each_value(o)[0] if o.is_discrete_sweep() else o.input_line for o in parse_overrides(command.overrides)]
+    config = compose_here(command, words)
+    if config.device.name not in ("auto", "cpu"):
+        from trainer.run.machine import find_device  # imports torch
+
+        find_device(config.device.name, config.device.options.get("index", 0))
+    return command
+
+
+def check_target(name: str, command: Command) -> None:
+    """Refuse a run that there is not, or that the command can do nothing with.
+
+    Raises:
+        ConfigError: without a message for the user, but for the name of the nearest run.
+    """
+    found = find_run(name, **command.folders)
+    if found is None:
+        if not os.path.isfile(name):
+            raise unknown_run(name, *map(Path, command.folders.values()))
+        return
+    if command.verb in ("eval", "predict") and not (found.run.checkpoints / "best.pt").is_file():
+        raise ConfigError("no weights")
+    if command.verb == "predict" and TASK_OF_DATA.get(found.saved_config()["choices"]["data"]) == REGRESSION:
+        raise ConfigError("no classes")
+    if command.verb == "train" and not all(key.startswith(FREE_ON_RESUME) for key in command.values):
+        raise ConfigError("it would be another run")
+
+
+def joined(args: Sequence[str]) -> list[str]:
+    """The words as they would be without spaces and dashes, and with the command that takes files.
+
+    `--lr 0.1`, `lr = 0.1`, `[128, 64]`, `0.1, 0.2` are one word each, and so is a path with spaces.
+    """
+    words: list[str] = []
+    for word in args:
+        before = words[-1] if words else ""
+        is_open = before.count("[") > before.count("]") or before.count("(") > before.count(")")
+        is_path = isinstance(RANGES.get(split_word(before)[0]), FilePath) and "=" in before
+        is_bare = before.startswith("-") or (len(words) == 1 and before not in VERBS and close_to(before, all_keys()))
+        if before.endswith(("=", ",")) or is_open or (before and word.startswith(("=", ","))):
+            words[-1] += word
+        elif is_path and "=" not in word and not word.startswith("-"):
+            words[-1] += f" {word}"
+        elif is_bare and before not in FLAGS and "=" not in before and not word.startswith("-"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    words = [bracketed(word if word in FLAGS else word.lstrip("-")) for word in words]
+    verb, *rest = words if words[0] in VERBS else ["", *words]
+    files = [word for word in rest if "=" not in word and os.path.exists(word)]
+    if files and verb in ("", "train"):
+        return ["predict", "last", *rest]
+    return ["predict" if verb == "eval" and len(rest) > 1 and files else verb, *rest] if verb else words
+
+
+def bracketed(word: str) -> str:
+    """`key=(128, 64)` -> `key=[128,64]`; a list without its spaces."""
+    key, value = split_word(word)
+    if "=" in word and value[:1] in ("(", "[") and value[-1:] in (")", "]") and "'" not in value:
+        return f"{key}=[{value[1:-1].replace(' ', '')}]"
+    return word
+
+
+def swap(words: Sequence[str], key: str, value: str, meant: str) -> list[str]:
+    """The words with what was meant: another value for a key, or, where `meant` ends in =, another key."""
+    found: list[str] = []
+    for word in words:
+        name, text = split_word(word)
+        if meant.endswith("=") and name == key:
+            found.append(f"{meant}{text}")
+        elif "=" in word and name == key and unquote(text) == value:
+            found += f"{key}={meant}".split(" ")
+        elif "=" in word and name == key and value in text.split(","):
+            found.append(f"{key}={','.join(meant if each == value else each for each in text.split(','))}")
+        elif (key == "run" and (word == value or text == value)) or (word == key and not value):
+            found.append(f"{name}={meant}" if "=" in word else meant)
+        else:
+            found.append(word)
+    return found
