@@ -46,8 +46,9 @@ def test_mlp_on_fashion_mnist_reaches_0_865(cli: Cli) -> None:
 
 
 @pytest.mark.slow
-def test_mlp_on_raw_fashion_mnist_reaches_0_845(cli: Cli) -> None:
-    assert statistics.mean(accuracies(cli, "model=mlp", "data=fashion_mnist", "data.normalize=none")) >= 0.845
+def test_mlp_on_raw_fashion_mnist_is_within_two_deviations_of_0_845(cli: Cli) -> None:
+    # 0.8453 +- 0.0014 (n = 3) on one CPU, 0.8443 +- 0.0008 on another: they round differently
+    assert statistics.mean(accuracies(cli, "model=mlp", "data=fashion_mnist", "data.normalize=none")) >= 0.845 - 0.0028
 
 
 @pytest.mark.slow
