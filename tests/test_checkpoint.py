@@ -216,7 +216,7 @@ def test_a_bare_state_dict_is_for_init_from_only(tmp_path: Path) -> None:
         torch.save(weights, tmp_path / "bare.pth", _use_new_zipfile_serialization=new)
         with pytest.raises(ConfigError, match=r"bare\.pth"):
             read_checkpoint(tmp_path / "bare.pth")
-        assert same(dict(read_weights(tmp_path / "bare.pth")), dict(weights))
+        assert same(dict(read_weights(tmp_path / "bare.pth")[0]), dict(weights))
     torch.save(weights, tmp_path / "bare.pth")
     with pytest.raises(ConfigError, match="init_from="):
         read_checkpoint(tmp_path / "bare.pth")
@@ -224,7 +224,7 @@ def test_a_bare_state_dict_is_for_init_from_only(tmp_path: Path) -> None:
 
 def test_init_from_takes_the_weights_of_our_checkpoints(tmp_path: Path) -> None:
     content = content_of()
-    assert same(read_weights(saved(tmp_path, content)), content["model"])
+    assert same(read_weights(saved(tmp_path, content))[0], content["model"])
 
 
 @pytest.mark.parametrize("other", [{"a": 1}, {}, [torch.zeros(2)], torch.zeros(2), "text"])
@@ -523,15 +523,30 @@ def test_another_models_weights_are_refused_and_change_nothing(other: nn.Module,
 def test_a_backbone_comes_in_and_the_head_starts_afresh(tmp_path: Path) -> None:
     trained, model = net(outputs=3), net(outputs=2)
     head = {name: w.clone() for name, w in model[2].state_dict().items()}
-    left = load_backbone(model, trained.state_dict() | {"extra": torch.zeros(1)}, tmp_path)
-    assert left == ["2.bias", "2.weight"]
+    said = load_backbone(model, (trained.state_dict() | {"extra": torch.zeros(1)}, None), tmp_path, "ab")
+    assert said == f"weights from {tmp_path}; start afresh: 2.bias, 2.weight"
     assert same(dict(model[0].state_dict()), dict(trained[0].state_dict()))
     assert same(dict(model[2].state_dict()), head)
 
 
 def test_a_backbone_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"init_from=.*none of its 2 tensors"):
-        load_backbone(net(), {"a": torch.zeros(1), "0.weight": torch.zeros(1, 1)}, tmp_path)
+        load_backbone(net(), ({"a": torch.zeros(1), "0.weight": torch.zeros(1, 1)}, None), tmp_path)
+
+
+def test_weights_come_in_from_the_files_of_other_programs(tmp_path: Path) -> None:
+    trained = net(outputs=2)
+    parallel = {f"module.{name}": tensor for name, tensor in trained.state_dict().items()}
+    torch.save({"state_dict": parallel, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "other.pth")
+    model = net(outputs=2)
+    said = load_backbone(model, read_weights(tmp_path / "other.pth"), tmp_path / "other.pth", ("cat", "dog"))
+    assert same(dict(model.state_dict()), dict(trained.state_dict()))
+    assert said.endswith(
+        "start afresh: none. The last layer comes with the rest; it was trained for classes that the file does not name"
+    )
+    named = (trained.state_dict(), ["cat", "dog"])
+    assert "last layer" not in load_backbone(model, named, tmp_path, ("cat", "dog"))
+    assert load_backbone(model, named, tmp_path, ("dog", "cat")).endswith("it was trained for cat, dog")
 
 
 OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [

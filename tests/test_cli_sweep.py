@@ -206,13 +206,20 @@ def test_a_launcher_that_is_not_installed_says_how(cli: Cli, monkeypatch: pytest
 
 
 def test_processes_run_the_jobs_of_a_sweep_and_leave_the_finished_ones(tmp_path: Path, cli: Cli) -> None:
-    words = ("-m", "hydra/launcher=processes", "hydra.launcher.n_jobs=2", "batch_size=10,5000,20", *QUICK)
+    words = (
+        "-m",
+        "hydra/launcher=processes",
+        "hydra.launcher.n_jobs=2",
+        "batch_size=10,5000,20",
+        "data.drop_last=true",
+        *QUICK,
+    )
     process = start(*words, "name=s", cwd=tmp_path)
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     assert [line["status"] for line in lines_of("s")] == ["done", "failed", "done"]
     assert "[s/1] failed: ConfigError: batch_size=5000 is more than" in errors
-    assert cli("batch_size=20", "device.num_threads=1", *QUICK, "name=alone").code == 0
+    assert cli("batch_size=20", "data.drop_last=true", "device.num_threads=1", *QUICK, "name=alone").code == 0
     assert metrics_of("s/2") == metrics_of("alone")
     assert read(Path("outputs/s/2/config.json"))["threads"] == max(1, (os.cpu_count() or 1) // 2)
     before = snapshot(Path("outputs/s/0"))
@@ -274,7 +281,7 @@ def test_the_processes_of_a_launcher_save_and_end_with_it(signum: int, tmp_path:
 @pytest.mark.slow
 def test_the_local_executor_of_submitit_runs_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ("-m", "hydra/launcher=slurm_local", "batch_size=10,5000,20", "name=s", *QUICK)
+    words = ("-m", "hydra/launcher=slurm_local", "batch_size=10,5000,20", "data.drop_last=true", "name=s", *QUICK)
     process = start(*words, cwd=tmp_path)
     _, errors = process.communicate(timeout=280)
     assert process.returncode == 1, errors
@@ -283,7 +290,7 @@ def test_the_local_executor_of_submitit_runs_a_sweep(tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 def test_torchrun_trains_each_run_of_a_sweep_with_all_its_processes(tmp_path: Path, cli: Cli) -> None:
-    words = ("-m", "batch_size=10,5000,20", "device.precision=fp64", *QUICK)
+    words = ("-m", "batch_size=10,5000,20", "data.drop_last=true", "device.precision=fp64", *QUICK)
     command = [*torchrun_command(), str(ROOT / "main.py"), *words]
     done = subprocess.run([*command, "name=two"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
@@ -331,7 +338,7 @@ def test_two_groups_make_every_combination(cli: Cli) -> None:
 
 
 def test_row_34_a_bad_job_fails_alone(cli: Cli) -> None:
-    outcome = cli("-m", "batch_size=10,5000,20", "name=s", *QUICK)
+    outcome = cli("-m", "batch_size=10,5000,20", "data.drop_last=true", "name=s", *QUICK)
     assert outcome.code == 1
     assert [line["status"] for line in lines_of("s")] == ["done", "failed", "done"]
     assert "batch_size=5000" in lines_of("s")[1]["error"]
@@ -508,7 +515,7 @@ def test_a_sweep_killed_again_and_again_ends_as_if_it_had_not_been(stack: str, t
 
 
 def test_the_board_says_what_each_job_does(cli: Cli) -> None:
-    assert cli("-m", "batch_size=10,5000", "name=s", *QUICK).code == 1
+    assert cli("-m", "batch_size=10,5000", "data.drop_last=true", "name=s", *QUICK).code == 1
     board = Board(Path("outputs/s"), {0: "batch_size=10", 1: "batch_size=5000", 2: "batch_size=20"})
     done, failed, waiting = board.lines()
     best = min(row["val_loss"] for row in metrics_of("s/0"))

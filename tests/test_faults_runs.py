@@ -1201,7 +1201,7 @@ def test_ranks_train_what_one_process_trains(cli: Cli, tmp_path: Path, pictures:
         (("impl=numpy",), "impl=numpy is for one process"),
         (("sync_batch_norm=true",), "torch has it for GPUs only"),
         (("data=folder", "data.root=nowhere"), "nowhere: there is no such folder"),
-        (("batch_size=100000",), "is more than the 900 training examples"),
+        (("batch_size=100000", "data.drop_last=true"), "is more than the 900 training examples"),
         (("optimizer.lr=1000", "epochs=100", "record.every_steps=1"), "diverged in epoch 1"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cli
+from conftest import Cli, assert_refused
 from torch import Tensor, nn
 
 from trainer import build, engine
@@ -14,6 +14,7 @@ from trainer.config.freeze import from_dict
 from trainer.config.options import group_choices
 from trainer.config.schema import Choice
 from trainer.models import MODELS
+from trainer.run.directory import read_metrics
 from trainer.run.progress import Progress
 from trainer.totals import Totals
 
@@ -182,3 +183,14 @@ def test_resume_goes_on_with_the_mean_and_the_scaler(cli: Cli, tiny_mnist: Path,
     assert straight["fingerprint"] == cut["fingerprint"]
     for name, buffers in straight["optimizer"]["state"].items():
         assert all(torch.equal(buffer, cut["optimizer"]["state"][name][key]) for key, buffer in buffers.items())
+
+
+def test_a_batch_larger_than_the_set_takes_all_of_it(cli: Cli) -> None:
+    words = ("data.limit=100", "plots=false")
+    large = cli(*words, "batch_size=256", "name=large")
+    assert (large.code, "each step takes all 100 training examples" in large.out) == (0, True)
+    exact = cli(*words, "batch_size=100", "name=exact")
+    assert (exact.code, "each step takes all" in exact.out) == (0, False)
+    rows = [read_metrics(Path("outputs", name)) for name in ("large", "exact")]
+    assert [row["train_loss"] for row in rows[0]] == [row["train_loss"] for row in rows[1]]
+    assert_refused(cli(*words, "batch_size=256", "data.drop_last=true"), "batch_size=256 is more than the 100")

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from conftest import Cli
 from PIL import Image
 
 from trainer.data import files, vision
@@ -504,3 +505,9 @@ def test_the_digests_are_those_that_torchvision_publishes() -> None:
     from torchvision.datasets import CIFAR10
 
     assert dict(CIFAR10.train_list + CIFAR10.test_list) == vision.CIFAR10_MD5
+
+
+@pytest.mark.parametrize("deeper", ["", "MNIST", "MNIST/raw"])
+def test_a_folder_named_a_level_or_two_too_deep_is_understood(deeper: str, cli: Cli, tiny_mnist: Path) -> None:
+    words = ("data=mnist", "plots=false", "epochs=1", "batch_size=50")
+    assert cli(*words, f"paths.data={tiny_mnist / deeper}").code == 0

@@ -113,7 +113,11 @@ def cifar10(
         ConfigError: a file is not the published one, or is missing and cannot be downloaded.
     Source: Krizhevsky 2009; mean and std are computed from the training images that are read.
     """
-    folder, tree, archive = root / "cifar-10-batches-py", root / "cifar10", root / "cifar-10-python.tar.gz"
+    folder, tree, archive = (
+        inside(root, "cifar-10-batches-py"),
+        inside(root, "cifar10"),
+        root / "cifar-10-python.tar.gz",
+    )
     if all((folder / name).is_file() for name in digests):
         batches = {name: read(folder / name) for name in digests}
     elif (tree / "train").is_dir():
@@ -145,6 +149,13 @@ def cifar10(
     return Source(train, test, (3, 32, 32), _digest(digests), THINGS, mean, std)
 
 
+def inside(root: Path, *parts: str) -> Path:
+    """The folder of a set: root/a/b; where root is root/a or root/a/b already, that one."""
+    here = root.absolute().parts
+    deep = next((n for n in range(len(parts), 0, -1) if here[-n:] == parts[:n] and root.is_dir()), 0)
+    return root.joinpath(*parts[deep:])
+
+
 def _idx_source(
     root: Path,
     name: str,
@@ -154,7 +165,7 @@ def _idx_source(
     digests: Mapping[str, str],
 ) -> Source:
     """Read a set of four IDX files in torchvision's layout."""
-    folder = root / name / "raw"
+    folder = inside(root, name, "raw")
     missing = [file for file in digests if not (folder / file).is_file() and not (folder / f"{file}.gz").is_file()]
     data = _download_idx(name, folder, missing, mirror, digests)
     for file, digest in digests.items():

@@ -160,12 +160,12 @@ def make_parts(
     start = begun.start
     like = start.content if start is not None else None
     with ranks.together():
-        path, weights = None, {}
+        path = None
         if start is not None:
             check_architecture(config, start.content, start.path)  # before the data, which may take minutes to read
         elif config.init_from is not None:
             path = path_of(config.init_from, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
-            weights = read_weights(path)
+            pretrained = read_weights(path)
         if ranks.local == 0:  # it may download or decode, which the others of its machine then need not
             splits = data.load(config.data, config.paths, sources, like=like)
     with ranks.together():
@@ -181,8 +181,7 @@ def make_parts(
             progress = put_in(start, config, parts, screen)
         elif path is not None:
             # names and shapes that fit: another number of classes leaves only the last layer at its initial values
-            left_out = load_backbone(parts.model, weights, path)
-            screen.say(f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}")
+            screen.say(load_backbone(parts.model, pretrained, path, parts.splits.classes))
     if begun.goes_further:
         progress.stopped = ""  # it was stopped by settings that have changed
     return parts, progress

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,20 +160,42 @@ def load_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> N
     model.load_state_dict(dict(weights))
 
 
-def load_backbone(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> list[str]:
+def load_backbone(
+    model: nn.Module,
+    pretrained: tuple[Mapping[str, Tensor], Sequence[str] | None],
+    path: Path,
+    classes: Sequence[str] = (),
+) -> str:
     """Put in the weights whose name and shape fit; the rest of the model keeps its initial values.
 
+    Args:
+        model: the model.
+        pretrained: the weights in a file, and the classes that it names; None: it names none.
+        path: the file.
+        classes: of the data.
     Returns:
-        The names that were left out because they are absent in the file or have another shape there.
+        What was taken: the names of the tensors that are absent in the file or have another shape there, and whether
+        the last layer was learnt for other classes.
     Raises:
         ConfigError: nothing fits.
     """
-    own = model.state_dict()
+    own, (weights, theirs) = model.state_dict(), pretrained
+    if all(name.startswith("module.") for name in weights):  # of a model that several processes trained
+        weights = {name.removeprefix("module."): w for name, w in weights.items()}
     fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
     if not fitting:
         raise ConfigError(f"init_from={path}: none of its {len(weights)} tensors has a name and shape of this model.")
     model.load_state_dict(fitting, strict=False)
-    return sorted(own.keys() - fitting.keys())
+    left_out = sorted(own.keys() - fitting.keys())
+    said = f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}"
+    if classes and list(own)[-1] in fitting and list(theirs or ()) != list(classes):
+        known = (
+            "classes that the file does not name"
+            if theirs is None
+            else listed([one_line(name, 60) for name in theirs[:10]])
+        )
+        return f"{said}. The last layer comes with the rest; it was trained for {known}"
+    return said
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -175,13 +175,12 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         batches: of each split that are used; 0: all.
         ranks: which of several processes this is; each draws its dropout from a generator of its own.
     Raises:
-        ConfigError: the data is too small for the batch size, or lacks the validation part that a setting needs.
+        ConfigError: there is no full batch where drop_last needs one, or no validation part where a setting does.
     """
     n = len(splits.train)
-    if n < config.batch_size:
-        raise ConfigError(
-            f"batch_size={config.batch_size} is more than the {n:,} training examples. Allowed: 1 to {n}."
-        )
+    if n < config.batch_size and config.data.options.get("drop_last"):
+        said = f"batch_size={config.batch_size} is more than the {n:,} training examples"
+        raise ConfigError(f"{said}, and data.drop_last=true leaves such a batch out. Allowed: 1 to {n}.")
     if not len(splits.val) and needs_validation(config):
         raise ConfigError("early_stopping.patience and stop_at.val_* need validation data: a larger data.val_fraction.")
     splits = narrow(config, splits, batches)

@@ -142,19 +142,24 @@ def check_calls(file: IO[bytes], most: int) -> None:
             size = {"TUPLE3": 3, "EMPTY_TUPLE": 3}.get(op.name, 0)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint of ours or in a bare state_dict file, for init_from=.
+def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The weights in a checkpoint of ours or in a state_dict file, for init_from=, and its classes where it names any.
+
+    A state_dict may also lie in a dict under that name, as many programs save it.
 
     Raises:
         ConfigError: the file is damaged, or holds neither.
     """
     content = load_file(path, legacy=True)  # many published weights are that old
+    if isinstance(content, dict) and is_weights(content.get("state_dict")):
+        content = content["state_dict"]
     if not is_weights(content):
-        return weights_to_use(read_checkpoint(path))
+        content = read_checkpoint(path)
+        return weights_to_use(content), content["classes"]
     try:
         check_tensors(content)
         check_weights(content, ours=False)
     except DamagedError as error:
         raise DamagedError(f"{path} is refused: {error}.") from None
     assert isinstance(content, dict)
-    return content
+    return content, None
