@@ -535,7 +535,7 @@ def test_predict_labels_the_good_files_and_names_the_bad(coloured: Path, cli: Cl
     assert all(1 / 3 < float(row["probability"]) <= 1 for row in rows)
     assert "2 files" in outcome.err
     assert "4 images below" in outcome.out
-    assert "(1 other files ignored)" in outcome.out
+    assert "(1 other file ignored)" in outcome.out
     for name in ("cut.png", "empty.png"):
         line = next(line for line in outcome.err.splitlines() if name in line)
         assert len(line.partition(f"{name}: ")[2]) > 3  # a reason
@@ -561,7 +561,7 @@ def test_predict_without_a_readable_file_is_refused(coloured: Path, cli: Cli) ->
     (coloured / "hollow" / "notes.txt").write_text("no picture")
     outcome = cli("predict", "checkpoint=a", f"input={coloured / 'hollow'}")
     assert outcome.code == 2
-    assert "hollow: no images below this folder (1 other files ignored). Allowed: .apng, .bmp, " in outcome.err
+    assert "hollow: no images below this folder (1 other file ignored). Allowed: .apng, .bmp, " in outcome.err
     assert not Path("outputs/a/predictions.csv").exists()
 
 
@@ -713,7 +713,7 @@ def test_predict_takes_what_data_depth_auto_came_to_in_training(cli: Cli, tmp_pa
     Image.fromarray(np.full((8, 8), 60000, np.uint16)).save("q/x.png")
     outcome = cli("predict", "checkpoint=a", "input=q", "plots=false")
     assert "data.depth=12 makes all above 4,095 white: 16-bit images hold up to 60,000" in outcome.out
-    assert "1 image(s), such as q/z.tif, hold values below black or above white" in outcome.out
+    assert "1 image, such as q/z.tif, with values below black or above white" in outcome.out
     for i in range(5):  # another set of the same classes keeps the depth of the model
         Image.fromarray(np.full((8, 8), 60 + i, np.uint16)).save(f"p/test/a/{i}.png")
         Image.fromarray(np.full((8, 8), 600 + i, np.uint16)).save(f"p/test/b/{i}.png")

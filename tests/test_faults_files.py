@@ -869,7 +869,7 @@ def test_row_27_skip_counts_it_and_skips_the_same_on_each_run(resident: str, cli
     for name in ("one", "two", "three"):
         outcome = cli(*words, f"name={name}")
         assert outcome.code == 0, outcome.err
-        assert "2 image(s)" in outcome.out
+        assert "2 images" in outcome.out
         assert "class1/0004.png" in outcome.out
         assert "class2/0005.png" in outcome.out
         found.append(content_of(newest(tmp_path, name)))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Cli
+from conftest import Cli, write_class_folders
 from PIL import Image
 
 from trainer.data import decoded, folder
@@ -130,7 +130,7 @@ def test_skip_leaves_out_the_same_images_on_every_start(
         assert values(source) == [pair for pair in EVERY if pair != (3, 0)]
         assert values(source, "test") == EVERY
         printed = capsys.readouterr().out
-        assert "2 image(s) cannot be read and are left out" in printed
+        assert "2 images cannot be read, left out" in printed
         assert "b/dead.png: dead link" in printed
 
 
@@ -252,7 +252,7 @@ def test_the_cache_keeps_one_entry_of_a_set_and_a_limit_for_all(
     load(tmp_path / "q")  # used again: p is now the one not used for longest
     load(plant(tmp_path / "r", parts=("train", "test")))
     assert sorted(path.name[:6] for path in cache.iterdir()) == ["best.p", "q-1x4-", "r-1x4-"]
-    assert "1 old set(s) removed" in capsys.readouterr().out
+    assert "1 old set removed" in capsys.readouterr().out
 
 
 NAMES = [("train", "valid", "testing"), ("Train", "Validation", "Test"), ("training", "val", "TEST")]
@@ -310,7 +310,7 @@ def test_images_in_folders_inside_a_class_belong_to_it(
     source = load(root, resident=resident)
     assert values(source) == EVERY
     assert source.train.names[5] == "train/a/x/y/05.png"
-    said = f"3 images in no class folder are left out: {root}/loose.png, {root}/train/loose.jpg, {root}/extra/a.png"
+    said = f"3 images in no class folder, left out: {root}/loose.png, {root}/train/loose.jpg, {root}/extra/a.png"
     assert said in capsys.readouterr().out
 
 
@@ -355,7 +355,7 @@ def test_what_is_lost_of_a_set_is_said_with_its_first_file(tmp_path: Path, capsy
     for _ in range(2):  # from the cache too
         load(root)
         said = capsys.readouterr().out
-        assert "warning: 2 image(s), such as train/b/03.tif, hold values below black or above white" in said
+        assert "warning: 2 images, such as train/b/03.tif, with values below black or above white" in said
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "other"])
@@ -484,3 +484,18 @@ def test_options_that_a_set_has_no_use_for_are_named(cli: Cli, tmp_path: Path) -
     for word in typed:
         assert f"warning: {word.partition('=')[0]} has no effect: the " in outcome.out
     assert "no effect" not in cli(*words, "data.limit=20", "data.split_seed=3").out
+
+
+@pytest.mark.parametrize("on_error", ["skip", "fail"])
+def test_many_unreadable_images_are_all_listed_in_a_file(on_error: str, tmp_path: Path, cli: Cli) -> None:
+    root = write_class_folders(tmp_path / "fotos \u00fc", {"": 9})
+    for i in range(7):
+        sorted(root.iterdir())[0].joinpath(f"bad{i}.png").write_bytes(b"no")
+    outcome = cli("data=folder", f"data.root={root}", f"data.on_error={on_error}", "model=softmax", "plots=false")
+    assert outcome.code == (0 if on_error == "skip" else 2)
+    assert "7 images cannot be read" in outcome.out + outcome.err
+    listed = Path("datasets/.cache/fotos \u00fc-unreadable.txt")
+    assert f"and 2 more, all of them in {listed}" in outcome.out + outcome.err
+    assert [f"bad{i}.png" in line for i, line in enumerate(listed.read_text(encoding="utf-8").splitlines())] == [
+        True
+    ] * 7

@@ -335,6 +335,6 @@ def test_what_is_lost_of_many_files_is_said_once_with_the_first(tmp_path: Path) 
     one.merge(other)
     said = list(losses(one, 16))
     assert said[0] == "warning: data.depth=16 makes all above 65,535 white: 16-bit images hold up to 70,000"
-    assert said[1].startswith("warning: 2 image(s), such as a.png, hold 16 bits per channel")
-    assert said[2].startswith("warning: 1 image(s), such as c.png, hold values below black or above white")
+    assert said[1].startswith("warning: 2 images, such as a.png, with 16 bits per channel")
+    assert said[2].startswith("warning: 1 image, such as c.png, with values below black or above white")
     assert list(losses(Seen(), 16)) == []

@@ -27,6 +27,7 @@ from trainer.totals import Totals
 from trainer.utils.errors import ConfigError, DivergedError
 from trainer.utils.files import write_json
 from trainer.utils.screen import Screen, table
+from trainer.utils.text import number_of
 
 TURN = 20  # steps of one library before the next one takes over
 POINTS = 500  # of a curve, about
@@ -86,7 +87,9 @@ def run_compare_impl(config: Config) -> None:
     contenders = [make_contender(impl, each, splits) for impl, each in reversed(chosen.items())]
     contenders.reverse()  # concise was settled last: what concerns the whole process is as it wants it
     first = contenders[0]
-    screen.say(f"{config.model.name} on {config.data.name}: {', '.join(chosen)}; {first.config.epochs} epochs")
+    screen.say(
+        f"{config.model.name} on {config.data.name}: {', '.join(chosen)}; {number_of(first.config.epochs, 'epoch')}"
+    )
     how = first.config.device["precision"]
     screen.say(f"device={first.parts.machine.device} device.precision={how} seed={config.seed}")
     train_by_turns(contenders, screen)

@@ -26,6 +26,7 @@ from trainer.totals import Totals
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import write_json
 from trainer.utils.screen import Screen, shown, table
+from trainer.utils.text import number_of
 
 CUT_OF_TRAINING = ("val_fraction", "split_seed", "limit")  # options that decide what is in train and val
 
@@ -136,7 +137,9 @@ def run_eval(config: Config, target: Target) -> None:
         "accuracy": evaluation.accuracy,
     }
     accuracy = f"accuracy {evaluation.accuracy:.4f}, " if evaluation.accuracy is not None else ""
-    screen.say(f"{config.split}: {accuracy}loss {shown(evaluation.loss)} on {len(evaluation.labels):,} examples")
+    screen.say(
+        f"{config.split}: {accuracy}loss {shown(evaluation.loss)} on {number_of(len(evaluation.labels), 'example')}"
+    )
     if splits.task == "classification":
         figures |= classify(splits, evaluation, build.has_sigmoids(config.loss), screen)
         if config.plots:

@@ -24,7 +24,7 @@ from trainer.run.target import Target
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.files import csv_bytes, replacing
 from trainer.utils.screen import Screen, shown
-from trainer.utils.text import one_line
+from trainer.utils.text import number_of, one_line
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def run_predict(config: Config, target: Target) -> None:
     if config.plots:
         screen.say(f"plot     {path.with_suffix('.png')}")
     if unreadable:
-        said = f"{len(unreadable)} files could not be read, the others are labelled:"
+        said = f"{number_of(len(unreadable), 'file')} could not be read, the others are labelled:"
         raise ConfigError(said, *(f"  {reason}" for reason in unreadable))
 
 
@@ -95,7 +95,7 @@ def predict_split(config: Config, trained: Trained, path: Path, screen: Screen) 
     rows = mixed(splits.test.y, NUM_IMAGES)
     say_predictions(trained, names, chances, evaluation.labels.tolist(), rows.tolist(), screen)
     figures = f"accuracy {evaluation.accuracy:.4f}, loss {shown(evaluation.loss)}"
-    screen.say(f"test: {figures} on {len(names):,} examples")
+    screen.say(f"test: {figures} on {number_of(len(names), 'example')}")
     count_look(trained, splits, screen)
     if config.plots:
         grid(splits, splits.test, chances, rows, path.with_suffix(".png"))
@@ -131,7 +131,9 @@ def predict_files(config: Config, trained: Trained, path: Path, screen: Screen) 
     say_predictions(trained, names, chances, labels, rows, screen)
     if labels:
         right = sum(k == t for k, t in zip(chances.argmax(1).tolist(), labels, strict=True))
-        screen.say(f"accuracy {right / len(labels):.4f} on {len(labels):,} images, whose folders name the true class")
+        screen.say(
+            f"accuracy {right / len(labels):.4f} on {number_of(len(labels), 'image')}: their folders name the classes"
+        )
     if config.plots:
         draw_files(trained, found.paths, chances, labels, rows, depth, path.with_suffix(".png"))
     return path, found.unreadable
@@ -146,11 +148,11 @@ def images_of(target: Path, screen: Screen) -> dict[Path, Path]:
     if not target.is_dir():
         return {target: Path()}
     inside = walk(target)
-    ignored = f" ({inside.num_others:,} other files ignored)" if inside.num_others else ""
+    ignored = f" ({number_of(inside.num_others, 'other file')} ignored)" if inside.num_others else ""
     if not inside.images:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ConfigError(f"input={target}: no images below this folder{ignored}. Allowed: {suffixes}.")
-    screen.say(f"{len(inside.images):,} images below {target}{ignored}")
+    screen.say(f"{number_of(len(inside.images), 'image')} below {target}{ignored}")
     return {target / name: Path(name) for name, _ in inside.images}
 
 

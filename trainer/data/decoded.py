@@ -24,7 +24,7 @@ from trainer.data.images import ImageError, Seen, check_regular, decode, quiet_p
 from trainer.data.listing import Stamp
 from trainer.data.workers import shutting_down, start_worker
 from trainer.utils.files import replacing
-from trainer.utils.text import emit
+from trainer.utils.text import emit, number_of
 
 CACHE_FORMAT = 3  # to be raised when decoding changes
 CACHE_BYTES = 50 * 10**9  # of all entries together; beyond it the one not used for longest goes
@@ -112,7 +112,7 @@ def cached(
     found = _load(path, len(names), num_wanted, frame, keep)
     if found is not None:
         return found
-    emit(f"decoding {num_wanted:,} images of {root}, once; cache: {path}")
+    emit(f"decoding {number_of(num_wanted, 'image')} of {root}, once; cache: {path}")
     decoded = decode_files(root, names, frame, keep=keep, wanted=wanted)
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def _prune(path: Path) -> None:
             entry.unlink(missing_ok=True)  # a process that has it open keeps its content
             num_removed += not is_earlier
     if num_removed:
-        emit(f"{path.parent} is kept below {CACHE_BYTES / 1e9:,.0f} GB: {num_removed} old set(s) removed")
+        emit(f"{path.parent} is kept below {CACHE_BYTES / 1e9:,.0f} GB: {number_of(num_removed, 'old set')} removed")
 
 
 def _remove_abandoned(cache: Path) -> None:

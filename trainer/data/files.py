@@ -127,7 +127,9 @@ def _transfer(address: str, patience: float) -> bytes:
         try:
             chunk = chunks.get(timeout=max(0.0, last + patience - time.monotonic()))
         except queue.Empty:
-            raise TimeoutError(f"no answer within {patience:.0f} s, given up after {len(data):,} bytes") from None
+            chunk = TimeoutError()
+        if isinstance(chunk, TimeoutError):  # the socket's own may come first
+            raise TimeoutError(f"no answer within {patience:.0f} s, given up after {len(data):,} bytes")
         if chunk is None:
             return bytes(data)
         if isinstance(chunk, Exception):

@@ -19,7 +19,7 @@ from trainer.data.listing import PARTS, Listing, scan
 from trainer.data.splits import Source, Split
 from trainer.data.stratify import stratified
 from trainer.utils.errors import ConfigError
-from trainer.utils.text import emit
+from trainer.utils.text import emit, number_of, one_line
 
 TEST_SEED = 0  # the test part stays the same whatever data.split_seed says
 SAMPLE_SEED = 1  # not TEST_SEED: the images drawn first would all be in the test part
@@ -89,7 +89,7 @@ def class_folders(
         decoded = decode(frame)
         emit(f"data.depth=auto: {frame.depth}, since the 16-bit images hold values up to {decoded.peak:,}")
     if decoded.skipped:
-        _report(listing.root, decoded.skipped, on_error)
+        _report(listing.root, decoded.skipped, on_error, cache)
     for line in losses(decoded.seen, frame.depth):
         emit(line)
     good = torch.zeros(n, dtype=torch.bool) if wanted is None else ~wanted
@@ -165,30 +165,35 @@ def _digests(listing: Listing, good: Tensor, digests: Tensor) -> tuple[str, str]
     return digest.hexdigest(), earlier.hexdigest()
 
 
-def _report(root: Path, skipped: list[tuple[str, str]], on_error: str) -> None:
-    """Refuse the bad images, or name them in a warning."""
-    shown = [f"  {root / name}: {reason}" for name, reason in skipped[:5]]
-    more = [f"  and {len(skipped) - 5:,} more"] if len(skipped) > 5 else []
+def _report(root: Path, skipped: list[tuple[str, str]], on_error: str, cache: Path) -> None:
+    """Refuse the bad images, or name them in a warning; where they are many, all of them in a file beside the cache."""
+    lines = [one_line(f"{root / name}: {reason}") for name, reason in skipped]
+    shown, more = [f"  {line}" for line in lines[:5]], []
+    if len(lines) > 5:
+        path = cache / f"{root.absolute().name}-unreadable.txt"
+        cache.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+        more = [f"  and {len(lines) - 5:,} more, all of them in {path}"]
+    said = f"{number_of(len(skipped), 'image')} cannot be read"
     if on_error == "fail":
-        said = f"{len(skipped):,} image(s) cannot be read; data.on_error=skip leaves them out:"
-        raise ConfigError(said, *shown, *more)
-    emit(f"{len(skipped):,} image(s) cannot be read and are left out:", *shown, *more)
+        raise ConfigError(f"{said}; data.on_error=skip leaves out what cannot be:", *shown, *more)
+    emit(f"{said}, left out:", *shown, *more)
 
 
 def _in_memory(listing: Listing, num_bytes: int, resident: str | bool) -> bool:
     """Decide whether the images are held in memory, and print it."""
-    ignored = f" ({listing.num_others:,} other files ignored)" if listing.num_others else ""
+    ignored = f" ({number_of(listing.num_others, 'other file')} ignored)" if listing.num_others else ""
     available = memory_available()
     in_memory = num_bytes < available // 2 if resident == "auto" else bool(resident)
     where = f"in memory, {num_bytes / 1e6:,.0f} MB"
     if not in_memory:
         half = f"{num_bytes / 1e6:,.0f} MB is more than half of the {available / 1e6:,.0f} MB available"
         where = f"streamed from disk: {half if resident == 'auto' else 'data.resident=false'}"
-    emit(f"{len(listing.names):,} images {where}{ignored}")
+    emit(f"{number_of(len(listing.names), 'image')} {where}{ignored}")
     if left_out := listing.left_out:
         more = f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else ""
         shown = ", ".join(str(listing.root / name) for name in left_out[:3])
-        emit(f"warning: {len(left_out):,} images in no class folder are left out: {shown}{more}")
+        emit(f"warning: {number_of(len(left_out), 'image')} in no class folder, left out: {shown}{more}")
     return in_memory
 
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainer.config.schema import DEPTHS
-from trainer.utils.text import emit
+from trainer.utils.text import emit, number_of
 
 # Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are less tested.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -29,9 +29,9 @@ WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # convert() clips the
 
 
 LOST = {  # what of a file is not used
-    "colour": "hold 16 bits per channel in several channels, of which the upper 8 are used, whatever data.depth says: "
+    "colour": "16 bits per channel in several channels, of which the upper 8 are used, whatever data.depth says: "
     "where their values do not fill 16 bits, save them with 8",
-    "range": "hold values below black or above white (of floats, white is 1, in files with values above 1 it is 255), "
+    "range": "values below black or above white (of floats, white is 1, in files with values above 1 it is 255), "
     "which are cut off: save them with values in range, or as 16-bit integers for data.depth",
 }
 
@@ -244,4 +244,4 @@ def losses(seen: Seen, depth: int) -> Iterator[str]:
             f"data.depth={fitting} makes {2**fitting - 1:,} white instead, data.depth=auto finds it"
         )
     for key, (count, first) in seen.lost.items():
-        yield f"warning: {count:,} image(s), such as {first}, {LOST[key]}"
+        yield f"warning: {number_of(count, 'image')}, such as {first}, with {LOST[key]}"

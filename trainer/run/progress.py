@@ -9,6 +9,7 @@ from trainer.config.schema import Config
 from trainer.totals import Totals
 from trainer.utils.objective import deciding_metric, score
 from trainer.utils.ranks import Ranks
+from trainer.utils.text import number_of
 
 EARLY_STOP = ("bad_epochs", "counted", "stopped")  # in a checkpoint they stand apart from the rest
 
@@ -76,7 +77,7 @@ class Progress:
         self.epoch, self.samples, self.seconds = self.epoch + 1, 0, 0.0  # a checkpoint now says: this epoch is done
         self.loss_sum, self.loss_sums, self.num_correct = 0.0, [], 0
         if config.early_stopping.patience and self.bad_epochs >= config.early_stopping.patience:
-            self.stopped = f"no better {metric} for {self.bad_epochs} epochs (early_stopping.patience)"
+            self.stopped = f"no better {metric} for {number_of(self.bad_epochs, 'epoch')} (early_stopping.patience)"
         for key, wanted in asdict(config.stop_at).items():
             if wanted is not None and score(key, row[key]) >= score(key, wanted):
                 self.stopped = f"{key} {row[key]:.4f} reached stop_at.{key}={wanted:g}"

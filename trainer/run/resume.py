@@ -20,6 +20,7 @@ from trainer.run.safe_load import read_checkpoint
 from trainer.run.target import Target, decisive_elsewhere
 from trainer.utils.errors import ConfigError, DamagedError, ResourceError, nearest
 from trainer.utils.screen import Screen
+from trainer.utils.text import number_of
 
 # the checkpoint would not fit, or the new weights would not be used
 NEVER_ON_RESUME = ("choices.data", "choices.model", "choices.optimizer", "init_from")
@@ -78,7 +79,7 @@ def check_never_saved(run: Run) -> None:
     first = directory.read_status(run.outputs).get("checkpoint")
     epochs = len(directory.read_metrics(run.outputs))
     if rest or first or epochs > 1:  # one line of metrics may have been written just before the first checkpoint
-        what = f"only {', '.join(rest)}" if rest else f"nothing, though {first or f'{epochs} epochs'} was there"
+        what = f"only {', '.join(rest)}" if rest else f"nothing, though {first or number_of(epochs, 'epoch')} was there"
         raise ConfigError(
             f"{run.name} is not started over: {run.checkpoints} holds {what}. Bring the step files back, continue from "
             f"one of these with resume=<file>, or start anew under another name=."
@@ -163,10 +164,13 @@ def already_done(config: Config, target: Target, changed: Sequence[str], screen:
     if config.epochs > result["epochs"] and any(key.startswith(HOW_FAR) for key in changed):
         return None
     if config.epochs < result["epochs"] and config.resume != "auto" and "stopped" not in result:
-        raise ConfigError(f"epochs={config.epochs}: {run.name} has already trained {result['epochs']} epochs.")
+        raise ConfigError(
+            f"epochs={config.epochs}: {run.name} has already trained {number_of(result['epochs'], 'epoch')}."
+        )
     reason = f" ({result['stopped']})" if "stopped" in result else ""
     screen.say(
-        f"{run.name} is already complete: {result['epochs']} epochs{reason}. epochs=N with a larger N continues."
+        f"{run.name} is already complete: {number_of(result['epochs'], 'epoch')}{reason}. "
+        "epochs=N with a larger N continues."
     )
     return float(result["objective"]["value"])
 

@@ -27,6 +27,11 @@ def one_line(text: object, most: int = MAX_CHARS) -> str:
     return _without_middle("".join(c if c.isprintable() else _escaped(c) for c in said), most)
 
 
+def number_of(number: int, noun: str) -> str:
+    """A number with its noun: 1 image, 1,234 images."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def short_repr(value: object) -> str:
     """A value for a message; a nested one only by its type, since a small file can hold one without end."""
     if isinstance(value, int) and abs(value) > 10**100:
