@@ -62,7 +62,7 @@ PACKAGES = {
 LAZY = ("torchvision", "hydra", "rich", "tensorboard", "torch.utils.tensorboard", "trainer.plots", "optuna", "cmaes")
 TORCH_FREE = (
     *("main", "trainer.schedules", "trainer.run.directory", "trainer.run.folders", "trainer.config", "trainer.sweep"),
-    *(f"trainer.utils.{name}" for name in ("errors", "files", "ranks", "screen", "signals", "text")),
+    *(f"trainer.utils.{name}" for name in ("errors", "files", "locks", "ranks", "screen", "signals", "text")),
 )
 MAX_FILE = 330  # lines of a file of the program, scratch/ apart
 

@@ -5,7 +5,6 @@ contents), so it is never stale, and it is checked before it is used. It also ho
 file. listing.py knows which files there are.
 """
 
-import fcntl
 import hashlib
 import os
 import pickle
@@ -24,6 +23,7 @@ from trainer.data.images import ImageError, Seen, check_regular, decode, quiet_p
 from trainer.data.listing import Stamp
 from trainer.data.workers import shutting_down, start_worker
 from trainer.utils.files import replacing
+from trainer.utils.locks import try_lock
 from trainer.utils.text import emit, number_of
 
 CACHE_FORMAT = 3  # to be raised when decoding changes
@@ -117,8 +117,7 @@ def cached(
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:  # torch.save rejects a name like .tmp-0
-            with suppress(OSError):  # file systems without locks; see _remove_abandoned
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(file)  # see _remove_abandoned
             torch.save(vars(decoded) | {"crc": _crc(decoded)}, file)
         _prune(path)
         _remove_abandoned(cache)
@@ -170,8 +169,9 @@ def _prune(path: Path) -> None:
     for _, size, entry, is_earlier in sorted(entries, reverse=True):
         total += 0 if is_earlier else size
         if is_earlier or total > CACHE_BYTES:
-            entry.unlink(missing_ok=True)  # a process that has it open keeps its content
-            num_removed += not is_earlier
+            with suppress(PermissionError):  # on Windows, where another process has it open
+                entry.unlink(missing_ok=True)  # elsewhere, that process keeps its content
+                num_removed += not is_earlier
     if num_removed:
         emit(f"{path.parent} is kept below {CACHE_BYTES / 1e9:,.0f} GB: {number_of(num_removed, 'old set')} removed")
 
@@ -179,9 +179,11 @@ def _prune(path: Path) -> None:
 def _remove_abandoned(cache: Path) -> None:
     """Remove what killed processes left half written, each as large as a decoded set; a live one has its own locked."""
     for path in cache.glob(".tmp-*"):
-        with suppress(OSError), open(path, "r+b") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+        with suppress(OSError):
+            with open(path, "r+b") as file:
+                is_abandoned = try_lock(file)
+            if is_abandoned:  # closed by now: Windows keeps what is open
+                path.unlink()
 
 
 def _load(path: Path, n: int, num_wanted: int, frame: Frame, keep: bool) -> Decoded | None:

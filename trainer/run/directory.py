@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
@@ -23,6 +22,7 @@ from trainer.run.folders import in_brief, is_broken_link, newest_file, why
 from trainer.run.records import read_record
 from trainer.utils.errors import BusyError, ConfigError, DamagedError
 from trainer.utils.files import open_regular, write_json
+from trainer.utils.locks import try_lock
 from trainer.utils.program import main_py
 from trainer.utils.screen import Screen
 
@@ -279,14 +279,12 @@ def hold(folder: Path) -> IO[str]:
     Raises:
         BusyError: another live process holds it.
     """
-    file = open_regular(folder / "run.lock", "a+")  # stays open on purpose
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a forked child would keep that one
-    except OSError:
+    file = open_regular(folder / "run.lock", "a+", encoding="utf-8", errors="replace")  # stays open on purpose
+    if not try_lock(file):
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
-        raise BusyError(f"{folder} is in use by {holder}.") from None
+        raise BusyError(f"{folder} is in use by {holder}.")
     file.truncate(0)
     file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -296,13 +294,12 @@ def hold(folder: Path) -> IO[str]:
 def is_held(folder: Path) -> bool:
     """Whether another process holds this run."""
     try:
-        with open_regular(folder / "run.lock", "r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open_regular(folder / "run.lock", "r+", encoding="utf-8") as file:
+            return not try_lock(file)
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    return False
 
 
 def command_for(config: Config, words: str) -> str:

@@ -1,6 +1,5 @@
 """The jobs of a sweep, run in this process: one after the other, or stacked together."""
 
-import fcntl
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from trainer.sweep.job import INTERRUPTED, Job, config_of_job, fail, note, objec
 from trainer.utils import ranks
 from trainer.utils.errors import BusyError, ConfigError, Interrupted, ProcessLost
 from trainer.utils.files import open_regular
+from trainer.utils.locks import try_lock
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 from trainer.utils.text import emit
@@ -180,9 +180,7 @@ def on_a_gpu(job: Job, folder: Path) -> Iterator[Job]:
     while config is not None:
         for index in range(count):
             with open_regular(folder / f"gpu-{index}.lock", "a") as file:
-                try:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
+                if not try_lock(file):
                     continue
                 device = replace(config.device, name="cuda", options={**config.device.options, "index": index})
                 yield replace(job, config=replace(config, device=device))

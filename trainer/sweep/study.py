@@ -7,7 +7,6 @@ Optuna is imported where it is used: whoever does not search does not wait for i
 """
 
 import contextlib
-import fcntl
 import hashlib
 import math
 import warnings
@@ -34,6 +33,7 @@ from trainer.sweep.trial import (
 from trainer.utils import screen
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.files import open_regular
+from trainer.utils.locks import try_lock, unlock, wait_for_lock
 
 if TYPE_CHECKING:
     import optuna
@@ -138,11 +138,11 @@ class Search:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Keep the other processes from asking."""
-        fcntl.lockf(self.lock, fcntl.LOCK_EX, 1, 0)
+        wait_for_lock(self.lock)
         try:
             yield
         finally:
-            fcntl.lockf(self.lock, fcntl.LOCK_UN, 1, 0)
+            unlock(self.lock)
 
     def check_same(self, maximize: bool, fixed: Sequence[str]) -> None:
         """Refuse a study of another space or of other settings; a new one gets a note of its own."""
@@ -182,7 +182,7 @@ class Search:
                     return None
                 self.study.sampler = optuna.samplers.RandomSampler()  # suggests nothing yet
                 number = self.study.ask().number
-                fcntl.lockf(self.lock, fcntl.LOCK_EX, 1, 1 + number)
+                wait_for_lock(self.lock, 1 + number)
             self.mine.add(number)
             (self.folder / str(number)).mkdir(parents=True, exist_ok=True)
             self.study.sampler = sampler_of(self.settings, self.space, number)
@@ -198,9 +198,7 @@ class Search:
         here = self.settings.storage is None or folder.exists()
         if trial.state.is_finished() or trial.number in self.mine or not here:
             return False
-        try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + trial.number)
-        except OSError:
+        if not try_lock(self.lock, 1 + trial.number):
             return False
         # in use: by a launcher's process that has survived the one that asked; finished: since the trials were read
         in_use = directory.is_held(folder) or trial_in(self.study, trial.number).state.is_finished()
@@ -210,7 +208,7 @@ class Search:
 
     def release(self, number: int) -> None:
         """The trial is over, or was given up."""
-        fcntl.lockf(self.lock, fcntl.LOCK_UN, 1, 1 + number)
+        unlock(self.lock, 1 + number)
 
 
 @dataclass(frozen=True)
