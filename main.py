@@ -23,7 +23,7 @@ from trainer.sweep.launch import run_sweep
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, Interrupted, TrainerError
 from trainer.utils.screen import Screen
-from trainer.utils.signals import StopSignal
+from trainer.utils.signals import KILL, StopSignal
 from trainer.utils.text import emit
 
 # NumPy's threads would spin for a tenth of a second after each product, on the cores that torch's threads need: with
@@ -116,10 +116,11 @@ def main() -> int:
 def end_workers() -> None:
     """End the worker processes that a signal left behind; Python would wait for them for ever on exit."""
     if processes := "multiprocessing" in sys.modules and sys.modules["multiprocessing"].active_children():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report each killed worker as an error
+        if hasattr(signal, "SIGCHLD"):  # torch's handler would report each killed worker as an error
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)  # some kinds of process have no kill()
+            with contextlib.suppress(OSError):  # it has ended
+                os.kill(process.pid, KILL)  # some kinds of process have no kill()
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ from trainer.utils.signals import end_with_parent
 
 def child():
     time.sleep(0.5)  # it imports, and its parent is killed meanwhile
-    end_with_parent(9)
+    end_with_parent()
     print("goes on")
 
 if __name__ == "__main__":
@@ -144,3 +144,38 @@ def test_only_a_second_sigint_ends_the_process_on_the_spot(first: int, second: i
     done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, timeout=60)
     assert done.stdout == "alive\nalive\n" + "end\n" * survives
     assert (done.returncode == -signal.SIGINT) is not survives, done.stderr
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("kernel", [True, False])
+def test_processes_end_with_their_parent_however_they_were_started(method: str, kernel: bool, tmp_path: Path) -> None:
+    """Three of them, since a forked one holds pipes of those before it; without prctl, which only Linux has."""
+    blocked = "ctypes.CDLL = lambda name: object()" if not kernel else ""
+    (tmp_path / "killed.py").write_text(KILLED.replace("METHOD", method).replace("BLOCKED", blocked))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "killed.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.count("waits\n") == 3  # the pipe is open until the last child has ended
+    assert time.monotonic() - began < 20
+
+
+KILLED = """
+import ctypes, multiprocessing, os, time
+BLOCKED
+from trainer.utils.signals import end_with_parent
+
+def child(ready):
+    end_with_parent()
+    print("waits", flush=True)
+    ready.release()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("METHOD")
+    ready = context.Semaphore(0)
+    for _ in range(3):
+        context.Process(target=child, args=(ready,)).start()
+    for _ in range(3):
+        ready.acquire()
+    os.kill(os.getpid(), 9)
+"""

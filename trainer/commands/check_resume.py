@@ -27,11 +27,11 @@ from trainer.run.safe_load import read_checkpoint
 from trainer.run.target import path_of
 from trainer.utils.errors import Interrupted, TrainerError, failure
 from trainer.utils.screen import Screen
-from trainer.utils.signals import StopSignal, end_with_parent
+from trainer.utils.signals import KILL, StopSignal, end_with_parent
 from trainer.utils.text import emit
 
 BATCHES, EPOCHS = 4, 3
-INTERRUPTIONS = ((2, signal.SIGKILL), (5, signal.SIGTERM), (9, signal.SIGKILL))  # once so many steps are saved
+INTERRUPTIONS = ((2, KILL), (5, signal.SIGTERM), (9, KILL))  # once so many steps are saved
 MAY_DIFFER = ("seconds", "samples_per_second", "waiting")  # the clock, and what a full disk did not take at once
 
 
@@ -91,15 +91,14 @@ def finished(config: Config, name: str, screen: Screen | None = None) -> dict[st
                     time.sleep(0.0005)
                     continue
                 _, signum = pending.pop(0)
-                assert process.pid is not None
                 assert screen is not None
-                os.kill(process.pid, signum)
+                (process.kill if signum == KILL else process.terminate)()
                 process.join()
                 screen.say(f"  {signal.Signals(signum).name} after step {steps_saved(run.checkpoints)}")
             process.join()
             code = process.exitcode
-        if code not in (0, -signal.SIGKILL, 128 + signal.SIGTERM):
-            said = log.read_text(errors="replace").strip()
+        if code not in (0, -KILL, 128 + signal.SIGTERM):
+            said = log.read_text(encoding="utf-8", errors="replace").strip()
             raise failure(code or 1, f"the run that is checked failed:\n{said}")
     if len(pending) == len(INTERRUPTIONS):
         raise TrainerError("nothing was checked: the run was over before it could be interrupted. Raise epochs.")
@@ -122,10 +121,10 @@ def training_process(config: Config, log: Path) -> Iterator[SpawnProcess]:
 
 def train_child(plain: Mapping[str, Any], log: str) -> None:
     """What the process does: train on the first batches, with everything it says in a file."""
-    end_with_parent(signal.SIGKILL)  # a killed check would leave it training for nothing
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    end_with_parent()  # a killed check would leave it training for nothing
+    sys.stdout = sys.stderr = open(log, "w", encoding="utf-8")  # noqa: SIM115  (to the end of the process)
+    os.dup2(sys.stdout.fileno(), 1)  # what libraries in C print
+    os.dup2(sys.stdout.fileno(), 2)
     code = 0
     try:
         with StopSignal() as stop:

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
-from trainer.utils.signals import end_with_parent
+from trainer.utils.signals import STOPS, end_with_parent
 
 
 def start_worker(worker: int) -> None:
     """Leave signals to the main process, which finishes its step first, and end when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end_with_parent(signal.SIGKILL)  # torch's own check takes five seconds, and misses a kill before it began
+    for signum in STOPS:
+        signal.signal(signum, signal.SIG_IGN)
+    end_with_parent()  # torch's own check takes five seconds, and misses a kill before it began
 
 
 @contextmanager
@@ -40,12 +40,12 @@ def shutting_down(loader: Any) -> Iterator[Any]:
 
 @contextmanager
 def signals_waiting() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait until torch has started or ended its workers.
+    """Let signals wait until torch has started or ended its workers.
 
     Raised in the middle, they would leave workers that nobody tells to end, and torch waits five seconds for each.
     """
     # Handlers, not pthread_sigmask(): that holds for one thread, and a signal then reaches Python through another one.
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in STOPS}
     arrived: list[int] = []
     try:
         for signum in before:

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -216,7 +215,7 @@ class RunJob:
         with contextlib.ExitStack() as held:
             stop = held.enter_context(StopSignal())
             if multiprocessing.parent_process() is not None:  # else a killed sweep would leave its jobs running
-                end_with_parent(signal.SIGTERM)
+                end_with_parent(saving=True)
             if own.runtime.choices["hydra/launcher"] == "gpus":
                 job = held.enter_context(on_a_gpu(job, self.folder))
             trial = None
@@ -264,10 +263,10 @@ def check_same_sweep(folder: Path, sweeper: str, words: Mapping[str, str]) -> No
 
 def remove_empty(new: Sequence[Path]) -> None:
     """Remove the folders that were made for a sweep which was then refused; the first one is the sweep's own."""
-    ours = {"run.lock", "study.lock", "sweep.json"}
-    if new and {path.name for path in new[0].iterdir()} <= ours:
-        for name in ours:
-            (new[0] / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # another process may have started the sweep meanwhile
+    ours = ("sweep.json", "study.lock", "run.lock")
+    with contextlib.suppress(OSError):  # another process may have started it meanwhile; Windows keeps an open run.lock
+        if new and {path.name for path in new[0].iterdir()} <= set(ours):
+            for name in ours:
+                (new[0] / name).unlink(missing_ok=True)
         for folder in new:
             folder.rmdir()

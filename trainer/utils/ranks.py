@@ -6,7 +6,6 @@ A plain run is rank 0 of 1: nothing here costs it anything, and torch is importe
 import contextlib
 import io
 import os
-import signal
 import sys
 import time
 import traceback
@@ -214,7 +213,7 @@ def join() -> Ranks:
     """Connect the ranks that torchrun started: messages go by gloo, gradients on a GPU by nccl."""
     ranks = of_environment()
     if ranks.world > 1:
-        end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes running: they save and end
+        end_with_parent(saving=True)  # a killed torchrun would leave its processes running: they save and end
         import torch
         import torch.distributed as dist
         from torch.distributed.rendezvous import rendezvous

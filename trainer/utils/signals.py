@@ -1,10 +1,11 @@
-"""SIGINT and SIGTERM, throughout a command. Torch-free, so that it works before slow imports."""
+"""SIGINT, SIGTERM and their like, throughout a command. Torch-free, so that it works before slow imports."""
 
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,19 +17,52 @@ from trainer.utils.errors import Interrupted
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 RAISE_AGAIN_AFTER = 2.0  # seconds
+# the third comes when a terminal is closed, the fourth from Ctrl-Break or a console that is closed, on Windows
+STOPS = tuple(signal.Signals[s] for s in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, s))
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # for os.kill(), which ends a process at once on Windows
 
 
-def end_with_parent(signum: int) -> None:
-    """Let the kernel send this process a signal when its parent ends in any way; Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
-    parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:  # it ended before, while this process was importing
-        signal.raise_signal(signum)
+def end_with_parent(*, saving: bool = False) -> None:
+    """End this process when its parent ends in any way: at once, or by SIGTERM, so that it can save.
+
+    On Linux the kernel sees to it. A thread does, too: it is for other systems, and for a parent that has ended before.
+    Where torchrun is the parent, which is no process of multiprocessing, nothing tells on Windows.
+    """
+    parent, kernel = multiprocessing.parent_process(), True
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM if saving else KILL)
+    except (AttributeError, TypeError, OSError):  # macOS; Windows
+        kernel = False
+    sentinel = getattr(parent, "_sentinel", None)  # torchrun's processes have none, nor joblib's but on Windows
+    its_id = os.getppid() if parent is None else parent.pid
+
+    def has_ended(seconds: float) -> bool:
+        if sentinel is not None:
+            from multiprocessing.connection import wait
+
+            return bool(wait([sentinel], seconds))
+        time.sleep(seconds)
+        return os.getppid() != its_id
+
+    def end() -> None:
+        if saving:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            os.kill(os.getpid(), KILL)
+
+    def watch() -> None:
+        while not has_ended(1.0):
+            pass
+        end()
+
+    if has_ended(0):
+        end()
+    if parent is not None or not kernel:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into Interrupted: at once, or, inside `held()`, at its end.
+    """Turns the signals of STOPS into Interrupted: at once, or, inside `held()`, at its end.
 
     A SIGINT after any signal ends the process at once. A second SIGTERM changes nothing: some senders signal the
     process and then its group, and the save that the first one asked for is running. Only outside held(), and when the
@@ -43,14 +77,15 @@ class StopSignal:
         self._raised_at = 0.0
 
     def __enter__(self) -> "StopSignal":
+        ignored = {s for s in STOPS[2:] if signal.getsignal(s) == signal.SIG_IGN}  # nohup's SIGHUP
         self._before: dict[signal.Signals, Any] = {
-            s: signal.signal(s, self._arrived) for s in (signal.SIGINT, signal.SIGTERM)
+            s: signal.signal(s, self._arrived) for s in STOPS if s not in ignored
         }
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.signum:  # the process is on its way out: a second SIGTERM must not change its exit code
-            self._before[signal.SIGTERM] = lambda *_: None
+            self._before |= {s: lambda *_: None for s in self._before if s != signal.SIGINT}
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
@@ -101,7 +136,8 @@ class StopSignal:
         if self._forwards and not self.signum:
             self.signum = signum
             for process in multiprocessing.active_children():
-                os.kill(process.pid or 0, signal.SIGTERM)
+                if sys.platform != "win32":  # where the console tells all of them
+                    os.kill(process.pid or 0, signal.SIGTERM)
             return
         swallowed = self.signum and time.monotonic() - self._raised_at > RAISE_AGAIN_AFTER
         if (not self.signum or swallowed) and not self._held:
