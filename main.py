@@ -52,7 +52,7 @@ def run_one(command: Command, stop: StopSignal) -> None:
     warnings = check_typed(use, command.values)
     command = command.without(warnings)
     found = find(target, **command.folders) if target is not None else None
-    saved = found.saved_config() if found is not None else None
+    saved = found.saved_config if found is not None else None
     words = list(command.overrides)
     if saved is not None:
         choices = from_dict(saved, complete=False).to_dict()["choices"]

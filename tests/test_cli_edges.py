@@ -17,6 +17,7 @@ from conftest import ROOT, Cli, assert_refused, predictions, start, write_class_
 from trainer.config.freeze import from_dict
 from trainer.config.options import group_choices
 from trainer.data.splits import Split, Splits
+from trainer.run.checkpoint_files import steps_in
 from trainer.run.parts import narrow
 
 QUICK = ("plots=false", "epochs=2")
@@ -418,6 +419,21 @@ def test_a_pipe_in_place_of_a_file_of_ours_is_named_at_once(name: str, cli: Cli)
         assert path.is_file()
         assert not path.with_suffix(".corrupt").is_file()
         assert path.with_suffix(".corrupt").exists()  # the pipe is kept
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dead link"])
+def test_what_lies_in_place_of_the_newest_step_file_is_named_and_the_file_before_is_taken(kind: str, cli: Cli) -> None:
+    words = ("plots=false", "data.num_examples=40", "batch_size=10")
+    assert cli("name=a", "epochs=2", *words).code == 0
+    before, newest = steps_in(Path("checkpoints/a"))
+    newest.unlink()
+    make = {"pipe": os.mkfifo, "folder": os.mkdir, "dead link": lambda path: os.symlink("nowhere", path)}
+    make[kind](newest)
+    outcome = cli("resume=a", "epochs=3")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count(f"warning: {newest} is no file and is passed over") == 1
+    assert f"continuing from {before}" in outcome.out
 
 
 @pytest.mark.timeout(60)

@@ -88,7 +88,7 @@ def check_target(name: str, command: Command) -> None:
         return
     if command.verb in ("eval", "predict") and not (found.run.checkpoints / "best.pt").is_file():
         raise ConfigError("no weights")
-    if command.verb == "predict" and TASK_OF_DATA.get(found.saved_config()["choices"]["data"]) == REGRESSION:
+    if command.verb == "predict" and TASK_OF_DATA.get(found.saved_config["choices"]["data"]) == REGRESSION:
         raise ConfigError("no classes")
     if command.verb == "train" and not all(key.startswith(FREE_ON_RESUME) for key in command.values):
         raise ConfigError("it would be another run")

@@ -34,9 +34,13 @@ def step_of(path: Path) -> int:
 
 def steps_in(folder: Path) -> list[Path]:
     """The step files of a run, oldest first."""
+    return [path for path in named_like_steps(folder) if path.is_file()]
+
+
+def named_like_steps(folder: Path) -> list[Path]:
+    """As steps_in, with what is called like a step file and is none: a folder, a pipe, a link that leads nowhere."""
     names = os.listdir(folder) if folder.is_dir() else ()
-    paths = (folder / name for name in names if STEP_FILE.fullmatch(name))
-    return sorted((path for path in paths if path.is_file()), key=step_of)
+    return sorted((folder / name for name in names if STEP_FILE.fullmatch(name)), key=step_of)
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

@@ -192,7 +192,9 @@ def set_aside_damaged(run: Run, screen: Screen) -> None:
     kinds = {"config.json": records.OF_CONFIG, "status.json": records.OF_STATUS, "result.json": records.OF_RESULT}
     for name, fields in kinds.items():
         if reason := set_aside(run.outputs / name, fields):
-            screen.say(f"warning: {reason} It is kept as {Path(name).stem}.corrupt.")
+            # why config.json cannot be read was said where the settings were taken from the checkpoint instead
+            said = f"The damaged {run.outputs / name}" if name == "config.json" else f"warning: {reason} It"
+            screen.say(f"{said} is kept as {Path(name).stem}.corrupt.")
 
 
 def set_aside(path: Path, fields: records.Fields) -> str:

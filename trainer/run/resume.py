@@ -11,7 +11,7 @@ from trainer.config.ranges import as_yaml
 from trainer.config.roles import FREE_ON_RESUME, HOW_FAR, OF_THIS_MACHINE
 from trainer.config.schema import Config
 from trainer.run import directory
-from trainer.run.checkpoint_files import give_name, keep_as_best, path_of_step, step_of, steps_in
+from trainer.run.checkpoint_files import give_name, keep_as_best, named_like_steps, path_of_step, step_of, steps_in
 from trainer.run.directory import Run
 from trainer.run.environment import rounding
 from trainer.run.parts import Parts
@@ -48,6 +48,9 @@ def find_start(target: Target, screen: Screen) -> Start | None:
         return Start(target.file, dict(target.content))
     if target.which == "best":
         return Start(run.checkpoints / "best.pt", read_checkpoint(run.checkpoints / "best.pt"))
+    for path in named_like_steps(run.checkpoints):
+        if not path.is_file():
+            screen.say(f"warning: {path} is no file and is passed over. Move it away.")
     damaged: dict[Path, DamagedError] = {}
     for path in reversed(steps_in(run.checkpoints)):
         try:
@@ -112,7 +115,7 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
         ConfigError: names the setting, what it was and what it is now.
     """
     try:
-        saved, now = target.saved_config(), flatten(config.to_dict())
+        saved, now = target.saved_config, flatten(config.to_dict())
     except DamagedError as error:
         if config.resume != "auto":
             raise

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,12 @@ class Target:
     file: Path | None = None  # the file that was named; None: a run was
     content: Mapping[str, Any] = field(default_factory=dict)  # what is in that file
 
+    @cached_property
     def saved_config(self) -> dict[str, Any]:
-        """The plain config that the run was started with, or that stands in the file: what counts of it here."""
+        """The plain config that the run was started with, or that stands in the file: what counts of it here.
+
+        Read once: of a record that is damaged one warning is enough.
+        """
         if self.file is None:
             return settings_of_run(self.run)
         try:
