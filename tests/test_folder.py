@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Cli, write_class_folders
+from conftest import Cli, assert_refused, write_class_folders
 from PIL import Image
 
 from trainer.data import decoded, folder
@@ -327,6 +327,42 @@ def test_a_range_that_16_bit_files_do_not_fill_is_said(tmp_path: Path, capsys: p
     assert values(load(root, depth=8))[0] == (255, 0)
     assert "data.depth=8 makes all above 255 white" in capsys.readouterr().out
     assert [int(image.max()) for image in load(root, depth=12, resident=False).train.x][:2] == [255, 249]
+
+
+@pytest.mark.parametrize("resident", ["true", "false"])
+def test_floats_of_two_ranges_in_one_set_are_refused_by_name(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, resident: str
+) -> None:
+    root = tmp_path / "p"
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(np.full((8, 8), 0.0 if i == 5 else 0.5, dtype=np.float32)).save(root / name / f"{i}.tif")
+    words = ("data=folder", f"data.root={root}", "data.size=8", f"data.resident={resident}", "data.workers=0")
+    words = (
+        *words,
+        "model=mlp",
+        "model.num_hiddens=[4]",
+        "batch_size=4",
+        "epochs=1",
+        "plots=false",
+        "data.augment=none",
+    )
+    assert cli(*words, "name=black").code == 0  # black is black in either range
+    Image.fromarray(np.full((8, 8), 128, dtype=np.float32)).save(root / "b" / "5.tif")
+    told = "10 image(s), such as a/0.tif, hold floats up to 1"
+    for _ in range(2):  # from the cache too
+        outcome = cli(*words, "name=mixed")
+        assert_refused(outcome, "data.root", told, "and 1, such as b/5.tif, floats above 1")
+    assert not Path("outputs/mixed").exists()
+    with monkeypatch.context() as earlier:  # a run that an earlier version began continues
+        earlier.setattr(folder, "mixed_floats", lambda seen: "")
+        assert cli(*words, "name=mixed").code == 0
+    outcome = cli("resume=mixed", "epochs=2")
+    assert outcome.code == 0, outcome.err
+    assert f"warning: {told}" in outcome.out
+    outcome = cli("predict", "mixed", str(root))
+    assert f"such as {root}/a/0.tif, hold floats up to 1" in outcome.out
 
 
 @pytest.mark.parametrize("resident", [True, False])

@@ -14,7 +14,7 @@ from trainer import build, engine
 from trainer.commands.evaluate import Trained, count_look, evaluate_data, load_trained
 from trainer.config.schema import Config
 from trainer.data.batches import eval_batch_size, normalizer
-from trainer.data.images import ImageError, Seen, decode, losses, quiet_pillow, read_image
+from trainer.data.images import ImageError, Seen, decode, losses, mixed_floats, quiet_pillow, read_image
 from trainer.data.listing import IMAGE_SUFFIXES, walk
 from trainer.data.stratify import mixed
 from trainer.run import directory
@@ -121,6 +121,8 @@ def predict_files(config: Config, trained: Trained, path: Path, screen: Screen) 
             f"input={listed(targets)}: no image could be read.", *(f"  {reason}" for reason in found.unreadable)
         )
     screen.say(*losses(found.seen, depth))
+    if told := mixed_floats(found.seen):
+        screen.say(f"warning: {told}")
     names = [one_line(path) for path in found.paths]
     chances = build.probabilities(config.loss, found.outputs)
     labels = labels_of_folders([below[path] for path in found.paths], trained.classes)

@@ -9,6 +9,8 @@ from trainer.data.folder import class_folders
 from trainer.data.splits import Source, Splits, cut
 from trainer.data.synthetic import random, synthetic
 from trainer.data.vision import cifar10, fashion_mnist, mnist
+from trainer.utils.errors import ConfigError
+from trainer.utils.text import emit
 
 DATASETS: dict[str, Callable[..., Source]] = {
     "synthetic": synthetic,
@@ -52,4 +54,8 @@ def load(
         source = DATASETS[choice.name](Path(paths.data), Path(paths.cache), **own)
         sources.clear()
         sources[key] = source
+    if mixed := sources[key].mixed:
+        if like is None:
+            raise ConfigError(f"data.root={choice['root']}: {mixed}")
+        emit(f"warning: {mixed}")  # a run of an earlier version, which took them so
     return cut(sources[key], **cuts, spares=like is None or "spares" in like["data"])

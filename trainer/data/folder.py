@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from trainer.data.decoded import Frame, cached, mean_std
-from trainer.data.images import ImageError, fitting_depth, losses, read_image
+from trainer.data.images import ImageError, fitting_depth, losses, mixed_floats, read_image
 from trainer.data.listing import PARTS, Listing, scan
 from trainer.data.splits import Source, Split
 from trainer.data.stratify import stratified
@@ -101,9 +101,8 @@ def class_folders(
     digest, earlier = _digests(listing, good, decoded.digests)
     moments = mean_std(decoded.sums[torch.isin(decoded.kept, train)], size * size)
     classes = listing.classes
-    return Source(
-        split(train), split(test), frame.shape, digest, classes, *moments, own_val, ignores, earlier, frame.depth
-    )
+    described = (frame.shape, digest, classes, *moments, own_val, ignores, earlier, frame.depth)
+    return Source(split(train), split(test), *described, mixed=mixed_floats(decoded.seen))
 
 
 def _sample(listing: Listing) -> Tensor:

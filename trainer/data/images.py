@@ -34,6 +34,7 @@ LOST = {  # what of a file is not used
     "range": "values below black or above white (of floats, white is 1, in files with values above 1 it is 255), "
     "which are cut off: save them with values in range, or as 16-bit integers for data.depth",
 }
+WHITE = {1.0: "up to 1", 255.0: "above 1"}  # floats of a file that tells its white: what its values are
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,12 @@ class Values:
     Attributes:
         peak: the largest one in a 16-bit grey file; 0 for other files.
         lost: a key of LOST, or "" where all of the file is used.
+        floats: a value of WHITE, or "" where the file has no floats above 0.
     """
 
     peak: int = 0
     lost: str = ""
+    floats: str = ""
 
 
 @dataclass
@@ -55,7 +58,7 @@ class Seen:
 
     Attributes:
         peak: the largest one in a 16-bit grey file; 0 if there is none.
-        lost: {key of LOST: (number of such files, name of the first)}.
+        lost: {key of LOST or value of WHITE: (number of such files, name of the first)}.
     """
 
     peak: int = 0
@@ -64,9 +67,9 @@ class Seen:
     def add(self, values: Values, name: str, count: int = 1) -> None:
         """Count a file, or some of the same kind."""
         self.peak = max(self.peak, values.peak)
-        if values.lost:
-            before, first = self.lost.get(values.lost, (0, name))
-            self.lost[values.lost] = (before + count, first)
+        for key in filter(None, (values.lost, values.floats)):
+            before, first = self.lost.get(key, (0, name))
+            self.lost[key] = (before + count, first)
 
     def merge(self, other: "Seen") -> None:
         """Count the files of another one, which come after these."""
@@ -207,7 +210,8 @@ def _plain(image: Image.Image, depth: int) -> tuple[Image.Image, Values]:
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
         if image.mode == "F":  # up to 1 as shares of white
             white = 1.0 if high <= 1.0 else 255.0
-            found = Values(lost="range" if low < 0 or high > white or finite.size < pixels.size else "")
+            lost = "range" if low < 0 or high > white or finite.size < pixels.size else ""
+            found = Values(lost=lost, floats=WHITE[white] if high > 0 else "")
         else:
             white = 2.0**depth - 1
             found = Values(max(0, int(high)), "range" if low < 0 else "")
@@ -244,4 +248,17 @@ def losses(seen: Seen, depth: int) -> Iterator[str]:
             f"data.depth={fitting} makes {2**fitting - 1:,} white instead, data.depth=auto finds it"
         )
     for key, (count, first) in seen.lost.items():
-        yield f"warning: {number_of(count, 'image')}, such as {first}, with {LOST[key]}"
+        if key in LOST:
+            yield f"warning: {number_of(count, 'image')}, such as {first}, with {LOST[key]}"
+
+
+def mixed_floats(seen: Seen) -> str:
+    """What is wrong with files of floats some of which have 1 as white and some 255; "" where all have the same."""
+    if any(key not in seen.lost for key in WHITE.values()):
+        return ""
+    (shares, first), (bytes_, other) = (seen.lost[key] for key in WHITE.values())
+    return (
+        f"{number_of(shares, 'image')}, such as {first}, with floats up to 1, which makes 1 white in them, and "
+        f"{bytes_:,}, such as {other}, with floats above 1, which makes 255 white. Save all of them in one range, or "
+        "with 8 bits."
+    )

@@ -56,6 +56,7 @@ class Source:
         earlier_sha256: the digest of the same data in checkpoints of earlier versions, where they had another.
         depth: bits that the values of 16-bit grey files were taken to have.
         of_epoch: the training examples of (epoch, how many), where each epoch has its own.
+        mixed: why nothing new is to be trained on it: some images would be brighter than others by mistake.
     """
 
     train: Split
@@ -70,6 +71,7 @@ class Source:
     earlier_sha256: str = ""
     depth: int = 16
     of_epoch: Callable[[int, int], Split] | None = None
+    mixed: str = ""
 
     @property
     def task(self) -> str:
