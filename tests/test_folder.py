@@ -350,10 +350,10 @@ def test_floats_of_two_ranges_in_one_set_are_refused_by_name(
     )
     assert cli(*words, "name=black").code == 0  # black is black in either range
     Image.fromarray(np.full((8, 8), 128, dtype=np.float32)).save(root / "b" / "5.tif")
-    told = "10 image(s), such as a/0.tif, hold floats up to 1"
+    told = "10 images, such as a/0.tif, with floats up to 1"
     for _ in range(2):  # from the cache too
         outcome = cli(*words, "name=mixed")
-        assert_refused(outcome, "data.root", told, "and 1, such as b/5.tif, floats above 1")
+        assert_refused(outcome, "data.root", told, "and 1, such as b/5.tif, with floats above 1")
     assert not Path("outputs/mixed").exists()
     with monkeypatch.context() as earlier:  # a run that an earlier version began continues
         earlier.setattr(folder, "mixed_floats", lambda seen: "")
@@ -362,7 +362,7 @@ def test_floats_of_two_ranges_in_one_set_are_refused_by_name(
     assert outcome.code == 0, outcome.err
     assert f"warning: {told}" in outcome.out
     outcome = cli("predict", "mixed", str(root))
-    assert f"such as {root}/a/0.tif, hold floats up to 1" in outcome.out
+    assert f"such as {root}/a/0.tif, with floats up to 1" in outcome.out
 
 
 @pytest.mark.parametrize("resident", [True, False])
