@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -276,7 +277,10 @@ def test_suggestions_do_not_depend_on_restarts(tmp_path: Path) -> None:
     assert len(set(found["at_once"])) == 4
 
 
-def test_what_a_resumed_run_repeats_is_neither_told_nor_decided_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", ["after the decision", "before it"])
+def test_what_a_resumed_run_repeats_is_decided_as_without_the_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
     node = sweeper_node(pruner_startup_trials=1, pruner_warmup_epochs=1)
     with begin(tmp_path / "a") as study:
         good, _ = asked(study)
@@ -284,11 +288,17 @@ def test_what_a_resumed_run_repeats_is_neither_told_nor_decided_again(tmp_path: 
             assert [trial.report(epoch, 0.9) for epoch in (1, 2)] == ["", ""]
             trial.done(0.9)
         bad, _ = asked(study)
-        with trial_of(node, tmp_path / "a", bad, epochs=4) as trial:
-            assert [trial.report(epoch, 0.1) for epoch in (1, 2)] == ["", "pruned by median at epoch 2"]
+        with trial_of(node, tmp_path / "a", bad, epochs=4) as trial, monkeypatch.context() as kill:
+            assert trial.report(1, 0.1) == ""
+            if killed == "before it":
+                kill.setattr(optuna.trial.Trial, "should_prune", Mock(side_effect=KeyboardInterrupt))
+                with pytest.raises(KeyboardInterrupt):
+                    trial.report(2, 0.1)
+            else:
+                assert trial.report(2, 0.1) == "pruned by median at epoch 2"
         # its process was killed before it could save
         with trial_of(node, tmp_path / "a", bad, epochs=4) as again:
-            assert [again.report(epoch, 0.1) for epoch in (2,)] == ["pruned by median at epoch 2"]
+            assert [again.report(epoch, 0.1) for epoch in (1, 2)] == ["", "pruned by median at epoch 2"]
             again.done(0.1)
             again.done(0.1)  # by the process that took it over as well
         found = study.study.trials[bad]
@@ -530,6 +540,23 @@ def test_jobs_know_their_trial(launcher: str, tmp_path: Path, monkeypatch: pytes
         trials = optuna.load_study(study_name="a", storage=opened).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
     assert all(trial.value == trial.params["optimizer.lr"] + trial.params["batch_size"] for trial in trials)
+
+
+def test_a_search_that_may_end_otherwise_when_it_is_continued_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "batch_size=8,16", "optimizer.lr=interval(0.1,0.5)"]
+    told = "which values are tried and which trials are pruned depends"
+    for name, more, is_told in (
+        ("one", [], False),
+        ("two", ["hydra.sweeper.n_jobs=2"], True),
+        ("tpe", ["hydra.sweeper.n_jobs=2", "hydra.sweeper.pruner=none"], True),
+        ("pruned", ["hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler=random"], True),
+        ("fixed", ["hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler=random", "hydra.sweeper.pruner=none"], False),
+    ):
+        multirun(*words, f"hydra.sweep.dir=outputs/{name}", *more)
+        assert (told in capsys.readouterr().out) == is_told, name
 
 
 # a database that is damaged, removed or replaced while trials run

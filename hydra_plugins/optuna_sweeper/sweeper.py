@@ -72,6 +72,12 @@ class OptunaSweeper(Sweeper):
         maximize = is_accuracy(space, choices)
         returned: list[Any] = []
         with Search(settings, space, folder, maximize=maximize, fixed=of_study) as study:
+            if settings.n_jobs > 1 and (settings.pruner != "none" or settings.sampler in ("tpe", "cmaes")):
+                emit(
+                    f"hydra.sweeper.n_jobs={settings.n_jobs}: which values are tried and which trials are pruned "
+                    "depends on those that have ended by then, and so may change when it is killed and continued; "
+                    "not so with hydra.sweeper.sampler=random hydra.sweeper.pruner=none"
+                )
             while batch := self.next_batch(study, fixed):
                 results = self.launcher.launch(list(batch.values()), initial_job_idx=len(returned))
                 returned += [value_of(result) for result in results]

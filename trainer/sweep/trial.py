@@ -216,14 +216,19 @@ class Trial:
     def report(self, epoch: int, value: float) -> str:
         """Tell the metric after an epoch, from 1 on; returns why training ends here, or nothing.
 
-        An epoch that a resumed run repeats was told and decided before, and stays so. The last epoch ends by itself.
+        An epoch that a resumed run repeats was told before, and decided unless it is the newest of those told: a kill
+        may have come between the two. The last epoch ends by itself.
         """
         with told_of_study(self.settings, self.folder):
             frozen = trial_in(self.study(), self.number)
-            if epoch in frozen.intermediate_values:
-                return str(frozen.user_attrs.get("pruned", ""))
+            told = frozen.intermediate_values
+            if epoch in told and epoch < max(told):
+                return ""
+            if epoch in told and "pruned" in frozen.user_attrs:
+                return str(frozen.user_attrs["pruned"])
             trial = to_write(self.study(), self.number)
-            trial.report(value, epoch)
+            if epoch not in told:
+                trial.report(value, epoch)
             if epoch == self.epochs or not trial.should_prune():
                 return ""
             reason = f"pruned by {self.settings.pruner} at epoch {epoch}"
