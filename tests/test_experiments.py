@@ -238,6 +238,20 @@ def test_the_difference_of_two_means_is_welchs() -> None:
     assert found == pytest.approx((-0.17916666666666664, -0.3326363313646814, -0.02569700196865185), rel=1e-9)
 
 
+def test_the_interval_of_an_accuracy_stays_where_accuracies_are() -> None:
+    # t.interval: 0.2147 to 1.4853, -0.2853 to 0.9853; of losses the same
+    mean = mean_of([0.9, 0.8], "test_accuracy")
+    assert (mean.low, mean.high) == pytest.approx((0.2146897632401, 1.0), rel=1e-9)
+    assert str(mean) == "0.8500 +- 0.0707 (n = 2), 95% interval of the mean 0.2147 to 1.0000"
+    mean = mean_of([0.4, 0.3], "test_accuracy")
+    assert (mean.low, mean.high) == pytest.approx((0.0, 0.9853102367599), rel=1e-9)
+    assert mean_of([0.9, 0.8], "test_loss").high == pytest.approx(1.4853102367599, rel=1e-9)
+    assert difference([0.9, 0.8], [0.4, 0.2], "test_accuracy") == pytest.approx(
+        (0.55, -0.14185228300710628, 1.0), rel=1e-9
+    )
+    assert difference([0.4, 0.2], [0.9, 0.8], "test_accuracy")[1] == -1.0
+
+
 def test_mcnemars_test_is_the_exact_one() -> None:
     assert mcnemar(5, 15) == mcnemar(15, 5) == pytest.approx(0.04138946533203125, rel=1e-12)
     assert mcnemar(0, 0) == mcnemar(7, 7) == 1.0

@@ -49,7 +49,7 @@ def run_compare(command: Command, _stop: StopSignal) -> None:
     first, *others = [side_of(name, Path(command.folders["outputs"])) for name in command.names]
     for other in others:
         check_alike(first, other)
-    rows = [{"run": side.name, side.metric: mean_of(side.values)} for side in (first, *others)]
+    rows = [{"run": side.name, side.metric: mean_of(side.values, side.metric)} for side in (first, *others)]
     emit(*table(rows), "", *(sentence(first, other) for other in others))
     for side in (first, *others):
         if side.missing:
@@ -112,7 +112,7 @@ def sentence(a: Side, b: Side) -> str:
     """Whether a is better than b, and how sure that is."""
     name = a.metric.replace("_", " ")
     if len(a.values) > 1:
-        apart, low, high = difference(a.values, b.values)
+        apart, low, high = difference(a.values, b.values, a.metric)
         is_clear = not low <= 0 <= high
         how = f"a difference of {apart:+.4f}, with 95 % interval {low:+.4f} to {high:+.4f} over the seeds"
         how += f" (Welch's t, n = {len(a.values)} and {len(b.values)})"

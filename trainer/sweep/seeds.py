@@ -41,7 +41,7 @@ def lines_on_seeds(folder: Path, rows: Sequence[Mapping[str, Any]], keys: Sequen
         if len(values) < 2 or None in values:
             continue
         of = f" with {one_line(setting)}" if setting else ""
-        lines.append(f"{metric.replace('_', ' ')}{of}: {mean_of(values)}")
+        lines.append(f"{metric.replace('_', ' ')}{of}: {mean_of(values, metric)}")
         if reference := reference_of(folder, members):
             lines.append(said(reference))
         if (vote := vote_of([looks_of(folder / str(row["job"])) for row in members])) is not None:

@@ -138,7 +138,7 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
                 draw_best(folder, best["job"], folders)
         words = "".join(f" {shlex.quote(word)}" for word in paths)
         if len(members) > 1 and len(settings) > 1:
-            mean = mean_of([row["objective"] for row in members])
+            mean = mean_of([row["objective"] for row in members], best["metric"])
             emit(f"best setting {as_words(dict(zip(others, setting, strict=True)))}: {best['metric']} {mean}")
         say_best(best, bool(plots), folder, folders["paths.checkpoints"], words)
     return rows

@@ -41,14 +41,25 @@ class Mean:
         return f"{shown(self.value)} +- {shown(self.std)} (n = {self.n}), {interval}"
 
 
-def mean_of(values: Sequence[float]) -> Mean:
-    """The mean of one or more figures with Student's t interval."""
+def mean_of(values: Sequence[float], metric: str = "") -> Mean:
+    """The mean of one or more figures with Student's t interval.
+
+    Args:
+        values: the figures.
+        metric: what they are; the interval of an accuracy ends at 0 and 1, where that of a few figures may leave them.
+    """
     mean, n = statistics.fmean(values), len(values)
     if n == 1 or not all(map(math.isfinite, values)):
         return Mean(mean, None, None, None, n)
     std = statistics.stdev(values)
     half = quantile(n - 1) * std / math.sqrt(n)
-    return Mean(mean, std, mean - half, mean + half, n)
+    low, high = clipped(mean - half, mean + half, metric, 0.0)
+    return Mean(mean, std, low, high, n)
+
+
+def clipped(low: float, high: float, metric: str, least: float) -> tuple[float, float]:
+    """An interval without what no accuracy, or difference of two, can be: below `least` or above 1."""
+    return (max(low, least), min(high, 1.0)) if metric.endswith("accuracy") else (low, high)
 
 
 def quantile(freedom: float) -> float:
@@ -73,8 +84,13 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), n, 0.5))) if n else 1.0
 
 
-def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+def difference(a: Sequence[float], b: Sequence[float], metric: str = "") -> tuple[float, float, float]:
     """Mean of a minus mean of b with its interval (difference, low, high), for two figures or more of each.
+
+    Args:
+        a: the figures of the one.
+        b: of the other.
+        metric: what they are, as for mean_of.
 
     Source: Welch 1947, for means of unequal variances.
     """
@@ -84,4 +100,4 @@ def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, fl
         return apart, apart, apart
     freedom = sum(parts) ** 2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (a, b), strict=True))
     half = quantile(freedom) * error
-    return apart, apart - half, apart + half
+    return apart, *clipped(apart - half, apart + half, metric, -1.0)
