@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from trainer.config.options import group_choices
 from trainer.data.splits import Split, Splits
 from trainer.run.checkpoint_files import steps_in
 from trainer.run.parts import narrow
+from trainer.run.safe_load import read_checkpoint
 
 QUICK = ("plots=false", "epochs=2")
 
@@ -434,6 +437,38 @@ def test_what_lies_in_place_of_the_newest_step_file_is_named_and_the_file_before
     assert outcome.code == 0, outcome.err
     assert outcome.out.count(f"warning: {newest} is no file and is passed over") == 1
     assert f"continuing from {before}" in outcome.out
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("how", ["moved", "a link that leads nowhere", "its config.json alone"])
+def test_a_run_interrupted_without_its_outputs_says_what_continues_it(how: str, cli: Cli, change_at: Any) -> None:
+    outputs = Path("outputs/a")
+
+    def swap() -> None:
+        if how == "its config.json alone":
+            (outputs / "config.json").unlink()
+        else:
+            outputs.rename("away")
+        if "link" in how:
+            outputs.symlink_to("nowhere")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    change_at(3, swap)
+    words = ("plots=false", "data.num_examples=40", "batch_size=18", "record.every_steps=1")
+    outcome = cli("name=a", "epochs=4", *words)
+    assert outcome.code == 143
+    *_, said = (outcome.out + outcome.err).splitlines()
+    if "link" in how:
+        assert "outputs/a is a link that leads nowhere. Mend or remove it. Saved: checkpoints/a/step_" in said
+        outputs.unlink()
+    elif how == "moved":
+        assert "interrupted; outputs/a is gone: it was moved or removed while it was in use. Saved:" in said
+    [typed] = re.findall(r"main.py (resume=\S+) continues", said)
+    resumed = cli(typed)  # as it was said
+    assert resumed.code == 0, resumed.err
+    assert cli("name=b", "epochs=4", *words).code == 0
+    mended, straight = (read_checkpoint(Path("checkpoints", name, "step_00000008.pt"))["model"] for name in "ab")
+    assert all(torch.equal(mended[key], straight[key]) for key in straight)
 
 
 @pytest.mark.timeout(60)

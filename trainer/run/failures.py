@@ -1,6 +1,7 @@
 """When a run fails or is interrupted: what is said, what to type next, and what is noted in its files."""
 
 import contextlib
+import errno
 
 import torch
 
@@ -26,7 +27,11 @@ def explain(error: BaseException, config: Config, run: Run | None = None) -> Bas
     if isinstance(error, ProcessLost):
         return error
     if isinstance(error, Interrupted):
-        return Interrupted(error.signum, f"interrupted; {command_for(config, 'resume')} continues.")
+        how = f" {command_for(config, 'resume')} continues."
+        if run is not None and not directory.exists(run.name, config.paths.outputs):  # resume=NAME would not find it
+            gone = folders.why(run.outputs / "config.json", OSError(errno.ENOENT, ""))
+            how = f" {gone}{directory.how_to_continue(run)}"
+        return Interrupted(error.signum, f"interrupted;{how}")
     text = str(error) or type(error).__name__
     if isinstance(error, ConfigError) and "Original Traceback" in text:  # raised in a worker process
         return ConfigError(str(error.args[0]).strip().splitlines()[-1].partition("ConfigError: ")[2])
