@@ -147,6 +147,13 @@ def test_overfit_batches_learns_its_few_examples(cli: Cli, tiny_mnist: Path) -> 
     assert last["train_accuracy"] == last["val_accuracy"] == 1.0
 
 
+def test_fast_dev_run_takes_classes_without_a_part_for_validation(cli: Cli, tiny_mnist: Path) -> None:
+    words = (*TINY, f"paths.data={tiny_mnist}", "fast_dev_run=true", "data.val_fraction=0", "batch_size=50")
+    outcome = cli(*words, "name=a")
+    assert outcome.code == 0, outcome.err
+    assert "50 train, 0 val, 50 test" in outcome.out
+
+
 def test_fast_dev_run_is_one_batch_of_everything(cli: Cli, tiny_mnist: Path) -> None:
     outcome = cli(*TINY, f"paths.data={tiny_mnist}", "fast_dev_run=true", "epochs=9", "name=a")
     assert outcome.code == 0, outcome.err

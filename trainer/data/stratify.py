@@ -22,7 +22,7 @@ def stratified(
         (size,) and (n - size,) int64 indices: chosen and rest, each in ascending order.
     """
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    if labels is None:
+    if labels is None or n == 0:  # an empty part has no classes to share among
         chosen = order[:size]
     else:
         # Each class gives its first examples in the shuffled order.
