@@ -273,7 +273,8 @@ def test_early_stopping_waits_for_its_patience(patience: int, cli: Cli) -> None:
     outcome = cli("name=a", "plots=false", *words)  # only the first epoch, better than nothing, is a gain above 1000
     assert outcome.code == 0
     assert len(metrics_of(Path("outputs/a"))) == 1 + patience
-    assert "early_stopping.patience" in read(Path("outputs/a/result.json"))["stopped"]
+    wanted = f"no val_loss better by more than 1000 for {patience} epochs (early_stopping.patience)"
+    assert read(Path("outputs/a/result.json"))["stopped"] == wanted  # it did get better
     assert "stopped: " in outcome.out
 
 
@@ -683,7 +684,11 @@ def test_predictions_take_the_place_of_no_others(cli: Cli, tmp_path: Path) -> No
     assert sorted(path.name for path in Path("outputs/a").glob("*.csv")) == sorted([*names, "predictions-p-2.csv"])
     assert cli(*predict, "input=p", "output=~/mine/x.csv".replace("~", str(tmp_path))).code == 0
     assert (tmp_path / "mine/x.csv").read_bytes() == contents["predictions-p.csv"]
-    for word, said in ((f"output={tmp_path}/mine/x.csv", "exists already"), ("output=x.png", "has to end in .csv")):
+    for word, said in (
+        (f"output={tmp_path}/mine/x.csv", "exists already"),
+        ("output=x.png", "has to end in .csv"),
+        ("output=/proc/x.csv", "Choose another folder with output."),
+    ):
         outcome = cli(*predict, "input=p", word)
         assert outcome.code == 2
         assert said in outcome.err

@@ -80,7 +80,7 @@ def place_of(config: Config, trained: Trained) -> Path:
     for place in (path, path.with_suffix(".png")):
         if place.exists():
             raise ConfigError(f"output={path}: {place} exists already. Choose another name, or delete it first.")
-    directory.check_writable(path.parent)
+    directory.check_writable(path.parent, key="output")
     return path
 
 

@@ -253,9 +253,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         return []
 
 
-def check_writable(*folders: Path) -> None:
+def check_writable(*folders: Path, key: str = "paths.outputs or paths.checkpoints") -> None:
     """Try a file in each folder, or in the nearest folder above it that exists; makes no folder.
 
+    Args:
+        folders: to try.
+        key: the setting that chooses another one.
     Raises:
         ConfigError: one of them cannot be written.
     """
@@ -269,8 +272,9 @@ def check_writable(*folders: Path) -> None:
                 os.stat(folder / LONGEST)
         except OSError as error:
             reason = why(probe, error) if is_broken_link(there) else f"{error.strerror}."
-            choose = "Choose another folder with paths.outputs or paths.checkpoints."
-            raise ConfigError(f"{in_brief(folder)} cannot be written: {reason} {choose}") from None
+            raise ConfigError(
+                f"{in_brief(folder)} cannot be written: {reason} Choose another folder with {key}."
+            ) from None
 
 
 def hold(folder: Path) -> IO[str]:

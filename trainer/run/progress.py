@@ -69,15 +69,16 @@ class Progress:
             self.bad_epochs, self.counted = 0, row[metric]
         else:
             self.bad_epochs += 1
-        if value > before or metric.startswith(
-            "train"
-        ):  # a training metric cannot show overfitting: the last epoch counts
+        # a training metric cannot show overfitting: the last epoch counts
+        if value > before or metric.startswith("train"):
             self.best = {"metric": metric, "value": row[metric], "epoch": row["epoch"], "step": row["step"]}
             self.best |= {key: row.get(key) for key in ("val_loss", "val_accuracy")}
         self.epoch, self.samples, self.seconds = self.epoch + 1, 0, 0.0  # a checkpoint now says: this epoch is done
         self.loss_sum, self.loss_sums, self.num_correct = 0.0, [], 0
-        if config.early_stopping.patience and self.bad_epochs >= config.early_stopping.patience:
-            self.stopped = f"no better {metric} for {number_of(self.bad_epochs, 'epoch')} (early_stopping.patience)"
+        rule = config.early_stopping
+        if rule.patience and self.bad_epochs >= rule.patience:
+            gain = f"{metric} better by more than {rule.min_delta:g}" if rule.min_delta else f"better {metric}"
+            self.stopped = f"no {gain} for {number_of(self.bad_epochs, 'epoch')} (early_stopping.patience)"
         for key, wanted in asdict(config.stop_at).items():
             if wanted is not None and score(key, row[key]) >= score(key, wanted):
                 self.stopped = f"{key} {row[key]:.4f} reached stop_at.{key}={wanted:g}"
