@@ -4,8 +4,9 @@ A Function is a node of the graph that loss.backward() walks from the loss to th
 g = dL/dy, the derivative of the loss with respect to the output, in the shape of the output. By the chain rule it
 returns dL/dx for each input, or None where it is not needed. ctx keeps what it needs from the forward.
 
-A backward treats what the forward kept as constant, so it cannot be differentiated again: once_differentiable makes
-an attempt an error.
+A backward treats what the forward kept as constant, so a second derivative would be wrong: once_differentiable makes
+the attempt an error where g depends on x. Where it does not, as in sigmoid(x) + x^2, the term of the sigmoid is
+silently missing.
 
 Layers and losses call the functions at the end, which have the names and arguments of formulas.py.
 """
