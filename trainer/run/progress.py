@@ -31,8 +31,7 @@ class Progress:
     stopped: str = ""  # why training ended before its last epoch
     gradient_norms: dict[str, float] = field(default_factory=dict)  # of the last step, with record.gradients
     waiting: str = ""  # lines of metrics.jsonl that a full disk did not take
-    # metric, value, epoch, step, val_loss, val_accuracy of the best epoch
-    best: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)  # metric, value, epoch, step, val_loss, val_accuracy of it
 
     def store(self, totals: Totals, step: int, seconds: float) -> None:
         """Note the sums of the running epoch. Waits for the device."""
@@ -62,15 +61,13 @@ class Progress:
         metric = deciding_metric(row)
         value = score(metric, row[metric])
         before = score(metric, self.best["value"]) if self.best else -math.inf
-        # min_delta only decides about patience, and is measured from the last gain that counted: measured from the best
-        # epoch, a run that gains a little in every epoch would be stopped
+        # min_delta decides about patience alone; small gains add up, since it is measured from the last that counted
         counted = before if math.isnan(self.counted) else score(metric, self.counted)
         if value - counted > config.early_stopping.min_delta:
             self.bad_epochs, self.counted = 0, row[metric]
         else:
             self.bad_epochs += 1
-        # a training metric cannot show overfitting: the last epoch counts
-        if value > before or metric.startswith("train"):
+        if value > before or metric.startswith("train"):  # training cannot show overfitting: the last epoch counts
             self.best = {"metric": metric, "value": row[metric], "epoch": row["epoch"], "step": row["step"]}
             self.best |= {key: row.get(key) for key in ("val_loss", "val_accuracy")}
         self.epoch, self.samples, self.seconds = self.epoch + 1, 0, 0.0  # a checkpoint now says: this epoch is done
