@@ -43,7 +43,7 @@ def target_of(command: Command) -> str | None:
 def run_one(command: Command, stop: StopSignal) -> None:
     """Run the verb of a command."""
     if (name := command.value("name")) is not None:
-        directory.check_name(name)
+        directory.check_name(name, command.folders["outputs"])
     if command.verb != "train" and ranks.of_environment().world > 1:
         raise ConfigError(f"{command.verb} is for one process. Start it without torchrun.")
     target = target_of(command)
@@ -97,7 +97,7 @@ def main() -> int:
             emit(*told.splitlines())
             return 0
         if not ranks.of_environment().is_first:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (rank 0 speaks for all, to the end)
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (rank 0 speaks for all, to the end)
         with StopSignal() as stop:
             with stop.held():
                 command = parse_command(sys.argv[1:])

@@ -56,7 +56,7 @@ def main() -> None:
         if name in named or (not named and not (KEPT / f"{name}.json").is_file()):
             result = measured(name, runs, words)
             KEPT.mkdir(exist_ok=True)
-            (KEPT / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+            (KEPT / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             write_page()
     write_page()
 
@@ -70,8 +70,8 @@ def measured(name: str, runs: int, words: Sequence[str]) -> dict[str, Any]:
         sys.exit(f"{name} did not end well. The same command continues.")
     outputs = next((word.split("=", 1)[1] for word in words if word.startswith("paths.outputs=")), "outputs")
     folders = [Path(outputs, run, str(k)) for k in range(runs)] if runs > 1 else [Path(outputs, run)]
-    results = [json.loads((folder / "result.json").read_text()) for folder in folders]
-    record = json.loads((folders[0] / "config.json").read_text())
+    results = [json.loads((folder / "result.json").read_text(encoding="utf-8")) for folder in folders]
+    record = json.loads((folders[0] / "config.json").read_text(encoding="utf-8"))
     reference, values = results[0]["reference"], [result["reference"]["yours"] for result in results]
     shown = " ".join([f"experiment={name}", *(seeds if runs > 1 else ())])
     return {
@@ -88,12 +88,12 @@ def measured(name: str, runs: int, words: Sequence[str]) -> dict[str, Any]:
 
 def write_page() -> None:
     """Put the table and the picture of all kept files into the page."""
-    kept = [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))]
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
     kept.sort(key=lambda each: list(RUNS).index(each["experiment"]))
-    text = PAGE.read_text()
+    text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines_of(kept)) + "\n" + END + after)
+    PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines_of(kept)) + "\n" + END + after, encoding="utf-8")
     if accuracies := [each for each in kept if each["metric"] == "test_accuracy"]:
         draw(accuracies)
 

@@ -5,7 +5,6 @@ machine describes, data_ready and augmentation measure, train is main.py with an
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -20,11 +19,12 @@ CHOICE = {"mirror": None, "val_fraction": 0.1, "split_seed": 0, "limit": None, "
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """Return versions, hardware and commit, as main.py records them."""
+    from trainer.data.decoded import num_cores
     from trainer.run.environment import provenance
     from trainer.run.machine import Machine
 
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    return provenance(Machine(device)) | {"cores": len(os.sched_getaffinity(0))}
+    return provenance(Machine(device)) | {"cores": num_cores()}
 
 
 def data_ready(args: argparse.Namespace) -> float:

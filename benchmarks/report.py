@@ -59,8 +59,8 @@ def at_least(ratio: float, goal: float | None) -> tuple[str, str]:
 
 def write(section: Section, measured_on: str, *, path: Path = RESULTS, order: Sequence[str]) -> None:
     """Replace the section of that name in results.md; `order` is the order of the sections."""
-    _, *found = path.read_text().split("\n## ") if path.is_file() else [""]
+    _, *found = path.read_text(encoding="utf-8").split("\n## ") if path.is_file() else [""]
     sections = dict(text.split("\n", 1) for text in found)
     sections[section.name] = f"{section.text()}\n\n{measured_on}\n"
     texts = [f"\n## {name}\n{sections[name].rstrip()}\n" for name in order if name in sections]
-    path.write_text(INTRO + "".join(texts))
+    path.write_text(INTRO + "".join(texts), encoding="utf-8")

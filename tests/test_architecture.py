@@ -242,10 +242,25 @@ def not_ascii(source: str, path: str) -> list[str]:
     return [line for line in source.splitlines() if not line.isascii()]
 
 
+def without_encoding(source: str, path: str) -> list[str]:
+    """Text that is read or written in the encoding of the machine, which on Windows is not UTF-8."""
+
+    def is_text(name: str, call: ast.Call) -> bool:
+        method = name.rpartition(".")[2]
+        if method in ("read_text", "write_text") or name in ("open", "os.fdopen", "io.open", "open_regular"):
+            modes = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "mode")]
+            return method.endswith("_text") or not any("b" in ast.unparse(mode) for mode in modes)
+        return False
+
+    texts = [call for name, call in calls(source) if is_text(name, call)]
+    # options that are handed on may hold it; they end in a call that is checked itself
+    return [ast.unparse(c) for c in texts if not any(k.arg in ("encoding", None) for k in c.keywords)]
+
+
 Check = Callable[[str, str], list[str]]
 CHECKS: list[Check] = [
     *(forbidden_imports, eager_heavy_imports, layers_taken_from_torch, delegated, loads_unsafely, dangerous_calls),
-    *(global_seeds, long_functions, long_file, without_docstring, not_ascii),
+    *(global_seeds, long_functions, long_file, without_docstring, not_ascii, without_encoding),
 ]
 
 
@@ -253,6 +268,12 @@ CHECKS: list[Check] = [
 def test_the_program_keeps_the_rule(check: Check) -> None:
     found = {path: broken for path in PROGRAM if (broken := check(source_of(path), path))}
     assert not found
+
+
+def test_benchmarks_name_encodings_too() -> None:
+    files = files_of("benchmarks")
+    assert len(files) > 5
+    assert not {path: broken for path in files if (broken := without_encoding(source_of(path), path))}
 
 
 def test_tests_are_ascii_too() -> None:
@@ -325,6 +346,11 @@ BREACHES: list[tuple[Check, str, str]] = [
     (without_docstring, "trainer/run/parts.py", '"""A."""\nclass A:\n    pass'),
     (without_docstring, "trainer/run/parts.py", '"""A."""\nclass A:\n    """B."""\n    def f(self):\n        pass'),
     (not_ascii, "trainer/run/parts.py", "# \u2264"),
+    (without_encoding, "trainer/run/parts.py", "open(path)"),
+    (without_encoding, "trainer/run/parts.py", "open(path, 'w')"),
+    (without_encoding, "trainer/run/parts.py", "path.read_text()"),
+    (without_encoding, "trainer/run/parts.py", "path.write_text(text)"),
+    (without_encoding, "trainer/run/parts.py", "open_regular(path, mode='a+')"),
 ]
 
 

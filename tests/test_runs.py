@@ -41,26 +41,38 @@ def find(root: Path, target: str) -> Target | Path:
 
 @pytest.mark.parametrize("name", ["a", "A1", "mnist-mlp", "a.b_c-d", "1", "x" * 100])
 def test_names_that_can_be_typed_are_taken(name: str) -> None:
-    assert directory.check_name(name) == name
+    assert directory.check_name(name, "outputs") == name
 
 
 @pytest.mark.parametrize(
     "name",
     [
         *("", ".", "..", ".a", "-a", "_a", "a b", "a\n", "a=b", "a:b", "a\\b", "\xe4", "auto", "last", "best"),
+        *("CON", "nul", "COM1", "lpt9", "aux.txt", "Prn.a.b", "a.", "a.."),  # Windows has no such folders
         *("a/b", "/a", "a/", "a/../b", "../a", "sweep/0"),  # jobs of a sweep are found by such a name, not given one
     ],
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="is not allowed"):
-        directory.check_name(name)
+        directory.check_name(name, "outputs")
+
+
+@pytest.mark.parametrize("name", ["console", "com", "com10", "a.con", "auxiliary", "nul-1", "lpt", "aux_.txt"])
+def test_names_like_those_of_windows_are_taken(name: str) -> None:
+    assert directory.check_name(name, "outputs") == name
+
+
+def test_a_run_of_before_keeps_a_name_that_is_not_for_windows(tmp_path: Path) -> None:
+    run = plant(tmp_path, "aux.txt")
+    assert directory.check_name("aux.txt", str(tmp_path / "outputs")) == "aux.txt"
+    assert find(tmp_path, "aux.txt") == Target(run, "")
 
 
 def test_new_names_are_valid_and_never_the_same() -> None:
     names = {directory.new_name("fashion_mnist", "mlp") for _ in range(200)}
     assert len(names) == 200
     for name in names:
-        assert re.fullmatch(r"fashion_mnist-mlp-\d{8}-\d{6}-\d{6}-[0-9a-f]{4}", directory.check_name(name))
+        assert re.fullmatch(r"fashion_mnist-mlp-\d{8}-\d{6}-\d{6}-[0-9a-f]{4}", directory.check_name(name, "outputs"))
 
 
 def test_a_run_is_found_by_its_name(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def run_experiments(command: Command, _stop: StopSignal) -> None:
     """Print each experiment with its source, its figure, the time it takes, and the newest result below outputs/."""
     finished = finished_runs(Path(command.folders["outputs"]))
     for name in choices_of("experiment"):
-        lines = (CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines()
+        lines = (CONFIGS / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
         emit(name, *(f"    {line.removeprefix('# ')}" for line in lines[1:] if line.startswith("# ")))
         wanted = experiment_settings(name)
         if last := next((line for line, settings in finished if agrees(wanted, settings)), None):

@@ -150,7 +150,7 @@ def help_on_choice(group: str, name: str) -> str:
 
 def head_of(group: str, name: str) -> list[str]:
     """The comment at the head of a choice's file."""
-    lines = (CONFIGS / group / f"{name}.yaml").read_text().splitlines()
+    lines = (CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     lines = lines[1:] if lines[0].startswith("# @package") else lines
     return [line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
 
@@ -158,7 +158,7 @@ def head_of(group: str, name: str) -> list[str]:
 def options_in(path: Path, prefix: str) -> dict[str, str]:
     """{setting: its line for the screen} of a file of configs/."""
     found, node = {}, ""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if match := NODE.match(line):
             node = f"{match[1]}."
         elif match := LINE.match(line):

@@ -200,10 +200,11 @@ def memory_available() -> int:
     """Return the bytes that can be used without swapping, by kernel and container; 4 GiB where neither tells."""
     available = 4 * 2**30
     try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        read = partial(Path.read_text, encoding="utf-8")
+        fields = dict(line.split(":", 1) for line in read(Path("/proc/meminfo")).splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
         group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        limit = int(read(group / "memory.max")) - int(read(group / "memory.current"))
         return max(0, min(available, limit))
     except (OSError, KeyError, ValueError):  # not Linux, or no limit on the container
         return available

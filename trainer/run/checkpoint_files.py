@@ -87,7 +87,9 @@ def writable(path: Path, size: int) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: from then on they survive a power cut."""
+    """Make the names in a folder durable: from then on they survive a power cut. Windows cannot open a folder."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -104,7 +106,7 @@ def give_name(file: Path, path: Path) -> None:
     with writable(path, 0), replacing(path) as temporary:
         try:
             os.link(file, temporary)
-        except OSError:  # a file system without hard links, or another one
+        except (OSError, AttributeError):  # a file system or a Python without hard links, or another file system
             shutil.copyfile(file, temporary)
 
 

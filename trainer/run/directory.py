@@ -29,6 +29,9 @@ from trainer.utils.screen import Screen
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 JOB = re.compile(rf"{NAME.pattern}(/[0-9]{{1,9}})?")  # a run, or one of the numbered jobs of a sweep
 RESERVED = ("auto", "last", "best")
+OF_WINDOWS = re.compile(
+    r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.", re.IGNORECASE
+)  # no folder there has such a name
 LONGEST = Path("n", "tb", "f" * 64)  # of what will be below a folder of runs, at least
 
 
@@ -46,9 +49,12 @@ class Run:
         return "/" in self.name
 
 
-def check_name(name: str) -> str:
-    """Return name; refuse what could not be typed back or would leave the outputs folder.
+def check_name(name: str, outputs: str) -> str:
+    """Return name; refuse what cannot be typed back, would leave the outputs folder, or is forbidden on Windows.
 
+    Args:
+        name: of a run or sweep.
+        outputs: where it is, or will be: what has a name that is not for Windows can still be resumed.
     Raises:
         ConfigError: malformed or reserved.
     """
@@ -57,6 +63,9 @@ def check_name(name: str) -> str:
         raise ConfigError(f"name={name} is not allowed. Allowed: {allowed}.")
     if name in RESERVED:
         raise ConfigError(f"name={name} is not allowed: {', '.join(RESERVED)} have a meaning of their own.")
+    if OF_WINDOWS.fullmatch(name) and not os.path.lexists(os.path.join(outputs, name)):
+        other = f"run-{name.rstrip('.')}"[:100]
+        raise ConfigError(f"name={name} is not allowed: no folder on Windows has such a name. Allowed: name={other}.")
     return name
 
 
@@ -203,7 +212,7 @@ def set_aside(path: Path, fields: records.Fields) -> str:
         read_record(path, fields)
     except DamagedError as error:
         if os.path.lexists(path):
-            path.rename(path.with_suffix(".corrupt"))
+            path.replace(path.with_suffix(".corrupt"))
             return str(error)
     return ""
 

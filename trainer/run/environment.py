@@ -2,10 +2,10 @@
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 from trainer.run.machine import Machine, cpu_name, gpu_name
+
+with suppress(ImportError):  # Windows
+    import resource
 
 
 def provenance(machine: Machine) -> dict[str, Any]:
@@ -33,9 +36,11 @@ def provenance(machine: Machine) -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at its peak: of GPU memory where it used a GPU, else of main memory."""
+    """Bytes that this process held at its peak: of GPU memory where it used a GPU, else of main memory; 0: unknown."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
+    if "resource" not in globals():
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -42,9 +42,9 @@ def explain(error: BaseException, config: Config, run: Run | None = None) -> Bas
         return ResourceError(f"{told}{saved or ' Then give the same command again.'}")
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
     if (no_memory or "shared memory" in text) and not isinstance(error, ResourceError):
-        peak = peak_memory() / 2**20
+        peak = f", {peak_memory() / 2**20:,.0f} MiB at the peak" if peak_memory() else ""
         return ResourceError(
-            f"out of memory with batch_size={config.batch_size}, {peak:,.0f} MiB at the peak: {text.splitlines()[0]} "
+            f"out of memory with batch_size={config.batch_size}{peak}: {text.splitlines()[0]} "
             "Try a smaller batch_size, accumulate_steps=2 or more, or data.workers=0."
         )
     if isinstance(error, ConnectionResetError) or "DataLoader worker" in text:

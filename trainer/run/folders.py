@@ -49,6 +49,8 @@ def has_working_folder() -> bool:
 def is_within(path: Path, folder: Path) -> bool:
     """Whether a path lies in a folder, or is the folder or one that it lies in; by name, since it may be gone."""
     inner, outer = (os.path.abspath(p) for p in (path, folder))
+    if os.path.splitdrive(inner)[0] != os.path.splitdrive(outer)[0]:  # on Windows
+        return False
     return os.path.commonpath([inner, outer]) in (inner, outer) and inner != os.sep
 
 

@@ -148,7 +148,7 @@ def gpu_name(device: torch.device) -> str | None:
 
 def cpu_name() -> str:
     """The model of the CPU, as the kernel knows it."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()

@@ -46,7 +46,7 @@ class Recorder:
         self.path = folder / "metrics.jsonl"
         self.warn = warn
         if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
-            self.path.rename(self.path.with_suffix(".corrupt"))
+            self.path.replace(self.path.with_suffix(".corrupt"))
             warn(f"warning: {self.path} is a pipe, a device or a socket; it is kept as metrics.corrupt.")
         rows, damaged = records.whole_rows(records.text_of(self.path)) if self.path.is_file() else ([], False)
         if damaged:
@@ -55,7 +55,7 @@ class Recorder:
         by_epoch = {row["epoch"]: row for row in [*records.whole_rows(waiting)[0], *rows]}
         with replacing(self.path) as temporary:
             kept = [json.dumps(by_epoch[epoch]) + "\n" for epoch in sorted(by_epoch) if epoch <= epochs_done]
-            temporary.write_text("".join(kept))
+            temporary.write_text("".join(kept), encoding="utf-8")
         self.waiting = ""
         threading.excepthook = silent_for_tensorboard
         self.writer: Any = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1)
@@ -82,7 +82,7 @@ class Recorder:
     def _write(self, lines: str) -> None:
         size = self.path.stat().st_size
         try:
-            with open_regular(self.path, "a") as file:
+            with open_regular(self.path, "a", encoding="utf-8") as file:
                 file.write(lines)
         except OSError:
             if self.path.is_file():

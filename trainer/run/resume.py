@@ -59,7 +59,7 @@ def find_start(target: Target, screen: Screen) -> Start | None:
             damaged[path] = error
             continue
         for bad, reason in damaged.items():  # renamed only now: if all are damaged, nothing is touched
-            bad.rename(bad.with_suffix(".corrupt"))
+            bad.replace(bad.with_suffix(".corrupt"))
             screen.say(f"warning: {reason} It is kept as {bad.stem}.corrupt; {path.name} is taken instead.")
         return start
     if damaged:
@@ -196,11 +196,11 @@ def rewind(run: Run, start: Start, progress: Progress, epochs: int, screen: Scre
         give_name(start.path, own)
     for path in steps_in(run.checkpoints):
         if step_of(path) > progress.step:
-            path.rename(path.with_suffix(".old"))
+            path.replace(path.with_suffix(".old"))
     best, wanted = run.checkpoints / "best.pt", progress.best.get("step")
     has = step_of_best(best, screen)
     if has is not None and has > progress.step:  # of an epoch that is trained again
-        best.rename(best.with_suffix(".old"))
+        best.replace(best.with_suffix(".old"))
     if wanted is None or has == wanted:
         return
     of_best = path_of_step(run.checkpoints, wanted)
@@ -219,7 +219,7 @@ def step_of_best(best: Path, screen: Screen) -> int | None:
     try:
         return int(read_checkpoint(best)["progress"]["step"])
     except DamagedError as error:
-        best.rename(best.with_suffix(".corrupt"))
+        best.replace(best.with_suffix(".corrupt"))
         screen.say(f"warning: {error} It is kept as best.corrupt.")
         return None
 
@@ -245,7 +245,7 @@ def read_best(run: Run, step: int, screen: Screen) -> dict[str, Any]:
             continue
         if path != best:
             if best.is_file():
-                best.rename(best.with_suffix(".corrupt"))
+                best.replace(best.with_suffix(".corrupt"))
             keep_as_best(path, run.checkpoints)
             screen.say(f"warning: {damaged[0]} {path.name} takes its place.")
         return content

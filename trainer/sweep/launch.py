@@ -42,7 +42,7 @@ def name_sweep(command: Command) -> str:
         raise ConfigError(f"name={name}: name= is for the whole sweep, whose runs are numbered. Allowed: one name.")
     if directory.exists(name, command.folders["outputs"]):
         raise ConfigError(f"name={name} is a single run. Choose another name= for the sweep.")
-    return directory.check_name(name)
+    return directory.check_name(name, command.folders["outputs"])
 
 
 def run_sweep(command: Command, stop: StopSignal) -> None:

@@ -179,7 +179,7 @@ def on_a_gpu(job: Job, folder: Path) -> Iterator[Job]:
         return
     while config is not None:
         for index in range(count):
-            with open_regular(folder / f"gpu-{index}.lock", "a") as file:
+            with open_regular(folder / f"gpu-{index}.lock", "a", encoding="utf-8") as file:
                 if not try_lock(file):
                     continue
                 device = replace(config.device, name="cuda", options={**config.device.options, "index": index})

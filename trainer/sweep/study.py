@@ -114,7 +114,7 @@ class Search:
         self.mine: set[int] = set()  # the trials that this process has had in hand: none is taken twice
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
-            self.lock = held.enter_context(open_regular(folder / "study.lock", "a+"))
+            self.lock = held.enter_context(open_regular(folder / "study.lock", "a+", encoding="utf-8"))
             with self.alone(), told_of_study(settings, folder, ConfigError):
                 storage = held.enter_context(storage_of(settings, folder))
                 self.study = optuna.create_study(

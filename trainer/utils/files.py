@@ -25,7 +25,7 @@ def open_regular(path: Path | str, mode: str = "r", **options: Any) -> IO[Any]:
 def _at_once(path: str, flags: int) -> int:
     odd = OSError(errno.EINVAL, "it is a pipe, a device or a socket where a file belongs; move it away", path)
     try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)  # Windows opens everything at once
     except OSError as error:
         if error.errno == errno.ENXIO:  # a pipe that nobody reads, or a socket
             raise odd from None
@@ -56,7 +56,7 @@ def remove_temporary(folder: Path) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a JSON file in one step."""
-    with replacing(path) as temporary, open(temporary, "w") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())  # otherwise a power cut could leave the new name with no content
