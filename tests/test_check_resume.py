@@ -77,7 +77,7 @@ def test_what_differs_is_named_with_the_reason(sabotage: str, why: str, tmp_path
 
 def test_what_the_run_itself_refuses_is_refused(cli: Cli, tmp_path: Path) -> None:
     write_class_folders(tmp_path / "p", {"train": 60, "test": 6}, size=8)
-    outcome = cli("check-resume", *DROPOUT, "batch_size=1000")
+    outcome = cli("check-resume", *DROPOUT, "batch_size=1000", "data.drop_last=true")
     assert outcome.code == 2
     assert "batch_size=1000" in outcome.err
 
