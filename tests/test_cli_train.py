@@ -273,7 +273,8 @@ def test_early_stopping_waits_for_its_patience(patience: int, cli: Cli) -> None:
     outcome = cli("name=a", "plots=false", *words)  # only the first epoch, better than nothing, is a gain above 1000
     assert outcome.code == 0
     assert len(metrics_of(Path("outputs/a"))) == 1 + patience
-    wanted = f"no val_loss better by more than 1000 for {patience} epoch{'s' if patience > 1 else ''} (early_stopping.patience)"
+    epochs = "1 epoch" if patience == 1 else f"{patience} epochs"
+    wanted = f"no val_loss better by more than 1000 for {epochs} (early_stopping.patience)"
     assert read(Path("outputs/a/result.json"))["stopped"] == wanted  # it did get better
     assert "stopped: " in outcome.out
 
