@@ -312,7 +312,7 @@ def test_row_23_splits_that_leave_nothing_are_refused(cli: Cli, tmp_path: Path) 
         "data.val_fraction=0.99": "data.val_fraction",
         "data.test_fraction=0.001": "data.test_fraction",
         "data.limit=13": "data.limit=13",
-        "batch_size=12": "batch_size=12",
+        "batch_size=12 data.drop_last=true": "batch_size=12",
         "early_stopping.patience=1 data.val_fraction=0": "data.val_fraction",
     }.items():
         assert_refused(cli(*FOLDER, *QUICK, *word.split()), said)
