@@ -32,7 +32,7 @@ def finished_runs(outputs: Path) -> list[tuple[str, Mapping[str, Any]]]:
     paths = [*outputs.glob("*/result.json"), *outputs.glob("*/*/result.json")]
     found: list[tuple[str, Mapping[str, Any]]] = []
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
-        result, name = directory.read_result(path.parent), path.parent.relative_to(outputs)
+        result, name = directory.read_result(path.parent), path.parent.relative_to(outputs).as_posix()
         try:
             settings = flatten(directory.read_config(path.parent))
         except DamagedError:

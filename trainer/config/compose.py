@@ -78,7 +78,7 @@ def frozen(
     """The Config of what Hydra composed from these group choices, with the files of the recipes it found."""
     config = freeze(composed, choices, list(command.values), saved)
     found = [CONFIGS / group / f"{choices[group]}.yaml" for group in RECIPES] if saved is None else []
-    return replace(config, recipes=[str(path.relative_to(CONFIGS.parent)) for path in found if path.is_file()])
+    return replace(config, recipes=[path.relative_to(CONFIGS.parent).as_posix() for path in found if path.is_file()])
 
 
 def parse_overrides(words: Sequence[str], loader: Any = None) -> list[Any]:

@@ -167,7 +167,7 @@ def newest(outputs: Path) -> str:
     states = {path.parent: read_status(path.parent) for path in all_runs(outputs)}
     for folder in sorted(states, key=lambda folder: states[folder].get("started", ""), reverse=True):
         if states[folder].get("state") != "diverged" and not is_trial(folder):
-            return str(folder.relative_to(outputs))
+            return folder.relative_to(outputs).as_posix()
     os.getcwd()  # where that is gone, so are the runs
     but = " but trials with fast_dev_run and runs that diverged" if states else ""
     raise ConfigError(f"last: there is no run in {outputs}/{but or ' yet'}. Start one with {main_py()}.")

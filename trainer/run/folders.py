@@ -51,7 +51,7 @@ def is_within(path: Path, folder: Path) -> bool:
     inner, outer = (os.path.abspath(p) for p in (path, folder))
     if os.path.splitdrive(inner)[0] != os.path.splitdrive(outer)[0]:  # on Windows
         return False
-    return os.path.commonpath([inner, outer]) in (inner, outer) and inner != os.sep
+    return os.path.commonpath([inner, outer]) in (inner, outer) and inner != os.path.dirname(inner)
 
 
 def why(path: Path, error: OSError) -> str:

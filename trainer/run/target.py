@@ -200,7 +200,7 @@ def best_job(name: str, outputs: str) -> int | None:
 def unknown_run(target: str, outputs: Path, checkpoints: Path) -> ConfigError:
     """The refusal of what is neither the name of a run nor a file."""
     os.getcwd()  # where that is gone, there are no runs to name
-    names = [str(path.parent.relative_to(outputs)) for path in directory.all_runs(outputs)]
+    names = [path.parent.relative_to(outputs).as_posix() for path in directory.all_runs(outputs)]
     where = f"there is no run of this name in {outputs}/ and no such file"
     name = target.removesuffix(":best").removesuffix(":last")
     if directory.JOB.fullmatch(name) and (jobs := [run for run in names if run.startswith(f"{name}/")]):

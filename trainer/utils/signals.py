@@ -34,6 +34,8 @@ def end_with_parent(*, saving: bool = False) -> None:
     except (AttributeError, TypeError, OSError):  # macOS; Windows
         kernel = False
     sentinel = getattr(parent, "_sentinel", None)  # torchrun's processes have none, nor joblib's but on Windows
+    if sentinel is None and not hasattr(os, "getppid"):
+        return
     its_id = os.getppid() if parent is None else parent.pid
 
     def has_ended(seconds: float) -> bool:
