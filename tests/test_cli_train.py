@@ -685,11 +685,10 @@ def test_predictions_take_the_place_of_no_others(cli: Cli, tmp_path: Path) -> No
     assert sorted(path.name for path in Path("outputs/a").glob("*.csv")) == sorted([*names, "predictions-p-2.csv"])
     assert cli(*predict, "input=p", "output=~/mine/x.csv".replace("~", str(tmp_path))).code == 0
     assert (tmp_path / "mine/x.csv").read_bytes() == contents["predictions-p.csv"]
-    for word, said in (
-        (f"output={tmp_path}/mine/x.csv", "exists already"),
-        ("output=x.png", "has to end in .csv"),
-        ("output=/proc/x.csv", "Choose another folder with output."),
-    ):
+    refused = [(f"output={tmp_path}/mine/x.csv", "exists already"), ("output=x.png", "has to end in .csv")]
+    refused += [("output=/proc/x.csv", "Choose another folder with output.")]
+    refused += [(f"output='{name}.csv'", "no file on Windows") for name in ("nul", "a:b", "what?", "COM1.a", "a|b")]
+    for word, said in refused:
         outcome = cli(*predict, "input=p", word)
         assert outcome.code == 2
         assert said in outcome.err

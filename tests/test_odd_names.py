@@ -68,7 +68,7 @@ def test_class_names_of_any_kind_train_and_are_measured_labelled_and_resumed(
     }
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "ascii:strict"}])
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": name} for name in ("latin-1", "cp1252", "ascii:strict")])
 def test_no_encoding_of_the_terminal_ends_a_run(environment: dict[str, str], pictures: Path, tmp_path: Path) -> None:
     (pictures / "train" / os.fsdecode(b"k\xffl") / os.fsdecode(b"bad\xfe.png")).write_bytes(b"no picture")
     process = start(*WORDS, "plots=false", "data.on_error=skip", cwd=tmp_path, **environment)

@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import Cli
 
-from trainer.run import directory
+from trainer.run import directory, folders
 from trainer.run.directory import Run
 from trainer.run.target import Target, find_run, path_of
 from trainer.sweep.job import log_failure
 from trainer.utils.errors import BusyError, ConfigError
-from trainer.utils.files import read_csv, write_csv, write_json
+from trainer.utils.files import read_csv, replacing, write_csv, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -307,3 +307,50 @@ def test_a_checkpoint_file_that_is_asked_for_is_read_once(
     outcome = cli(*words.format(file=file).split(), "plots=false")
     assert outcome.code == 0, outcome.err
     assert read.count(file.name) == 1
+
+
+def test_what_windows_has_open_for_a_moment_is_replaced_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, calls = os.replace, []
+
+    def busy(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) < 4:
+            error = PermissionError(13, "Access is denied", str(target))
+            error.winerror = 5  # type: ignore[attr-defined]
+            raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_text("new")
+    assert ((tmp_path / "a").read_text(), len(calls), len(list(tmp_path.iterdir()))) == ("new", 4, 1)
+
+
+def test_a_path_that_is_too_long_for_windows_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows says that such a file is not there."""
+    monkeypatch.setattr(folders, "TOO_LONG", 248)
+    error = FileNotFoundError(2, "No such file or directory", str(tmp_path / ("a" * 120) / ("b" * 120) / "c"))
+    assert "is too long for Windows" in str(folders.trouble(error, [tmp_path]))
+    short = FileNotFoundError(2, "No such file or directory", str(tmp_path / "c"))
+    assert "is gone" in str(folders.trouble(short, [tmp_path]))
+
+
+OLD_LOCK = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+
+
+def test_a_run_that_an_earlier_version_holds_is_busy_and_the_other_way_round(tmp_path: Path) -> None:
+    """Earlier versions locked the whole file."""
+    (tmp_path / "run.lock").write_text("pid 7 on here")
+    command = [sys.executable, "-c", OLD_LOCK, str(tmp_path / "run.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(BusyError, match="in use by pid 7 on here"):
+            directory.hold(tmp_path)
+        assert directory.is_held(tmp_path)
+        process.communicate("\n")
+    with directory.hold(tmp_path):
+        trying = [sys.executable, "-c", OLD_LOCK.replace("LOCK_EX)", "LOCK_EX | fcntl.LOCK_NB)"), command[3]]
+        assert b"BlockingIOError" in subprocess.run(trying, capture_output=True, timeout=60).stderr

@@ -1,7 +1,9 @@
 """SIGINT and SIGTERM: at once outside of held work, at its end inside."""
 
+import json
 import multiprocessing
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -179,3 +181,40 @@ if __name__ == "__main__":
         ready.acquire()
     os.kill(os.getpid(), 9)
 """
+
+
+HANGUP = """
+import os, signal, sys
+if sys.argv[1] == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from trainer.utils.errors import Interrupted
+from trainer.utils.signals import StopSignal
+try:
+    with StopSignal():
+        os.kill(os.getpid(), signal.SIGHUP)
+        print("goes on")
+except Interrupted as error:
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize(("how", "code", "said"), [("plain", 129, ""), ("nohup", 0, "goes on\n")])
+def test_a_closed_terminal_interrupts_unless_nohup_was_asked_for(how: str, code: int, said: str) -> None:
+    words = [sys.executable, "-c", HANGUP, how]
+    done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_can_be_resumed(tmp_path: Path) -> None:
+    words = [sys.executable, str(ROOT / "main.py"), "name=a", "epochs=100000", "plots=false"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, words)
+    seen = b""
+    while b"2/100000" not in seen:  # a line of the second epoch
+        seen += os.read(terminal, 2**16)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    assert json.loads((tmp_path / "outputs" / "a" / "status.json").read_text())["state"] == "interrupted"
+    assert list((tmp_path / "checkpoints" / "a").glob("step_*.pt"))

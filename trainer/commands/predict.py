@@ -66,7 +66,7 @@ def place_of(config: Config, trained: Trained) -> Path:
     """The CSV file to write: output=, or one that is named after the input, in the run's folder.
 
     Raises:
-        ConfigError: output= exists, or is no name of a CSV file.
+        ConfigError: output= exists, is no name of a CSV file, or none that Windows allows.
     """
     if config.output is None:
         stem = "predictions"
@@ -77,6 +77,8 @@ def place_of(config: Config, trained: Trained) -> Path:
     path = Path(config.output)
     if path.suffix != ".csv":
         raise ConfigError(f"output={path}: the name has to end in .csv.")
+    if directory.OF_WINDOWS.fullmatch(path.name):
+        raise ConfigError(f"output={path} is not allowed: no file on Windows has such a name. Choose another one.")
     for place in (path, path.with_suffix(".png")):
         if place.exists():
             raise ConfigError(f"output={path}: {place} exists already. Choose another name, or delete it first.")

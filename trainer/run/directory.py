@@ -29,9 +29,8 @@ from trainer.utils.screen import Screen
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 JOB = re.compile(rf"{NAME.pattern}(/[0-9]{{1,9}})?")  # a run, or one of the numbered jobs of a sweep
 RESERVED = ("auto", "last", "best")
-OF_WINDOWS = re.compile(
-    r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.", re.IGNORECASE
-)  # no folder there has such a name
+# no file or folder there has such a name
+OF_WINDOWS = re.compile(r"""(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*[. ]|.*[:*?"<>|\\].*""", re.IGNORECASE)
 LONGEST = Path("n", "tb", "f" * 64)  # of what will be below a folder of runs, at least
 
 
@@ -63,7 +62,7 @@ def check_name(name: str, outputs: str) -> str:
         raise ConfigError(f"name={name} is not allowed. Allowed: {allowed}.")
     if name in RESERVED:
         raise ConfigError(f"name={name} is not allowed: {', '.join(RESERVED)} have a meaning of their own.")
-    if OF_WINDOWS.fullmatch(name) and not os.path.lexists(os.path.join(outputs, name)):
+    if OF_WINDOWS.fullmatch(name) and not os.path.isdir(os.path.join(outputs, name)):
         other = f"run-{name.rstrip('.')}"[:100]
         raise ConfigError(f"name={name} is not allowed: no folder on Windows has such a name. Allowed: name={other}.")
     return name

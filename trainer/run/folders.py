@@ -5,6 +5,7 @@ Torch-free: main.py speaks of folders before it knows whether there is anything 
 
 import errno
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainer.utils.errors import ResourceError
 OF_DISKS = {getattr(errno, name) for name in ("EIO", "EROFS", "ESTALE", "ENXIO", "EREMOTEIO") if hasattr(errno, name)}
 
 MAX_SHOWN = 300  # characters of a path
+TOO_LONG = 248 if sys.platform == "win32" else None  # characters of a folder; Windows says that it is not there
 
 
 def trouble(error: BaseException, folders: Iterable[str | Path]) -> str | None:
@@ -55,7 +57,9 @@ def is_within(path: Path, folder: Path) -> bool:
 
 
 def why(path: Path, error: OSError) -> str:
-    """Why a path cannot be used: the folder above it that is gone or no folder, else what the system said."""
+    """Why a path cannot be used: its length, the folder above it that is gone or no folder, or what the system said."""
+    if TOO_LONG and error.errno == errno.ENOENT and len(os.path.abspath(path)) >= TOO_LONG:
+        return f"{in_brief(path)} is too long for Windows. Choose shorter folders, or turn its long paths on."
     for folder in reversed(path.parents):
         if is_broken_link(folder):
             return f"{folder} is a link that leads nowhere. Mend or remove it."

@@ -10,7 +10,7 @@ from trainer.run import directory
 from trainer.sweep.job import as_words, told_in
 from trainer.utils.objective import deciding_metric, score
 from trainer.utils.screen import MAX_CELL, is_terminal, shown
-from trainer.utils.text import one_line
+from trainer.utils.text import drawing, one_line
 
 LOOKS_PER_SECOND = 2
 LINES_BESIDE = 8  # of the terminal: heading, frame, and what is printed above the board
@@ -42,7 +42,8 @@ class Board:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.stop()
+            with drawing():
+                self._live.stop()
 
     def table(self) -> Any:
         """The board as rich draws it: as many jobs as there is room for, what runs and what failed before the rest."""

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,15 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        until = time.monotonic() + 1
+        while True:
+            try:
+                os.replace(temporary, path)
+                break
+            except PermissionError as error:  # on Windows, while a reader or a virus scanner has it open
+                if getattr(error, "winerror", None) is None or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from trainer.utils.files import open_regular
-from trainer.utils.text import emit, one_line
+from trainer.utils.text import drawing, emit, one_line
 
 MAX_CELL = 1000  # characters in a column of a table
 REDRAW_SECONDS = 0.2  # a redraw costs as much as a step of a small model
@@ -74,7 +74,8 @@ class Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with drawing():
+                self._bar.stop()
             self._bar = None
 
     def due(self) -> bool:
@@ -87,14 +88,16 @@ class Screen:
         if self._task is None:
             self._task = self._bar.add_task("", total=total, text="")
         self._bar.update(self._task, description=f"epoch {epoch}/{epochs}", completed=done, total=total, text=text)
-        self._bar.refresh()
+        with drawing():
+            self._bar.refresh()
 
     def row(self, row: Mapping[str, Any], epochs: int) -> None:
         """Print a line for an epoch, with the metrics that the row has."""
         if self._bar is not None and self._task is not None:
             self._bar.remove_task(self._task)  # a new task starts a new estimate of the time left
             self._task = None
-            self._bar.refresh()
+            with drawing():
+                self._bar.refresh()
         columns = [(name, row[name]) for name in METRICS if row.get(name) is not None]
         if not self._headed:
             heads = "".join(f"{name.replace('accuracy', 'acc'):>12}" for name, _ in columns)

@@ -7,6 +7,8 @@ line of printable characters that the stream can take.
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 MAX_CHARS = 4000  # of a line: a path may have that many, and what to type next stands at the end
@@ -70,4 +72,18 @@ def emit(*lines: object, file: IO[str] | None = None) -> None:
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except OSError:  # the reader has closed the pipe, as `| head` does, or the disk is full
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        silence(stream)
+
+
+def silence(stream: IO[str]) -> None:
+    """Let what is written to a stream that nobody reads any more go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw on stdout, or nowhere from now on where the terminal was closed."""
+    try:
+        yield
+    except OSError:
+        silence(sys.stdout)
