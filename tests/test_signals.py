@@ -151,8 +151,11 @@ def test_only_a_second_sigint_ends_the_process_on_the_spot(first: int, second: i
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("kernel", [True, False])
 def test_processes_end_with_their_parent_however_they_were_started(method: str, kernel: bool, tmp_path: Path) -> None:
-    """Three of them, since a forked one holds pipes of those before it; without prctl, which only Linux has."""
-    blocked = "ctypes.CDLL = lambda name: object()" if not kernel else ""
+    """Three of them, since a forked one holds pipes of those before it; without prctl, which only Linux has.
+
+    They ignore SIGTERM, as those that decode images do.
+    """
+    blocked = "ctypes.CDLL = lambda name: object(); del signal.SIGKILL" if not kernel else ""
     (tmp_path / "killed.py").write_text(KILLED.replace("METHOD", method).replace("BLOCKED", blocked))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     began = time.monotonic()
@@ -162,11 +165,12 @@ def test_processes_end_with_their_parent_however_they_were_started(method: str, 
 
 
 KILLED = """
-import ctypes, multiprocessing, os, time
+import ctypes, multiprocessing, os, signal, time
 BLOCKED
 from trainer.utils.signals import end_with_parent
 
 def child(ready):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
     print("waits", flush=True)
     ready.release()
