@@ -129,6 +129,7 @@ def rows(run: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it takes away from Linux what other systems lack")
 def test_without_posix_and_by_spawn_all_commands_give_the_same_numbers(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
