@@ -24,7 +24,7 @@ from trainer.config.options import (
 )
 from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import GROUPS
-from trainer.utils.errors import ConfigError, close_to, listed
+from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed
 from trainer.utils.program import main_py
 
 VERBS = ("train", "eval", "predict", "check-resume", "compare-impl", "compare", "experiments")
@@ -116,8 +116,7 @@ def parse_command(args: Sequence[str]) -> Command:
     verb = words.pop(0) if names_verb else "train"
     if verb not in VERBS:
         close = close_to(verb, VERBS)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        hint = example(verb, words) if verb in all_keys() else hint
+        hint = example(verb, words) if verb in all_keys() else did_you_mean(close)
         error = ConfigError(f"{verb} is not a command.{hint} Commands: {listed(VERBS)}.")
         raise error.instead(verb, "", close[0] if close else "")
     if verb in OF_RUNS:
@@ -268,7 +267,7 @@ def example(word: str, rest: Sequence[str]) -> str:
     found = close_to(key, all_keys())
     value = value or next((w.strip("=") for w in rest if w.strip("=") and "=" not in w.strip("=")), "...")
     is_sure = found and (value != "..." or found[0].rsplit(".", 1)[-1] == key)  # a stray word may be anything
-    return f" Did you mean {found[0]}={value}?" if is_sure else ""
+    return did_you_mean([f"{found[0]}={value}"] if is_sure else [])
 
 
 def choices_in(words: Sequence[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from trainer.config.ranges import OF_LAUNCHERS, RANGES, TEXT, OneOf, Range, Rule, as_yaml
 from trainer.config.schema import GROUPS
-from trainer.utils.errors import ConfigError, close_to, listed, nearest
+from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed, nearest
 from trainer.utils.program import main_py
 
 # names that other programs have
@@ -44,7 +44,7 @@ def check_choice(group: str, name: str) -> None:
     meant = MEANT.get((group, name.lower())) or next(iter(close_to(name, choices_of(group))), "")
     if group == "model" and name.lower() in of_torchvision():
         meant = f"torchvision model.arch={name.lower()}"
-    hint = f" Did you mean {group}={meant}?" if meant else ""
+    hint = did_you_mean([f"{group}={meant}"] if meant else [])
     if "," in name:
         hint, meant = " A list needs -m in front.", ""
     said = f"{group}={name}: there is no such {group}.{hint} Choices: {listed(choices_of(group))}."
@@ -177,7 +177,7 @@ def unknown_key(key: str, choices: Mapping[str, str] | None = None) -> ConfigErr
             f"{key} is no option of {group}={choices[group]} (it belongs to {listed(owners)}). Its options: {own}."
         )
     close = close_to(key, all_keys())
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    hint = did_you_mean(close)
     if choices is not None and close and close[0] not in {*defaults_of(choices), *TYPED}:
         of = close[0].split(".")[0]
         hint = f" Did you mean {close[0]}? It belongs to {of}={' and '.join(owners_of(close[0]))}."
@@ -213,7 +213,7 @@ def check_value(key: str, value: Any, default: Any) -> Any:
         close = close_to(as_yaml(value), [as_yaml(w) for w in rule.words]) if isinstance(rule, OneOf) else []
         if isinstance(rule, Range) and rule.whole and isinstance(value, float) and value.is_integer():
             close = [str(int(value))]
-        hint = f" Did you mean {key}={close[0]}?" if close else ""
+        hint = did_you_mean([f"{key}={word}" for word in close[:1]])
         error = ConfigError(f"{key}={as_yaml(value)} is not allowed.{hint} Allowed: {allowed}.")
         raise error.instead(key, as_yaml(value), close[0] if close else "") from None
 

@@ -12,7 +12,7 @@ from trainer.config.options import flatten
 from trainer.config.roles import OF_THE_COMMAND, OF_THIS_MACHINE, decisive
 from trainer.run import directory, records
 from trainer.run.directory import Run
-from trainer.utils.errors import ConfigError, DamagedError, close_to
+from trainer.utils.errors import ConfigError, DamagedError, close_to, did_you_mean
 from trainer.utils.text import emit
 
 
@@ -214,8 +214,8 @@ def unknown_run(target: str, outputs: Path, checkpoints: Path) -> ConfigError:
     ):
         return ConfigError(f"{target}: {where}; {outputs / name / 'config.json'} is missing.{told}")
     close = close_to(name, names)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return ConfigError(f"{target}: {where}.{hint} `last` is the newest run.").instead("run", target, *close[:1] or [""])
+    error = ConfigError(f"{target}: {where}.{did_you_mean(close)} `last` is the newest run.")
+    return error.instead("run", target, close[0] if close else "")
 
 
 def resolve_resume(resume: str | None, name: str | None, outputs: str) -> str | None:

@@ -111,7 +111,11 @@ def close_to(word: str, known: Iterable[str]) -> list[str]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the hint ` Did you mean X?` for the known word closest to `word`, or "" where none is close."""
-    close = close_to(word, known)
+    return did_you_mean(close_to(word, known))
+
+
+def did_you_mean(close: Sequence[str]) -> str:
+    """The hint ` Did you mean X?`, or "" where there is nothing to name."""
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
