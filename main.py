@@ -93,19 +93,19 @@ def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal,
 def main() -> int:
     """Run the command line; returns the exit code."""
     try:
-        if (told := help_for(sys.argv[1:])) is not None:
+        if (told := help_for(args := sys.argv[1:])) is not None:
             emit(*told.splitlines())
             return 0
         if not ranks.of_environment().is_first:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (rank 0 speaks for all, to the end)
         with StopSignal() as stop:
             with stop.held():
-                command = parse_command(sys.argv[1:])
+                command = parse_command(args)
             with folders.explained(command.folders):
                 run = run_sweep if command.multirun else run_one
                 {"compare": run_compare, "experiments": run_experiments}.get(command.verb, run)(command, stop)
     except TrainerError as error:
-        return ranks.leave(error, f"error: {error}{type_instead(error, sys.argv[1:])}")
+        return ranks.leave(error, f"error: {error}{type_instead(error, args)}")
     except Interrupted as error:
         return ranks.leave(error, str(error))
     finally:

@@ -72,6 +72,16 @@ def test_a_refused_command_line_is_offered_without_its_mistakes(untrained: Cli) 
             assert untrained(*shlex.split(wanted), as_typed=True).code == 0, wanted
 
 
+def test_no_line_is_offered_where_the_data_is_refused(cli: Cli) -> None:
+    words = ("data=folder", "data.root=nowhere", "model=mlp", "model.num_hiddens=[128, 64]")
+    outcome = cli(*words)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: nowhere: there is no such folder")
+    assert offered(outcome.err) is None
+    outcome = cli(*words, "epoch=3")
+    assert offered(outcome.err) == [*words[:3], "model.num_hiddens=[128,64]", "epochs=3"]
+
+
 def test_what_is_typed_with_a_value_of_a_like_kind_is_taken(untrained: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(main, "run_verb", lambda _verb, config, *_args: seen.append(config))

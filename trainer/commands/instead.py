@@ -15,7 +15,7 @@ from trainer.run.target import find_run, unknown_run
 from trainer.utils.errors import ConfigError, TrainerError, close_to
 from trainer.utils.program import main_py
 
-ROUNDS = 6  # mistakes that are mended on one line
+ROUNDS = 8  # one for each mistake that is mended on a line, one for the spaces, one for -m
 FLAGS = ("-m", "--multirun", "--cfg")
 
 
@@ -23,28 +23,32 @@ def type_instead(error: TrainerError, args: Sequence[str]) -> str:
     """A line that says what to type after a refusal, or "" where nothing was found that would be accepted."""
     words = None
     with contextlib.suppress(Exception):  # it is a guess: whatever is wrong with it must not hide the refusal
-        words = mended(joined(args)) if isinstance(error, ConfigError) else None
+        words = mended(args) if isinstance(error, ConfigError) else None
     if words is None or words == list(args):
         return ""
     return f"\ntype: {main_py()} {shlex.join(words)}"
 
 
 def mended(words: Sequence[str]) -> list[str] | None:
-    """The words with each mistake replaced by what was probably meant; None where one is left."""
+    """The words with each mistake replaced by what was probably meant; None where one is left.
+
+    Words that would be accepted stay as they are: what was refused is then the data or a file, not the line.
+    """
     words = list(words)
     for _ in range(ROUNDS):
         try:
             command = check_words(words)
         except ConfigError as error:
-            if error.meant is None or (swapped := swap(words, *error.meant)) == words:
+            better = joined(words)
+            if better == words and error.meant is not None:
+                better = swap(words, *error.meant)
+            if better == words:
                 return None
-            words = swapped
-        else:
-            if command.multirun or not any(
-                override.is_sweep_override() for override in parse_overrides(command.overrides)
-            ):
-                return words
-            words = ["-m", *words]
+            words = better
+            continue
+        if command.multirun or not any(o.is_sweep_override() for o in parse_overrides(command.overrides)):
+            return words
+        words = ["-m", *words]
     return None
 
 
