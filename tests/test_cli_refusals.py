@@ -75,7 +75,7 @@ AFTER_TORCH: dict[str, tuple[str, ...]] = {
     "name=.hidden": ("name=.hidden", "letters, digits"),
     "name=auto": ("name=auto", "meaning of their own"),
     "name=last": ("name=last", "meaning of their own"),
-    "batch_size=901": ("batch_size=901", "900"),
+    "batch_size=901 data.drop_last=true": ("batch_size=901", "900"),
     "data=folder data.root=nowhere": ("nowhere", "no such folder"),
     "init_from=nowhere": ("nowhere", "no such file"),
     "data.limit=901": ("data.limit=901", "900"),
