@@ -19,7 +19,7 @@ from trainer.data.augment import expanded, move, moves
 from trainer.data.batches import Batches, Placement, eval_batch_size, generator, normalizer
 from trainer.data.splits import Split, Splits, cut
 from trainer.data.synthetic import synthetic
-from trainer.data.workers import shutting_down, start_worker
+from trainer.data.workers import shutting_down, signals_waiting, start_worker
 from trainer.utils.errors import Interrupted
 from trainer.utils.signals import StopSignal
 
@@ -376,3 +376,25 @@ def test_workers_that_do_not_answer_end_with_an_error_at_once() -> None:
     assert time.monotonic() - began < 4  # torch would wait for ten seconds, and then for the second one
     assert len(workers) == 2
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_workers_end_though_one_that_was_killed_holds_a_lock_that_they_share() -> None:
+    """As one that is killed while it looks whether it should end: asked to end, the others would wait for ever."""
+    loader = DataLoader(torch.zeros(4, 1), batch_size=1, num_workers=2, worker_init_fn=start_worker)
+    with shutting_down(loader) as iterator:
+        assert len(list(itertools.islice(iterator, 4))) == 4
+        iterator._workers_done_event._cond.acquire()
+        workers = list(iterator._workers)
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_worker_that_dies_while_they_are_ended_hides_no_other_and_is_no_error() -> None:
+    loader = DataLoader(torch.zeros(4, 1), batch_size=1, num_workers=2, worker_init_fn=start_worker)
+    with shutting_down(loader) as iterator:
+        assert len(list(itertools.islice(iterator, 4))) == 4
+        workers = list(iterator._workers)
+        with signals_waiting():
+            workers[0].kill()
+            workers[0].join()
+    assert not any(worker.is_alive() for worker in workers)
+    assert signal.getsignal(signal.SIGCHLD).__module__.startswith("torch")  # it still tells of others

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch.utils.data._utils.signal_handling import _remove_worker_pids
+from torch.utils.data._utils.signal_handling import _remove_worker_pids, _set_SIGCHLD_handler
 
 from trainer.utils.signals import STOPS, end_with_parent
 
@@ -19,33 +19,33 @@ def start_worker(worker: int) -> None:
 
 @contextmanager
 def shutting_down(loader: Any) -> Iterator[Any]:
-    """Yield an iterator of a DataLoader, and end its workers with the block.
+    """Yield an iterator of a DataLoader, and kill its workers with the block: they have nothing to lose.
 
-    Without this they end when the iterator is collected. The traceback of an error keeps it alive, and at exit Python
-    would wait for ever for processes that ignore SIGTERM.
+    Torch would ask them to end. They may not hear it where one of them was killed, or a signal was raised here, while
+    it held a lock that they share; and at exit Python would wait for ever for processes that ignore SIGTERM.
     """
+    _set_SIGCHLD_handler()  # before signals_waiting(), whose handler torch would take for the program's own
     iterator = None
     try:
         with signals_waiting():
             iterator = iter(loader)
         yield iterator
-    except BaseException:
-        if hasattr(iterator, "_shutdown_workers"):  # there are workers
-            kill_workers(iterator)
-        raise
-    if hasattr(iterator, "_shutdown_workers"):
+    finally:
         with signals_waiting():
-            iterator._shutdown_workers()
+            if hasattr(iterator, "_workers"):  # there are some
+                kill_workers(iterator)
 
 
 @contextmanager
 def signals_waiting() -> Iterator[None]:
-    """Let signals wait until torch has started or ended its workers.
+    """Let signals wait until torch has started its workers, or until they have ended.
 
-    Raised in the middle, they would leave workers that nobody tells to end, and torch waits five seconds for each.
+    Raised in the middle, they would leave workers that nobody tells to end. So would the error that torch raises when
+    a worker dies; where that matters, torch sees it again with the next batch.
     """
     # Handlers, not pthread_sigmask(): that holds for one thread, and a signal then reaches Python through another one.
-    before = {signum: signal.getsignal(signum) for signum in STOPS}
+    child = [signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else []
+    before = {signum: signal.getsignal(signum) for signum in (*STOPS, *child)}
     arrived: list[int] = []
     try:
         for signum in before:
@@ -54,16 +54,13 @@ def signals_waiting() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    if arrived:
-        signal.raise_signal(arrived[0])
+    stops = [signum for signum in arrived if signum in STOPS]
+    if stops:
+        signal.raise_signal(stops[0])
 
 
 def kill_workers(iterator: Any) -> None:
-    """End the workers of a DataLoader without asking them, after an error or a signal.
-
-    Where a signal was raised inside one of the queues, the queue may wake nobody any more: the workers would not hear
-    that they should end, and torch would wait five to ten seconds for each of them.
-    """
+    """End the workers of a DataLoader without asking them."""
     iterator._shutdown = True  # torch has nothing left to do
     if iterator._worker_pids_set:  # else torch would report each killed worker as an error
         _remove_worker_pids(id(iterator))
@@ -77,3 +74,6 @@ def kill_workers(iterator: Any) -> None:
         queue.close()
     if hasattr(iterator, "_pin_memory_thread"):
         iterator._pin_memory_thread_done_event.set()
+        iterator._worker_result_queue.put((None, None))  # wakes it, which would else look in five seconds
+        iterator._worker_result_queue.cancel_join_thread()
+        iterator._worker_result_queue.close()

@@ -47,7 +47,7 @@ def explain(error: BaseException, config: Config, run: Run | None = None) -> Bas
             f"out of memory with batch_size={config.batch_size}{peak}: {text.splitlines()[0]} "
             "Try a smaller batch_size, accumulate_steps=2 or more, or data.workers=0."
         )
-    if isinstance(error, ConnectionResetError) or "DataLoader worker" in text:
+    if isinstance(error, (ConnectionResetError, ConnectionRefusedError, EOFError)) or "DataLoader worker" in text:
         return WorkerError(
             f"a process that decodes images was ended from outside ({text.splitlines()[0]}). Memory may be short. "
             f"{command_for(config, 'resume')} continues; data.workers=0 does without such processes."
