@@ -715,6 +715,8 @@ def test_row_30_the_next_job_of_a_sweep_starts_clean(tmp_path: Path, pictures: N
         (MemoryError(), ResourceError),
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), WorkerError),
         (ConnectionResetError(104, "Connection reset by peer"), WorkerError),
+        (ConnectionRefusedError(111, "Connection refused"), WorkerError),
+        (EOFError(), WorkerError),
     ],
 )  # fmt: skip
 def test_row_30_and_32_what_torch_says_is_told_in_our_words(error: Exception, kind: type, cli: Cli) -> None:
