@@ -51,7 +51,7 @@ PACKAGES = {
     "torchvision": ("trainer.data", "trainer.models.torchvision"),
     "matplotlib": ("trainer.plots",),
     "tensorboard": ("trainer.run.recorder",),
-    "rich": ("trainer.utils.screen", "trainer.sweep.board"),
+    "rich": ("trainer.utils.screen", "trainer.utils.bar", "trainer.sweep.board"),
     "PIL": ("trainer.data", "trainer.run.recorder"),
     "numpy": ("trainer.data", "trainer.run", "trainer.scratch.with_numpy"),
     "scipy": ("trainer.utils.evidence",),

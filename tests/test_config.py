@@ -151,7 +151,8 @@ def test_options_of_an_optimizer_are_keywords_of_torch(name: str) -> None:
 
 @pytest.mark.parametrize("name", choices_of("data"))
 def test_options_of_a_data_set_are_its_keywords_and_the_common_ones(name: str) -> None:
-    common = {"val_fraction", "split_seed", "order_seed", "drop_last", "limit"}
+    common = {"val_fraction", "split_seed", "order_seed", "drop_last", "limit", "eval_limit"}
+    common |= {"size"} if name in PICTURE_SETS else set()
     common |= {"normalize", "augment"} if name in PICTURE_SETS else set()
     common |= {"resident"} if name in PICTURE_SETS else set()
     common |= {"workers"} if name == "folder" else {"expand"} if name in PICTURE_SETS else set()
@@ -423,9 +424,12 @@ NEVER_NEGATIVE = {  # comments that say so in words only
 }
 NULL_BY_DEFAULT = {  # what kind of value a null stands for
     "data.limit": 1,
+    "data.eval_limit": 1,
+    "data.size": 8,
     "data.order_seed": 0,
     "reference.value": 1.0,
     "model.init_std": 1.0,
+    "model.start": 1.0,
     **dict.fromkeys(("stop_at.train_loss", "stop_at.train_accuracy", "stop_at.val_loss", "stop_at.val_accuracy"), 1.0),
 }
 NOT_NUMBERS = [
@@ -483,6 +487,9 @@ def bad_values(key: str, default: Any) -> st.SearchStrategy[Any]:
                 [0.5, nan],
                 [0.5, "a"],
                 [0, 1, 2],
+                [[0.5, 0.5, 0.5], [0.5, 0.5, 0]],
+                [[], []],
+                [[[0.5]], 0.5],
                 {},
                 (0.5, 0.5),
             ]
@@ -497,7 +504,8 @@ def bad_values(key: str, default: Any) -> st.SearchStrategy[Any]:
             return st.sampled_from([None, "seed", 3, True, [3], [None], [""], {}, ("seed",)])
         return st.one_of(
             inner.filter(lambda value: not isinstance(value, list)).map(lambda value: [value] * len(default)),
-            st.sampled_from([None, 1.0, "abc", [], {}, (0.5, 0.5), [[0.5, 0.5]]]),
+            st.sampled_from([None, 1.0, "abc", {}, (0.5, 0.5), [[0.5, 0.5]]]),
+            st.just([] if key != "model.layers" else [""]),  # a convnet of no layers is a softmax regression
         )
     number = NULL_BY_DEFAULT.get(key, default)
     if is_number(number) and key != "data.channels":
@@ -508,6 +516,8 @@ def bad_values(key: str, default: Any) -> st.SearchStrategy[Any]:
     allowed = set(re.findall(rf"(?:^|\| |: ){word}", COMMENTS.get(key, "")))
     allowed = allowed if key in RANGES and not isinstance(RANGES[key], FilePath) else set()
     bad_texts = st.sampled_from(["", 3, 0.5, True, [], ["a"], {}, (), "${oc.env:HOME}", "a${x}"])
+    if key == "input":  # it takes lists
+        bad_texts = bad_texts.filter(lambda value: value != ["a"])
     if allowed:
         return st.one_of(bad_texts, st.text(min_size=1).filter(lambda text: text not in COMMENTS[key]))
     return bad_texts if default is None else st.one_of(bad_texts, st.none())
@@ -533,7 +543,7 @@ def test_a_whole_number_beyond_every_float_is_refused(key: str) -> None:
 def test_the_fuzz_knows_the_bound_of_nearly_every_number() -> None:
     numbers = {key for key, value in every_setting() if is_number(NULL_BY_DEFAULT.get(key, value))}
     without = {key for key in numbers if not bad_bounds(COMMENTS.get(key, "")) and key not in NEVER_NEGATIVE}
-    assert without <= {"data.b", "data.channels", "data.depth", "reference.value"}
+    assert without <= {"data.b", "data.channels", "data.depth", "model.start", "reference.value"}
 
 
 # which value wins

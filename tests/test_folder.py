@@ -17,8 +17,8 @@ from conftest import Cli, assert_refused, write_class_folders
 from PIL import Image
 
 from trainer.data import decoded, folder
-from trainer.data.decoded import Frame
 from trainer.data.folder import ImageFiles, class_folders, memory_available
+from trainer.data.images import Frame
 from trainer.data.splits import Source, cut
 from trainer.utils.errors import ConfigError
 
@@ -228,7 +228,7 @@ def test_sets_of_equal_names_sizes_and_times_do_not_share_a_cache_entry(tmp_path
     assert len(list(cache.iterdir())) == 2  # neither took the other for an earlier state of itself
     names = ["train/a/00.bmp", "train/b/00.bmp"]
     stamps = [(1, 1, 1)] * 2
-    key = functools.partial(decoded._entry_name, frame=Frame(4, 1), keep=True, wanted=None)
+    key = functools.partial(decoded._entry_name, frame=Frame((1, 4, 4)), keep=True, wanted=None)
     before = key(one, names, stamps)
     assert before == key(one, names, stamps)
     assert before != key(two, names, stamps)
@@ -500,7 +500,7 @@ def test_auto_streams_what_needs_more_than_half_of_the_memory(
 
 def test_image_files_can_be_sent_to_a_worker(tmp_path: Path) -> None:
     root = plant(tmp_path / "p")
-    files = pickle.loads(pickle.dumps(ImageFiles(root, ["b/01.png"], Frame(4, 3))))
+    files = pickle.loads(pickle.dumps(ImageFiles(root, ["b/01.png"], Frame((3, 4, 4)))))
     assert files[0].unique().tolist() == [101]
     (root / "b" / "01.png").unlink()
     with pytest.raises(ConfigError, match=r"b/01\.png: no such file"):
@@ -535,3 +535,43 @@ def test_many_unreadable_images_are_all_listed_in_a_file(on_error: str, tmp_path
     assert [f"bad{i}.png" in line for i, line in enumerate(listed.read_text(encoding="utf-8").splitlines())] == [
         True
     ] * 7
+
+
+def test_fit_size_and_limit_are_those_of_the_training_in_eval_and_predict(cli: Cli, tmp_path: Path) -> None:
+    """Wide images whose class is told by their left edge alone, which crop would cut away."""
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 30), ("test", 4), ("other/test", 4), ("other/train", 4)):
+        for k in range(2):
+            (tmp_path / "p" / part / f"k{k}").mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 40, (8, 32), dtype=np.uint8)
+                pixels[:, :8] = 255 * k
+                Image.fromarray(pixels).save(tmp_path / "p" / part / f"k{k}" / f"{i}.png")
+    (tmp_path / "p/other").rename(tmp_path / "other")
+    words = ("data=folder", "data.root=p", "data.size=8", "model=softmax", "epochs=3", "plots=false", "name=a")
+    outcome = cli(*words, "data.fit=squash", "data.augment=none", "data.eval_limit=6")
+    assert "squashed to 8 x 8 pixels (data.fit, data.size)" in outcome.out
+    assert "accuracy 1.0000" in outcome.out
+    assert "on 6 examples" in outcome.out
+    for more, said in (((), "on 6 examples"), (("data.eval_limit=null",), "on 8 examples")):
+        outcome = cli("eval", "checkpoint=a", *more, "plots=false")
+        assert "accuracy 1.0000" in outcome.out
+        assert said in outcome.out
+    for verb in (("eval", "data=folder", "data.root=other", "data.size=8"), ("predict", "input=other")):
+        assert "accuracy 1.0000" in cli(verb[0], "checkpoint=a", *verb[1:], "plots=false").out, verb
+    assert "data.fit has no effect" in cli("eval", "checkpoint=a", "data.fit=pad", "plots=false").out
+    assert_refused(cli("predict", "checkpoint=a", "input=other", "data.max_megapixels=0.0001"), "too large: 32 x 8")
+
+
+@pytest.mark.parametrize("verb", [("model=lenet", "name=b"), ("eval", "checkpoint=a")])
+def test_what_shapes_alone_refuse_is_refused_before_an_image_is_decoded(
+    verb: tuple[str, ...], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_class_folders(tmp_path / "p", {"train": 12, "test": 3})
+    words = ("data=folder", "data.root=p", "data.size=8", "plots=false")
+    assert cli(*words, "model=softmax", "epochs=1", "name=a").code == 0
+    monkeypatch.setattr(decoded, "decode", None)
+    wrong = "data.size=10" if verb[0] == "eval" else "data.size=8"
+    outcome = cli(*verb, *words[:2], wrong, "paths.cache=another")
+    assert_refused(outcome, "Type data.channels=3 data.size=8" if verb[0] == "eval" else "12x12 or more")
+    assert "decoding" not in outcome.out

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.data import images
-from trainer.data.images import ImageError, Seen, Values, losses, read_image
+from trainer.data.images import Frame, ImageError, Seen, Values, losses, read_image
 from trainer.data.listing import IMAGE_SUFFIXES, walk
 
 
 def read(path: Path, channels: int = 3, size: int = 8) -> Tensor:
-    return read_image(path, channels=channels, height=size, width=size)
+    return read_image(path, Frame((channels, size, size)))
 
 
 def colour_of(path: Path) -> list[int]:
@@ -193,11 +193,29 @@ def test_a_large_image_below_the_cap_gives_no_warning(tmp_path: Path, monkeypatc
     assert seen == []
 
 
-def test_the_cap_is_looked_at_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 63)
+def test_the_cap_is_looked_at_before_decoding_and_can_be_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's own limit refuses twice as many
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(ImageError, match="8 x 8 is more than 63 pixels"):
-        read(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"8 x 8 is more than 6\.3e-05 megapixels.*data\.max_megapixels"):
+        read_image(tmp_path / "a.png", Frame((1, 8, 8), max_megapixels=63e-6))
+    assert read_image(tmp_path / "a.png", Frame((1, 8, 8), max_megapixels=64e-6)).shape == (1, 8, 8)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_fit_says_what_becomes_of_the_longer_side(tmp_path: Path) -> None:
+    Image.fromarray(np.tile(np.array([0, 0, 100, 100, 200, 200, 255, 255], np.uint8), (4, 1))).save(tmp_path / "a.png")
+    Image.new("L", (1000, 1), 255).save(tmp_path / "line.png")
+    crop, pad, squash = (
+        [read_image(tmp_path / name, Frame((1, 4, 4), fit=fit))[0].tolist() for name in ("a.png", "line.png")]
+        for fit in ("crop", "pad", "squash")
+    )
+    assert crop[0] == [[100, 100, 200, 200]] * 4  # the middle
+    assert squash[0] == [squash[0][0]] * 4
+    assert squash[0][0] == pytest.approx([0, 100, 200, 255], abs=20)
+    assert pad[0] == [[0] * 4, squash[0][0], squash[0][0], [0] * 4]
+    assert pad[1].count([255] * 4) == 1  # a line of pixels stays one
 
 
 def test_every_suffix_of_the_formats_that_are_read_is_an_image() -> None:
@@ -228,10 +246,10 @@ def test_walk_finds_the_images_at_any_depth_and_through_links(tmp_path: Path) ->
 def test_depth_says_which_value_is_white(tmp_path: Path, suffix: str, depth: int, levels: list[int]) -> None:
     values = np.array([0, 2048, 4095], dtype=np.uint16).repeat(24).reshape(3, 24).T  # 24 x 3 pixels
     Image.fromarray(np.ascontiguousarray(values)).save(tmp_path / f"a.{suffix}")
-    pixels = read_image(tmp_path / f"a.{suffix}", channels=1, height=24, width=3, depth=depth)
+    pixels = read_image(tmp_path / f"a.{suffix}", Frame((1, 24, 3), depth))
     assert pixels[0, 0].tolist() == levels
     with images.quiet_pillow():
-        found = images.decode(tmp_path / f"a.{suffix}", channels=1, height=24, width=3, depth=depth)[1]
+        found = images.decode(tmp_path / f"a.{suffix}", Frame((1, 24, 3), depth))[1]
     assert found == Values(peak=4095)
 
 
@@ -283,7 +301,7 @@ def colour16(path: Path, value: int, channels: int = 3) -> Path:
 
 def values_of(path: Path, depth: int = 16) -> Values:
     with images.quiet_pillow():
-        return images.decode(path, channels=3, height=8, width=8, depth=depth)[1]
+        return images.decode(path, Frame((3, 8, 8), depth))[1]
 
 
 @pytest.mark.parametrize(("name", "channels"), [("a.png", 3), ("a.png", 2), ("a.png", 4), ("a.tif", 3), ("a.ppm", 3)])
@@ -315,9 +333,9 @@ def test_colour_of_8_bits_is_read_whole(tmp_path: Path, suffix: str) -> None:
 def test_floats_that_are_cut_off_are_known(tmp_path: Path, values: list[float], lost: str, levels: list[int]) -> None:
     pixels = np.array(values, np.float32).repeat(24).reshape(3, 24).T
     Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "a.tif")
-    assert read_image(tmp_path / "a.tif", channels=1, height=24, width=3)[0, 0].tolist() == levels
+    assert read_image(tmp_path / "a.tif", Frame((1, 24, 3)))[0, 0].tolist() == levels
     with images.quiet_pillow():
-        found = images.decode(tmp_path / "a.tif", channels=1, height=24, width=3, depth=16)[1]
+        found = images.decode(tmp_path / "a.tif", Frame((1, 24, 3)))[1]
     assert found.lost == lost
 
 

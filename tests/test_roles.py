@@ -142,6 +142,7 @@ def test_a_sweep_and_a_study_are_recognised_by_what_their_results_depend_on() ->
 # against an independent truth: what freeze takes from whom, what check-resume overwrites, what a command reads
 
 CANDIDATES = [
+    8,
     True,
     False,
     1,

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from trainer.utils import bar
 from trainer.utils.screen import Screen, shown, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,3 +176,20 @@ def test_a_tables_columns_are_aligned() -> None:
         "cat           0.5000     3",
         "hippopotamus  1.0e-05    12345  rare",
     ]
+
+
+def test_work_beside_the_epochs_has_a_bar_from_a_second_on_where_there_is_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batches = [([0] * 3, [1] * 3), ([0] * 2, [1] * 2)]
+    console = Console(file=sys.stdout, force_terminal=True, width=100)
+    monkeypatch.setattr("rich.progress.get_console", lambda: console)
+    for terminal, quick, drawn in ((True, 0.0, True), (False, 0.0, False), (True, 60.0, False)):
+        monkeypatch.setattr(bar, "is_terminal", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(bar, "QUICK", quick)
+        monkeypatch.setattr(bar, "DRAWN_EVERY", 0.0)
+        with bar.Bar("measuring", 5, "examples") as drawn_bar:
+            assert list(drawn_bar.over(batches)) == batches
+        out = capsys.readouterr().out
+        assert ("measuring" in out) is drawn
+        assert ("5/5 examples" in CONTROL.sub("", out)) is drawn

@@ -4,11 +4,15 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trainer.data import adapt
+from trainer.data.adapt import measured, normalized, scaled
 from trainer.data.splits import Source, Split, cut
 from trainer.data.stratify import mixed, stratified
 from trainer.utils.errors import ConfigError
@@ -230,10 +234,11 @@ def test_limit_may_take_everything_but_no_more() -> None:
         ("own", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
         ("none", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
         ([0.5, 0.25], (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        ([[0.1, 0.2, 0.3], 0.25], (0.1, 0.2, 0.3), (0.25, 0.25, 0.25)),
     ],
 )
 def test_normalize_settles_mean_and_std(normalize: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    splits = cut(source_of(), val_fraction=0, split_seed=0, normalize=normalize)
+    splits = normalized(cut(source_of(), val_fraction=0, split_seed=0), normalize)
     assert (splits.mean, splits.std) == (mean, std)
 
 
@@ -288,3 +293,29 @@ def test_take_may_be_empty() -> None:
     none = torch.empty(0, dtype=torch.int64)
     assert len(Split(torch.zeros(3, 1, 2, 2), torch.zeros(3)).take(none)) == 0
     assert len(Split(Counting(), torch.arange(10)).take(none)) == 0
+
+
+def test_only_some_examples_are_measured_the_same_ones_whatever_the_cut() -> None:
+    whole = [cut(source_of(val=source_of(60).train), val_fraction=0, split_seed=seed) for seed in (0, 1)]
+    few = [measured(splits, 20) for splits in whole]
+    assert [len(few[0].train), len(few[0].val), len(few[0].test)] == [101, 20, 4]
+    assert few[0].val.y.bincount().tolist() == [10, 10]
+    assert numbers(few[0].val) == numbers(few[1].val)
+    assert measured(whole[0], None) is whole[0]
+
+
+def test_images_are_scaled_as_pillow_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randint(256, (7, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    splits = cut(source_of(), val_fraction=0, split_seed=0)
+    splits = replace(splits, train=Split(x, splits.train.y[:7]), in_shape=(3, 9, 9))
+    monkeypatch.setattr(adapt, "AT_ONCE", 3)
+    for size in (4, 20):
+        found = scaled(splits, size)
+        assert (found.in_shape, found.train.x.shape) == ((3, size, size), (7, 3, size, size))
+        for image, ours in zip(x, found.train.x, strict=True):
+            theirs = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
+            assert (torch.from_numpy(np.array(theirs)).permute(2, 0, 1).int() - ours.int()).abs().max() <= 1
+    assert scaled(splits, 9) is splits
+    monkeypatch.setattr(adapt, "memory_available", lambda: 1000)
+    with pytest.raises(ConfigError, match=r"data\.size=1024 takes .* GB .*data\.limit=, data\.eval_limit="):
+        scaled(splits, 1024)

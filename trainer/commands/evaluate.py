@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from trainer import build, data
+from trainer.config.fit import shape_of
 from trainer.config.ranges import as_yaml
-from trainer.config.schema import Config
+from trainer.config.schema import Choice, Config
 from trainer.data.splits import Splits
 from trainer.engine import Evaluation
 from trainer.run import directory
-from trainer.run.checkpoint import check_architecture, check_fits, load_model
+from trainer.run.checkpoint import check_architecture, check_fits, check_shape, load_model
 from trainer.run.looks import looks_of, note_look
 from trainer.run.machine import Machine, resolve_auto
 from trainer.run.parts import eval_batches, evaluate_split, place
@@ -80,7 +81,8 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
 
 def evaluate_data(config: Config, trained: Trained, split_name: str) -> tuple[Splits, Evaluation]:
     """Read the data and evaluate one of its splits, normalised as in training."""
-    splits = replace(data.load(config.data, config.paths, like=trained.content), mean=trained.mean, std=trained.std)
+    choice = prepared_as_trained(config, trained)
+    splits = replace(data.load(choice, config.paths, like=trained.content), mean=trained.mean, std=trained.std)
     check_fits(dict(trained.content), splits, trained.path)
     check_cut(config, trained.content, splits, split_name)
     check_targets(config, splits, "The model was trained with this loss: name data with such targets.")
@@ -93,6 +95,28 @@ def evaluate_data(config: Config, trained: Trained, split_name: str) -> tuple[Sp
     loss_fn = build.build_loss(config.loss, config.impl)
     totals = Totals(trained.machine.device, is_sum=build.is_sum(config.loss))
     return splits, evaluate_split(trained.model, loss_fn, batches, totals, trained.machine)
+
+
+def prepared_as_trained(config: Config, trained: Trained) -> Choice:
+    """The data set to measure on, with its images fitted and, where no size was typed, scaled as in the training.
+
+    Raises:
+        ConfigError: its images cannot have the shape of the model's; said before any of them is decoded.
+    """
+    options = dict(config.data.options)
+    if "fit" in options:
+        options["fit"] = fit_of(trained)
+    if options.get("size", 0) is None:
+        options["size"] = trained.in_shape[-1]
+    choice = replace(config.data, options=options)
+    if (shape := shape_of(choice)) is not None:
+        check_shape(trained.content, shape, trained.path, is_folder=choice.name == "folder")
+    return choice
+
+
+def fit_of(trained: Trained) -> str:
+    """How the images of the training were fitted to their size."""
+    return str(trained.content["config"].get("data", {}).get("fit", "crop"))
 
 
 def check_cut(config: Config, content: Mapping[str, Any], splits: Splits, split_name: str) -> None:

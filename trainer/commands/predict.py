@@ -11,16 +11,27 @@ import torch
 from torch import Tensor
 
 from trainer import build, engine
-from trainer.commands.evaluate import Trained, count_look, evaluate_data, load_trained
+from trainer.commands.evaluate import Trained, count_look, evaluate_data, fit_of, load_trained
 from trainer.config.schema import Config
 from trainer.data.batches import eval_batch_size, normalizer
-from trainer.data.images import ImageError, Seen, decode, losses, mixed_floats, quiet_pillow, read_image
+from trainer.data.images import (
+    MEGAPIXELS,
+    Frame,
+    ImageError,
+    Seen,
+    decode,
+    losses,
+    mixed_floats,
+    quiet_pillow,
+    read_image,
+)
 from trainer.data.listing import IMAGE_SUFFIXES, walk
 from trainer.data.stratify import mixed
 from trainer.run import directory
 from trainer.run.parts import placement
 from trainer.run.result import NUM_IMAGES, grid
 from trainer.run.target import Target
+from trainer.utils.bar import Bar
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.files import csv_bytes, replacing
 from trainer.utils.screen import Screen, shown
@@ -115,14 +126,13 @@ def predict_files(config: Config, trained: Trained, path: Path, screen: Screen) 
             quotes = " A name with spaces needs quotes." if len(targets) > 1 else ""
             raise ConfigError(f"input={target}: there is no such file or folder.{quotes}")
         below |= images_of(Path(target), screen)
-    depth = config.data.options.get("depth", 16)
-    depth = trained.content["preprocess"].get("depth", 16) if depth == "auto" else depth
-    found = label_files(trained, list(below), depth)
+    frame = frame_of(config, trained)
+    found = label_files(trained, list(below), frame)
     if not found.paths:
         raise ConfigError(
             f"input={listed(targets)}: no image could be read.", *(f"  {reason}" for reason in found.unreadable)
         )
-    screen.say(*losses(found.seen, depth))
+    screen.say(*losses(found.seen, frame.depth))
     if told := mixed_floats(found.seen):
         screen.say(f"warning: {told}")
     names = [one_line(path) for path in found.paths]
@@ -139,8 +149,16 @@ def predict_files(config: Config, trained: Trained, path: Path, screen: Screen) 
             f"accuracy {right / len(labels):.4f} on {number_of(len(labels), 'image')}: their folders name the classes"
         )
     if config.plots:
-        draw_files(trained, found.paths, chances, labels, rows, depth, path.with_suffix(".png"))
+        draw_files(trained, found.paths, chances, labels, rows, frame, path.with_suffix(".png"))
     return path, found.unreadable
+
+
+def frame_of(config: Config, trained: Trained) -> Frame:
+    """What an image is decoded to: as in the training, but for what was typed."""
+    depth = config.data.options.get("depth", 16)
+    depth = trained.content["preprocess"].get("depth", 16) if depth == "auto" else depth
+    limit = config.data.options.get("max_megapixels", MEGAPIXELS)
+    return Frame(trained.in_shape, depth, fit_of(trained), limit)
 
 
 def images_of(target: Path, screen: Screen) -> dict[Path, Path]:
@@ -182,17 +200,16 @@ def say_predictions(
 
 
 def draw_files(
-    trained: Trained, paths: list[Path], chances: Tensor, labels: list[int], rows: list[int], depth: int, path: Path
+    trained: Trained, paths: list[Path], chances: Tensor, labels: list[int], rows: list[int], frame: Frame, path: Path
 ) -> None:
     """Draw some files, which are read once more: all of them may need more memory than there is."""
     from trainer.plots import run as plots  # matplotlib takes 0.4 s
 
-    channels, height, width = trained.in_shape
     best = chances.max(1)
     images, titles, wrong = [], [], []
     for i in rows:
         try:
-            images.append(read_image(paths[i], channels=channels, height=height, width=width, depth=depth))
+            images.append(read_image(paths[i], frame))
         except ImageError:  # gone since it was labelled
             continue
         k = int(best.indices[i])
@@ -207,29 +224,30 @@ def draw_files(
         plots.prediction_grid(torch.stack(images), titles, wrong, path, heading=f"file, {heading}")
 
 
-def label_files(trained: Trained, paths: Sequence[Path], depth: int) -> Labelled:
+def label_files(trained: Trained, paths: Sequence[Path], frame: Frame) -> Labelled:
     """Put image files through the model, a batch at a time: a folder may hold more than memory does."""
-    channels, height, width = trained.in_shape
     normalize = normalizer(trained.mean, trained.std, placement(trained.machine))
     size = eval_batch_size(trained.in_shape)
     found: list[Path] = []
     outputs: list[Tensor] = []
     unreadable: list[str] = []
     seen = Seen()
-    for start in range(0, len(paths), size):
-        batch = []
-        for path in paths[start : start + size]:
-            try:
-                with quiet_pillow():
-                    pixels, values = decode(path, channels=channels, height=height, width=width, depth=depth)
-                batch.append(pixels)
-                found.append(path)
-                seen.add(values, str(path))
-            except ImageError as error:
-                unreadable.append(f"{one_line(path)}: {error}")
-        if batch:
-            inputs = normalize(torch.stack(batch).to(trained.machine.device))
-            outputs.append(engine.predict(trained.model, [inputs], trained.machine.autocast))
+    with Bar("labelling", len(paths), "files") as bar:
+        for start in range(0, len(paths), size):
+            batch = []
+            for path in paths[start : start + size]:
+                bar.add(1)
+                try:
+                    with quiet_pillow():
+                        pixels, values = decode(path, frame)
+                    batch.append(pixels)
+                    found.append(path)
+                    seen.add(values, str(path))
+                except ImageError as error:
+                    unreadable.append(f"{one_line(path)}: {error}")
+            if batch:
+                inputs = normalize(torch.stack(batch).to(trained.machine.device))
+                outputs.append(engine.predict(trained.model, [inputs], trained.machine.autocast))
     return Labelled(found, torch.cat(outputs) if outputs else torch.empty(0), unreadable, seen)
 
 

@@ -1,14 +1,24 @@
 """Which settings fit together: tasks and losses, models and libraries, options that contradict each other."""
 
-from trainer.config.ranges import IMPLS_OF, REGRESSION, TASK_OF_DATA, TASKS_OF
-from trainer.config.schema import BUILT, Config
+from trainer.config.ranges import IMPLS_OF, REGRESSION, TASK_OF_DATA, TASKS_OF, as_yaml
+from trainer.config.schema import BUILT, Choice, Config
 from trainer.utils.errors import ConfigError, listed
+from trainer.utils.text import number_of
+
+PUBLISHED = {"mnist": (1, 28), "fashion_mnist": (1, 28), "cifar10": (3, 32)}  # channels and size of their images
 
 
 def needs_validation(config: Config) -> bool:
     """Whether a setting needs validation data."""
     stop_at = config.stop_at
     return bool(config.early_stopping.patience) or stop_at.val_loss is not None or stop_at.val_accuracy is not None
+
+
+def shape_of(data: Choice) -> tuple[int, int, int] | None:
+    """(C, H, W) of the images that a data set will have, known before it is read; None: it has rows."""
+    channels, published = PUBLISHED.get(data.name, (data.options.get("channels"), None))
+    size = data.options.get("size") or published
+    return (channels, size, size) if channels and size else None
 
 
 def check_fit(config: Config) -> None:
@@ -38,6 +48,7 @@ def check_fit(config: Config) -> None:
         raise ConfigError("data=folder needs data.root=<a folder with a folder of images for each class>.")
     if config.reference.metric is not None and config.reference.value is None:
         raise ConfigError("reference.metric needs reference.value: the published figure, shown beside the result.")
+    check_channels(config.data)
     val_fraction = config.data["val_fraction"]
     if val_fraction >= 1 and val_fraction != int(val_fraction):
         raise ConfigError(
@@ -53,6 +64,21 @@ def check_fit(config: Config) -> None:
         raise ConfigError(
             f"stop_at.*_accuracy does not fit data={config.data.name}: {task} has only losses. Allowed: stop_at.*_loss."
         )
+
+
+def check_channels(data: Choice) -> None:
+    """Refuse a mean or std for other channels than the images have.
+
+    Raises:
+        ConfigError: names the values and the number of channels.
+    """
+    shape, normalize = shape_of(data), data.options.get("normalize")
+    if shape is None or not isinstance(normalize, list):
+        return
+    for values in normalize:
+        if isinstance(values, list) and len(values) != shape[0]:
+            channels = number_of(shape[0], "channel")
+            raise ConfigError(f"data.normalize: {as_yaml(values)} is not for images of {channels}. Allowed: one each.")
 
 
 def check_impl(config: Config) -> None:

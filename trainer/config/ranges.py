@@ -82,10 +82,10 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Normalize:
-    """own, none or [mean, std]."""
+    """own, none or [mean, std]: each a number, or a list of one number for each of 1 or 3 channels."""
 
     def __str__(self) -> str:
-        return "own, none, or [mean, std] with std above 0"
+        return "own, none, or [mean, std] with std above 0, each a number or a list of one per channel"
 
     def __call__(self, value: Any) -> Any:
         """Return the value in its final type, or raise ValueError."""
@@ -93,7 +93,8 @@ class Normalize:
             return value
         if not isinstance(value, list) or len(value) != 2:
             raise ValueError
-        return [Range(-1000, 1000)(value[0]), Range(0, 1000, open_low=True)(value[1])]
+        each = zip((Range(-1000, 1000), Range(0, 1000, open_low=True)), value, strict=True)
+        return [[rule(n) for n in v] if isinstance(v, list) and v else rule(v) for rule, v in each]
 
 
 @dataclass(frozen=True)
@@ -223,12 +224,14 @@ RANGES: dict[str, Rule] = {
     "data.val_fraction": Range(0, 1e9),
     "data.split_seed": Range(0, 2**62, whole=True),
     "data.order_seed": SEED,
-    "data.limit": Range(1, 10**9, whole=True),
+    **dict.fromkeys(("data.limit", "data.eval_limit"), Range(1, 10**9, whole=True)),
     "data.normalize": Normalize(),
     "data.expand": OneOf(("none", "shift")),
     "data.augment": OneOf(("none", "crop_flip", "shift")),
     "data.size": Range(8, 1024, whole=True),
     "data.channels": OneOf((1, 3)),
+    "data.fit": OneOf(("crop", "pad", "squash")),
+    "data.max_megapixels": Range(0, 10_000, open_low=True),
     "data.depth": OneOf(("auto", *DEPTHS)),
     "data.test_fraction": Range(0, 1, open_low=True, open_high=True),
     "data.on_error": OneOf(("fail", "skip")),

@@ -39,7 +39,7 @@ role      settings                                         train resume sweep ev
 NUMBERS   experiment recipe recipe/                          +     -      +     -     -         +            +
 NUMBERS   data data.                                         +     +      +     +     +         +            +
 NUMBERS   data.val_fraction data.split_seed data.limit       +     +      +     -     -         +            +
-NUMBERS   data.normalize data.augment data.expand            +     +      +     -     -         +            +
+NUMBERS   data.normalize data.augment data.expand data.fit   +     +      +     -     -         +            +
 NUMBERS   data.order_seed data.drop_last                     +     +      +     -     -         +            +
 COMMAND   data.mirror                                        +     +      +     +     +         +            +
 MACHINE   data.resident data.workers                         +     +      +     +     +         +            +
@@ -163,7 +163,8 @@ def _depends(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str] | 
     split = typed.get("split", "test")
     if use == "eval" and key in ("data.val_fraction", "data.split_seed", "data.limit") and split != "test":
         return REFUSED, f"is not for split={split}: which examples are in it comes from the checkpoint. Leave it out."
-    of_the_set = key.startswith(("data", "paths.data", "paths.cache")) and key != "data.depth"
+    of_the_set = key.startswith(("data", "paths.data", "paths.cache"))
+    of_the_set = of_the_set and key not in ("data.depth", "data.max_megapixels")
     if use == "predict" and of_the_set and "input" in typed:
         return NO_EFFECT, "input= says what is labelled"
     if use == "check-resume" and key in ("paths.outputs", "paths.checkpoints") and "init_from" not in typed:

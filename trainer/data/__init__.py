@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.schema import Choice, Paths
+from trainer.data.adapt import measured, normalized, scaled
 from trainer.data.folder import class_folders
 from trainer.data.splits import Source, Splits, cut
 from trainer.data.synthetic import random, synthetic
@@ -21,7 +22,9 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "folder": class_folders,
 }
 # options that splits.cut handles, for every set alike
-CUT = ("val_fraction", "split_seed", "limit", "expand", "normalize")
+CUT = ("val_fraction", "split_seed", "limit", "expand")
+ADAPTED = ("normalize", "eval_limit")  # options that adapt.py handles, and for these sets their size:
+SCALED = ("mnist", "fashion_mnist", "cifar10")
 BATCHES = ("augment", "workers", "resident", "order_seed", "drop_last")  # options that batches.py handles
 
 
@@ -42,9 +45,12 @@ def load(
     Raises:
         ConfigError: the data is missing, damaged, or too small for what is asked.
     """
-    own = {key: value for key, value in choice.options.items() if key not in (*CUT, *BATCHES)}
+    own = {key: value for key, value in choice.options.items() if key not in (*CUT, *ADAPTED, *BATCHES)}
     if choice.name == "folder":  # class_folders() decides whether its images stay on disk
         own["resident"] = choice["resident"]
+    size = own.pop("size", None) if choice.name in SCALED else None
+    if choice.name == "cifar10":  # where it lies as image files, they are decoded to the size
+        own["size"] = size
     if like is not None and own.get("depth") == "auto":
         own["depth"] = like["preprocess"].get("depth", 16)
     cuts = {key: choice[key] for key in CUT if key in choice.options}
@@ -58,4 +64,6 @@ def load(
         if like is None:
             raise ConfigError(f"data.root={choice['root']}: {mixed}")
         emit(f"warning: {mixed}")  # a run of an earlier version, which took them so
-    return cut(sources[key], **cuts, spares=like is None or "spares" in like["data"])
+    splits = cut(sources[key], **cuts, spares=like is None or "spares" in like["data"])
+    splits = normalized(splits, choice.options.get("normalize", "own"))
+    return scaled(measured(splits, choice.options.get("eval_limit")), size)

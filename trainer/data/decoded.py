@@ -6,6 +6,7 @@ file. listing.py knows which files there are.
 """
 
 import hashlib
+import math
 import os
 import pickle
 import re
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.images import ImageError, Seen, check_regular, decode, quiet_pillow
+from trainer.data.images import Frame, ImageError, Seen, check_regular, decode, quiet_pillow
 from trainer.data.listing import Stamp
 from trainer.data.workers import shutting_down, start_worker
+from trainer.utils.bar import Bar
 from trainer.utils.files import replacing
 from trainer.utils.locks import try_lock
 from trainer.utils.text import emit, number_of
@@ -33,26 +35,6 @@ PROBED, PROBE_BYTES = 256, 2**12  # files whose first and last bytes are read at
 MIN_FOR_WORKERS = 1000  # images; for fewer, starting processes takes longer than decoding
 CHUNK_BYTES = 2**20  # of pixels per message of a worker; in containers /dev/shm may have only 64 MB
 DIGEST_BYTES = 16
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What an image is decoded to.
-
-    Attributes:
-        size: height and width in pixels.
-        channels: 1 or 3.
-        depth: bits of the values in 16-bit grey files.
-    """
-
-    size: int
-    channels: int
-    depth: int = 16
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return (self.channels, self.size, self.size)
 
 
 @dataclass(frozen=True)
@@ -129,7 +111,7 @@ def cached(
 def _entry_name(
     root: Path, names: Sequence[str], stamps: Sequence[Stamp], frame: Frame, keep: bool, wanted: Tensor | None
 ) -> str:
-    """Return <folder>-<channels>x<size>-<what and how>-<state of the files>.pt."""
+    """Return <folder>-<channels>x<height>-<what and how>-<state of the files>.pt."""
     what = repr((CACHE_FORMAT, str(root.resolve()), frame, keep, wanted is None))
     state = hashlib.sha256("\n".join(map(repr, zip(names, stamps, strict=True))).encode())
     if wanted is not None:
@@ -139,7 +121,7 @@ def _entry_name(
         state.update(_ends(root / names[i]))
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", root.resolve().name)[:40].lstrip(".") or "images"
     short = hashlib.sha256(what.encode()).hexdigest()[:8]
-    return f"{readable}-{frame.channels}x{frame.size}-{short}-{state.hexdigest()[:16]}.pt"
+    return f"{readable}-{frame.shape[0]}x{frame.shape[1]}-{short}-{state.hexdigest()[:16]}.pt"
 
 
 def _ends(path: Path) -> bytes:
@@ -233,14 +215,13 @@ class _Chunks(Dataset[_Chunk]):
         self, root: Path, names: Sequence[str], frame: Frame, *, keep: bool, wanted: Tensor | None = None
     ) -> None:
         self.root, self.names, self.frame, self.keep, self.wanted = root, names, frame, keep, wanted
-        self.length = max(1, min(256, CHUNK_BYTES // (frame.channels * frame.size * frame.size)))
+        self.length = max(1, min(256, CHUNK_BYTES // math.prod(frame.shape)))
 
     def __len__(self) -> int:
         return -(-len(self.names) // self.length)
 
     def __getitem__(self, k: int) -> _Chunk:
         images, reasons, digests, seen = [], {}, bytearray(), Seen()
-        channels, height, width = self.frame.shape
         with quiet_pillow():
             for i in range(k * self.length, min((k + 1) * self.length, len(self.names))):
                 path = self.root / self.names[i]
@@ -248,7 +229,7 @@ class _Chunks(Dataset[_Chunk]):
                 if self.wanted is not None and not self.wanted[i]:
                     continue
                 try:
-                    image, values = decode(path, channels=channels, height=height, width=width, depth=self.frame.depth)
+                    image, values = decode(path, self.frame)
                     images.append(image)
                     seen.add(values, self.names[i])
                 except ImageError as error:
@@ -284,8 +265,9 @@ def decode_files(
     good = torch.ones(len(names), dtype=torch.bool) if wanted is None else wanted.clone()
     pixels = torch.empty(int(good.sum()) if keep else 0, *frame.shape, dtype=torch.uint8)
     sums, digests, reasons, end, seen = [], [], {}, 0, Seen()
-    with shutting_down(loader) as decoded:
+    with Bar("decoding", len(names), "files") as bar, shutting_down(loader) as decoded:
         for chunk in decoded:
+            bar.add(len(chunk.digests))
             if keep:
                 pixels[end : end + len(chunk.pixels)] = chunk.pixels
                 end += len(chunk.pixels)

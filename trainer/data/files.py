@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from trainer.utils.bar import Bar
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import replacing
 from trainer.utils.text import emit, one_line
@@ -119,32 +120,40 @@ def fetch(addresses: Sequence[str], check: Callable[[bytes], bytes]) -> bytes:
 
 def _transfer(address: str, patience: float) -> bytes:
     """Return all bytes of an address, read in a thread: looking up a name at a silent server ignores every timeout."""
-    chunks: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=64)  # bounds what an abandoned thread holds
+    chunks: queue.Queue[bytes | int | Exception | None] = queue.Queue(
+        maxsize=64
+    )  # bounds what an abandoned thread holds
     threading.Thread(target=_pump, args=(address, patience, chunks), daemon=True).start()
     data = bytearray()
     last = time.monotonic()
-    while True:
-        try:
-            chunk = chunks.get(timeout=max(0.0, last + patience - time.monotonic()))
-        except queue.Empty:
-            chunk = TimeoutError()
-        if isinstance(chunk, TimeoutError):  # the socket's own may come first
-            raise TimeoutError(f"no answer within {patience:.0f} s, given up after {len(data):,} bytes")
-        if chunk is None:
-            return bytes(data)
-        if isinstance(chunk, Exception):
-            raise chunk
-        data += chunk
-        last = time.monotonic()
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"sends more than {MAX_BYTES:,} bytes")
+    with Bar("downloading", 0, "bytes") as bar:
+        while True:
+            try:
+                chunk = chunks.get(timeout=max(0.0, last + patience - time.monotonic()))
+            except queue.Empty:
+                chunk = TimeoutError()
+            if isinstance(chunk, TimeoutError):  # the socket's own may come first
+                raise TimeoutError(f"no answer within {patience:.0f} s, given up after {len(data):,} bytes")
+            if chunk is None:
+                return bytes(data)
+            if isinstance(chunk, Exception):
+                raise chunk
+            last = time.monotonic()
+            if isinstance(chunk, int):
+                bar.total = chunk
+                continue
+            data += chunk
+            bar.add(len(chunk))
+            if len(data) > MAX_BYTES:
+                raise ValueError(f"sends more than {MAX_BYTES:,} bytes")
 
 
-def _pump(address: str, patience: float, chunks: "queue.Queue[bytes | Exception | None]") -> None:
-    """Put what arrives into the queue, then None or the error that ended the transfer."""
+def _pump(address: str, patience: float, chunks: "queue.Queue[bytes | int | Exception | None]") -> None:
+    """Put the length into the queue if it is told, what arrives, then None or the error that ended the transfer."""
     try:
         with urllib.request.urlopen(address, timeout=patience) as response:
             expected, got = response.headers.get("Content-Length"), 0
+            chunks.put(int(expected or 0))
             while chunk := response.read1(CHUNK):
                 got += len(chunk)
                 chunks.put(chunk)

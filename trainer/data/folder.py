@@ -4,6 +4,7 @@ Nothing is ever written among the images.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from trainer.data.decoded import Frame, cached, mean_std
-from trainer.data.images import ImageError, fitting_depth, losses, mixed_floats, read_image
+from trainer.data.decoded import cached, mean_std
+from trainer.data.images import MEGAPIXELS, Frame, ImageError, fitting_depth, losses, mixed_floats, read_image
 from trainer.data.listing import PARTS, Listing, scan
 from trainer.data.splits import Source, Split
 from trainer.data.stratify import stratified
@@ -37,9 +38,8 @@ class ImageFiles(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         path = self.root / self.names[index]
-        channels, height, width = self.frame.shape
         try:
-            return read_image(path, channels=channels, height=height, width=width, depth=self.frame.depth)
+            return read_image(path, self.frame)
         except ImageError as error:
             raise ConfigError(f"{path}: {error}.") from error
 
@@ -52,6 +52,8 @@ def class_folders(
     size: int = 32,
     channels: int = 3,
     depth: int | str = 16,
+    fit: str = "crop",
+    max_megapixels: float = MEGAPIXELS,
     test_fraction: float = 0.1,
     resident: str | bool = "auto",
     on_error: str = "fail",
@@ -63,9 +65,9 @@ def class_folders(
     Args:
         cache: folder for the decoded images.
         root: the images' folder, relative to the working directory.
-        size: height and width in pixels; the shorter side is fitted and the middle cut out.
-        channels: 1 or 3.
-        depth: bits of the values in 16-bit grey files; auto: the fewest that hold those of the set.
+        size: height and width in pixels.
+        channels: as in images.Frame, like fit and max_megapixels.
+        depth: likewise; auto: the fewest bits that hold the values of the set.
         test_fraction: share of the training files that becomes the test part, where there is no test folder.
         resident: auto, True (in memory) or False (decoded again for every batch).
         on_error: fail, or skip (images that cannot be read are left out, the same ones in every run).
@@ -79,8 +81,9 @@ def class_folders(
     if root is None:
         raise ConfigError("data.root is missing. Name the folder of your images: data.root=FOLDER.")
     listing = scan(Path(root).expanduser())
-    n, frame = len(listing.names), Frame(size, channels, 16 if isinstance(depth, str) else depth)
-    in_memory = _in_memory(listing, n * channels * size * size, resident)
+    n = len(listing.names)
+    frame = Frame((channels, size, size), 16 if isinstance(depth, str) else depth, fit, max_megapixels)
+    in_memory = _in_memory(listing, frame, resident)
     wanted = _sample(listing) if not in_memory and on_error == "fail" else None
     decode = partial(cached, listing.root, listing.names, listing.stamps, cache, keep=in_memory, wanted=wanted)
     decoded = decode(frame)
@@ -88,10 +91,8 @@ def class_folders(
         frame = replace(frame, depth=fitting_depth(decoded.peak))
         decoded = decode(frame)
         emit(f"data.depth=auto: {frame.depth}, since the 16-bit images hold values up to {decoded.peak:,}")
-    if decoded.skipped:
-        _report(listing.root, decoded.skipped, on_error, cache)
-    for line in losses(decoded.seen, frame.depth):
-        emit(line)
+    _report(listing.root, decoded.skipped, on_error, cache)
+    emit(*losses(decoded.seen, frame.depth))
     good = torch.zeros(n, dtype=torch.bool) if wanted is None else ~wanted
     good[decoded.kept] = True
     train, test, val = _part_rows(listing, good, test_fraction)
@@ -100,8 +101,7 @@ def class_folders(
     ignores = ("test_fraction",) if "test" in listing.parts else ()
     digest, earlier = _digests(listing, good, decoded.digests)
     moments = mean_std(decoded.sums[torch.isin(decoded.kept, train)], size * size)
-    classes = listing.classes
-    described = (frame.shape, digest, classes, *moments, own_val, ignores, earlier, frame.depth)
+    described = (frame.shape, digest, listing.classes, *moments, own_val, ignores, earlier, frame.depth)
     return Source(split(train), split(test), *described, mixed=mixed_floats(decoded.seen))
 
 
@@ -166,6 +166,8 @@ def _digests(listing: Listing, good: Tensor, digests: Tensor) -> tuple[str, str]
 
 def _report(root: Path, skipped: list[tuple[str, str]], on_error: str, cache: Path) -> None:
     """Refuse the bad images, or name them in a warning; where they are many, all of them in a file beside the cache."""
+    if not skipped:
+        return
     lines = [one_line(f"{root / name}: {reason}") for name, reason in skipped]
     shown, more = [f"  {line}" for line in lines[:5]], []
     if len(lines) > 5:
@@ -179,8 +181,9 @@ def _report(root: Path, skipped: list[tuple[str, str]], on_error: str, cache: Pa
     emit(f"{said}, left out:", *shown, *more)
 
 
-def _in_memory(listing: Listing, num_bytes: int, resident: str | bool) -> bool:
-    """Decide whether the images are held in memory, and print it."""
+def _in_memory(listing: Listing, frame: Frame, resident: str | bool) -> bool:
+    """Decide whether the images are held in memory, and print it and their size."""
+    num_bytes = len(listing.names) * math.prod(frame.shape)
     ignored = f" ({number_of(listing.num_others, 'other file')} ignored)" if listing.num_others else ""
     available = memory_available()
     in_memory = num_bytes < available // 2 if resident == "auto" else bool(resident)
@@ -188,7 +191,9 @@ def _in_memory(listing: Listing, num_bytes: int, resident: str | bool) -> bool:
     if not in_memory:
         half = f"{num_bytes / 1e6:,.0f} MB is more than half of the {available / 1e6:,.0f} MB available"
         where = f"streamed from disk: {half if resident == 'auto' else 'data.resident=false'}"
-    emit(f"{number_of(len(listing.names), 'image')} {where}{ignored}")
+    how = {"crop": "cropped", "pad": "padded", "squash": "squashed"}[frame.fit]
+    size = f"{how} to {frame.shape[1]} x {frame.shape[2]} pixels (data.fit, data.size)"
+    emit(f"{number_of(len(listing.names), 'image')} {where}{ignored}, {size}")
     if left_out := listing.left_out:
         more = f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else ""
         shown = ", ".join(str(listing.root / name) for name in left_out[:3])

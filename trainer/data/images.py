@@ -23,7 +23,7 @@ from trainer.utils.text import emit, number_of
 
 # Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are less tested.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-MAX_PIXELS = 52_000_000  # a 50-megapixel camera; decoding stays below 1 GB, and a PNG of 160 KB can ask for more
+MEGAPIXELS = 52.0  # a 50-megapixel camera; decoding stays below 1 GB, and a PNG of 160 KB can ask for more
 LARGE_PIXELS = 4_000_000  # from here on an image is shrunk before anything else; below, the copies do not matter
 WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # convert() clips these to 255 instead of scaling them
 
@@ -35,6 +35,24 @@ LOST = {  # what of a file is not used
     "which are cut off: save them with values in range, or as 16-bit integers for data.depth",
 }
 WHITE = {1.0: "up to 1", 255.0: "above 1"}  # floats of a file that tells its white: what its values are
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What an image is decoded to.
+
+    Attributes:
+        shape: (C, H, W): 1 (grey, ITU-R 601 luma) or 3 (RGB) channels, height and width in pixels.
+        depth: bits of the values in 16-bit grey files: 2**depth - 1 is white.
+        fit: crop (the shorter side is fitted and the middle cut out), pad (the longer side is fitted and the rest
+            black) or squash (both sides are fitted, which changes the proportions).
+        max_megapixels: larger images are not decoded.
+    """
+
+    shape: tuple[int, ...]
+    depth: int = 16
+    fit: str = "crop"
+    max_megapixels: float = MEGAPIXELS
 
 
 @dataclass(frozen=True)
@@ -82,64 +100,85 @@ class ImageError(Exception):
     """A file that is no usable image; the message is a short reason without the file's name."""
 
 
-def read_image(path: Path | str, *, channels: int, height: int, width: int, depth: int = 16) -> Tensor:
-    """Decode an image, fit its shorter side to the frame and cut the middle out (antialiased bilinear).
+def read_image(path: Path | str, frame: Frame) -> Tensor:
+    """Decode an image and fit it to the frame (antialiased bilinear).
 
     The image is turned upright by its EXIF orientation; of an animation the first frame counts; transparent pixels
     become white, as viewers show them; grey with more than 8 bits is scaled to 8. Not for several threads at once.
 
     Args:
         path: the file.
-        channels: 1 (grey, ITU-R 601 luma) or 3 (RGB).
-        height: pixels.
-        width: pixels.
-        depth: bits of the values in 16-bit grey files: 2**depth - 1 is white.
+        frame: what it is decoded to.
     Returns:
-        (channels, height, width) uint8.
+        (C, H, W) uint8.
     Raises:
         ImageError: the file is missing, not a regular file, empty, not an image of a known format, too large or
             damaged.
     """
     with quiet_pillow():
-        return decode(path, channels=channels, height=height, width=width, depth=depth)[0]
+        return decode(path, frame)[0]
 
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Hide Pillow's warnings (large image, odd EXIF, odd palette); this changes state of the whole process."""
+    """Hide Pillow's warnings (odd EXIF, odd palette) and its own limit; this changes state of the whole process."""
+    before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
-def decode(path: Path | str, *, channels: int, height: int, width: int, depth: int) -> tuple[Tensor, Values]:
+def decode(path: Path | str, frame: Frame) -> tuple[Tensor, Values]:
     """read_image() inside the caller's quiet_pillow(), and what is to be known of the values in the file."""
     check_regular(path)
+    channels, height, width = frame.shape
     try:
         with Image.open(path, formats=FORMATS) as image, _named_lines(path, is_tiff=image.format == "TIFF"):
             if image.width * image.height == 0:
                 raise ImageError(f"no pixels: {image.width} x {image.height}")
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"too large: {image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+            if image.width * image.height > frame.max_megapixels * 1e6:
+                size = f"{image.width} x {image.height} is more than {frame.max_megapixels:g} megapixels"
+                raise ImageError(f"too large: {size}, the limit of data=folder's data.max_megapixels")
             # A large JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves twice the pixels that are needed.
             image.draft(image.mode, (2 * max(height, width),) * 2)
             halved = _is_halved(image)
             ImageOps.exif_transpose(image, in_place=True)
-            plain, values = _plain(_shrunk(image, height, width), depth)
+            plain, values = _plain(_shrunk(image, height, width), frame.depth)
             plain = plain.convert("L" if channels == 1 else "RGB")
         if plain.size != (width, height):
-            plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
+            plain = FITS[frame.fit](plain, width, height)
         pixels = torch.from_numpy(np.array(plain))  # (H, W) or (H, W, C)
     except (ImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
         raise ImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"too large: more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # damaged files make the decoders raise nearly everything
         raise ImageError(f"damaged: {str(error) or type(error).__name__}") from error
     values = Values(lost="colour") if halved else values
     return (pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()), values
+
+
+def _cropped(image: Image.Image, width: int, height: int) -> Image.Image:
+    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+
+
+def _padded(image: Image.Image, width: int, height: int) -> Image.Image:
+    scale = min(width / image.width, height / image.height)
+    inner = [max(1, round(scale * side)) for side in image.size]  # a line of pixels stays one
+    whole = Image.new(image.mode, (width, height))
+    whole.paste(_squashed(image, *inner), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return whole
+
+
+def _squashed(image: Image.Image, width: int, height: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+FITS = {"crop": _cropped, "pad": _padded, "squash": _squashed}
 
 
 @contextmanager

@@ -108,10 +108,9 @@ def cut(
     split_seed: int,
     limit: int | None = None,
     expand: str = "none",
-    normalize: str | list[float] = "own",
     spares: bool = True,
 ) -> Splits:
-    """Cut validation from the training part, limit the rest, and choose the normalisation.
+    """Cut validation from the training part, and limit the rest.
 
     Args:
         source: the data set as read.
@@ -119,7 +118,6 @@ def cut(
         split_seed: decides which examples go where; the run's own seed does not.
         limit: number of training examples to keep after the cut, stratified, of each class at least one; None: all.
         expand: none, or shift: train on each image moved by a pixel in each direction, too (augment.expanded).
-        normalize: own (the set's mean and std), none (pixels stay in [0, 1]) or [mean, std] for every channel.
         spares: keep an example of each class in training, where the sizes allow it; earlier versions did not.
     Returns:
         The splits.
@@ -146,18 +144,13 @@ def cut(
         if not isinstance(train.x, Tensor):
             raise ConfigError("data.expand=shift needs a set that is held in memory. Allowed: data.expand=none.")
         train = Split(expanded(train.x), train.y.repeat(5))
-    mean, std = source.mean, source.std
-    if normalize == "none":  # (x - 0) / 1 with pixels in [0, 1]
-        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
-    elif isinstance(normalize, list):
-        mean, std = (normalize[0],) * len(mean), (normalize[1],) * len(std)
     ignores = source.ignores
     if source.val is not None:  # nothing is cut; the seed still decides what data.limit keeps
         ignores = (*ignores, "val_fraction", *(["split_seed"] if limit is None else []))
     labels = {"training": train.y, "validation": val.y, "test": source.test.y}
     gaps = tuple(missing_classes(labels, source.classes)) if source.classes else ()
     num_outputs = len(source.classes) or source.train.y.shape[1]  # K classes, or the targets of an example
-    described = (source.in_shape, num_outputs, source.task, source.classes, mean, std, source.sha256)
+    described = (source.in_shape, num_outputs, source.task, source.classes, source.mean, source.std, source.sha256)
     earlier = source.earlier_sha256 or source.sha256
     depth, of_epoch = source.depth, source.of_epoch
     return Splits(train, val, source.test, *described, ignores, gaps, earlier, depth, spares, of_epoch)

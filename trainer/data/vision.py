@@ -94,6 +94,7 @@ def cifar10(
     cache: Path,
     *,
     mirror: str | None = None,
+    size: int | None = None,
     digests: Mapping[str, str] = CIFAR10_MD5,
     archive_sha256: str = CIFAR10_ARCHIVE_SHA256,
 ) -> Source:
@@ -107,6 +108,7 @@ def cifar10(
         root: data folder.
         cache: folder for decoded images.
         mirror: address of a folder with the archive, instead of the official server.
+        size: pixels to which the images of the folder tree are decoded; None: 32, as the official ones have.
         digests: MD5 of each batch file; their names decide which are read.
         archive_sha256: SHA-256 of the archive.
     Raises:
@@ -122,7 +124,7 @@ def cifar10(
         batches = {name: read(folder / name) for name in digests}
     elif (tree / "train").is_dir():
         emit(f"CIFAR-10 from the images in {tree}, which are not the official files")
-        source = class_folders(root, cache, root=str(tree), size=32, channels=3)
+        source = class_folders(root, cache, root=str(tree), size=size or 32, channels=3)
         if source.classes != THINGS:
             raise ConfigError(f"{tree}: its classes are {', '.join(source.classes)}; expected: {', '.join(THINGS)}.")
         return source

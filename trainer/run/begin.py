@@ -24,7 +24,7 @@ from trainer.run.recorder import Recorder, SilentRecorder
 from trainer.run.resume import Start
 from trainer.run.safe_load import read_weights
 from trainer.run.session import Reporter, Session
-from trainer.run.shapes import check_smallest_part, check_targets
+from trainer.run.shapes import check_images, check_smallest_part, check_targets
 from trainer.run.target import Target, find, path_of, resolve_resume
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import remove_temporary, write_json
@@ -161,6 +161,7 @@ def make_parts(
     like = start.content if start is not None else None
     with ranks.together():
         path = None
+        check_images(config)
         if start is not None:
             check_architecture(config, start.content, start.path)  # before the data, which may take minutes to read
         elif config.init_from is not None:

@@ -106,15 +106,29 @@ def check_fits(content: dict[str, Any], splits: Splits, path: Path) -> None:
     Raises:
         ConfigError: input shape, or the names or order of the classes differ.
     """
-    if tuple(content["arch"]["in_shape"]) != splits.in_shape:
-        raise ConfigError(
-            f"{path} takes inputs of shape {tuple(content['arch']['in_shape'])}; this data has {splits.in_shape}."
-        )
+    check_shape(content, splits.in_shape, path)
     if content["classes"] != list(splits.classes):
         was, now = (
             listed([one_line(name, 60) for name in names]) or "none" for names in (content["classes"], splits.classes)
         )
         raise ConfigError(f"{path} knows the classes {was}; this data has {now}, or the same in another order.")
+
+
+def check_shape(content: Mapping[str, Any], shape: tuple[int, ...], path: Path, *, is_folder: bool = False) -> None:
+    """Refuse examples of another shape than the model's inputs; `is_folder`: of images that can have any.
+
+    Raises:
+        ConfigError: says both shapes, and what to type where that helps.
+    """
+    own = tuple(content["arch"]["in_shape"])
+    if own == shape:
+        return
+    advice = ""
+    if len(own) == len(shape) == 3 and is_folder:
+        advice = f" Type data.channels={own[0]} data.size={own[1]}."
+    elif len(own) == len(shape) == 3 and own[0] == shape[0]:
+        advice = f" Type data.size={own[1]}."
+    raise ConfigError(f"{path} takes inputs of shape {own}; this data has {shape}.{advice}")
 
 
 class WithoutDraws(TorchFunctionMode):

@@ -21,6 +21,7 @@ from trainer.run.checkpoint_files import FORMAT
 from trainer.run.machine import Machine
 from trainer.run.seeds import order_seed, seed_everything, seed_of_rank
 from trainer.totals import Batch, Totals
+from trainer.utils.bar import Bar
 from trainer.utils.errors import ConfigError
 from trainer.utils.ranks import AgreedStop, Ranks
 from trainer.utils.signals import StopSignal
@@ -141,8 +142,8 @@ def evaluate_split(
     stop: StopSignal | AgreedStop | None = None,
 ) -> Evaluation:
     """Evaluate a model on a split; `stop` may raise Interrupted before any batch."""
-    with closing(batches.epoch(0)) as examples:
-        watched = stop.watched(examples) if stop is not None else examples
+    with closing(batches.epoch(0)) as examples, Bar("measuring", len(batches.y), "examples") as bar:
+        watched = bar.over(stop.watched(examples) if stop is not None else examples)
         return engine.evaluate(model, loss_fn, watched, totals, machine.autocast)
 
 

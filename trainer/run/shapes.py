@@ -3,11 +3,23 @@
 import torch
 
 from trainer import build
+from trainer.config.fit import shape_of
 from trainer.config.schema import Config
 from trainer.data.splits import Splits
 from trainer.run.checkpoint import WithoutDraws
 from trainer.run.parts import Parts
 from trainer.utils.errors import ConfigError
+
+
+def check_images(config: Config) -> None:
+    """Refuse a model that cannot take images of this shape, before they are read where they may have to be decoded.
+
+    Raises:
+        ConfigError: as the model raises it.
+    """
+    if config.data.name in ("folder", "cifar10") and (shape := shape_of(config.data)) is not None:
+        with torch.device("meta"), WithoutDraws():
+            build.build_model(config.model, config.impl, shape, 2)
 
 
 def smallest_part(parts: Parts) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from typing import Any
 from trainer.run import directory
 from trainer.sweep.job import as_words, told_in
 from trainer.utils.objective import deciding_metric, score
-from trainer.utils.screen import MAX_CELL, is_terminal, shown
-from trainer.utils.text import drawing, one_line
+from trainer.utils.screen import MAX_CELL, shown
+from trainer.utils.text import drawing, is_terminal, one_line
 
 LOOKS_PER_SECOND = 2
 LINES_BESIDE = 8  # of the terminal: heading, frame, and what is printed above the board

@@ -18,8 +18,7 @@ from trainer.run.records import read_record
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, TrainerError
 from trainer.utils.files import open_regular, write_json
-from trainer.utils.screen import is_terminal
-from trainer.utils.text import emit, one_line
+from trainer.utils.text import emit, is_terminal, one_line
 
 
 def log_failure(folder: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """What the user sees: one line per epoch everywhere, and on a terminal a progress bar within the epoch."""
 
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from trainer.utils.files import open_regular
-from trainer.utils.text import drawing, emit, one_line
+from trainer.utils.text import drawing, emit, is_terminal, one_line
 
 MAX_CELL = 1000  # characters in a column of a table
 REDRAW_SECONDS = 0.2  # a redraw costs as much as a step of a small model
@@ -108,11 +107,6 @@ class Screen:
         if self._job and not is_terminal():
             said = "  ".join(f"{name} {shown(value)}" for name, value in columns)
             emit(f"[{self._job}] epoch {row['epoch']}/{epochs}  {said}")
-
-
-def is_terminal() -> bool:
-    """Whether stdout is a terminal."""
-    return sys.stdout is not None and sys.stdout.isatty()
 
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")

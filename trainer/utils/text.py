@@ -75,6 +75,11 @@ def emit(*lines: object, file: IO[str] | None = None) -> None:
         silence(stream)
 
 
+def is_terminal() -> bool:
+    """Whether stdout is a terminal."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def silence(stream: IO[str]) -> None:
     """Let what is written to a stream that nobody reads any more go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
