@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # Python -P leaves it out
 from trainer.commands.experiments import run_experiments
 from trainer.commands.instead import type_instead
 from trainer.config.command_line import Command, parse_command

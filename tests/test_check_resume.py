@@ -40,7 +40,8 @@ def test_the_run_of_a_killed_check_ends_with_it(tmp_path: Path) -> None:
         "batch_size=1000",
         "model.num_hiddens=[3000,3000]",
     )  # 20 s of steps
-    check = start("check-resume", *slow, "device.num_threads=1", cwd=tmp_path, TMPDIR=str(tmp_path))
+    environment = {"TMPDIR": str(tmp_path), "PYTHONSAFEPATH": "1"}  # Python adds no folder to the path
+    check = start("check-resume", *slow, "device.num_threads=1", cwd=tmp_path, **environment)
     wait_for(lambda: any(tmp_path.glob("check-resume-*/outputs/straight/status.json")), check)
     [lock] = tmp_path.glob("check-resume-*/outputs/straight/run.lock")
     pid = lock.read_text().split()[1]

@@ -392,6 +392,13 @@ def test_a_stream_that_takes_nothing_changes_no_exit_code(streams: str, words: s
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("folder", [ROOT, Path()])
+def test_python_that_leaves_the_scripts_folder_out_starts_it_too(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", str(ROOT / "main.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path / folder, text=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_cfg_prints_the_settings(tmp_path: Path) -> None:
     process = start("--cfg", "job", "seed=7", cwd=tmp_path)
     out, _ = process.communicate(timeout=60)

@@ -214,7 +214,7 @@ def test_processes_run_the_jobs_of_a_sweep_and_leave_the_finished_ones(tmp_path:
         "data.drop_last=true",
         *QUICK,
     )
-    process = start(*words, "name=s", cwd=tmp_path)
+    process = start(*words, "name=s", cwd=tmp_path, PYTHONSAFEPATH="1")  # Python adds no folder to the path
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     assert [line["status"] for line in lines_of("s")] == ["done", "failed", "done"]

@@ -58,12 +58,11 @@ def conclude(s: Session, test: Evaluation) -> None:
     """Write result.json, the plots and, last, the status; the model holds the best weights, which reach `test`."""
     result = result_of(s.config, s.parts, s.progress, s.run, test)
     write_json(s.run.outputs / "result.json", result)
-    if not s.config.fast_dev_run:
-        classes = {"true": test.labels.tolist(), "predicted": test.outputs.argmax(1).tolist()}
-        note_look(s.run.outputs, s.parts.splits.sha256, classes if test.accuracy is not None else None)
     final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}
     final["best/val"] = s.progress.best["value"]
     if not s.config.fast_dev_run:
+        classes = {"true": test.labels.tolist(), "predicted": test.outputs.argmax(1).tolist()}
+        note_look(s.run.outputs, s.parts.splits.sha256, classes if test.accuracy is not None else None)
         s.recorder.hyperparameters(hyperparameters(s.config), final, s.progress.step)
     if s.config.plots:
         few = s.config.plots == "auto" and s.run.is_job
