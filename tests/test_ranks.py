@@ -116,13 +116,9 @@ def test_ranks_draw_their_dropout_from_seeds_of_their_own() -> None:
 
 def test_torchruns_variables_say_which_rank_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks.of_environment() == Ranks() == ranks.join()
-    monkeypatch.setenv("WORLD_SIZE", "4")  # a cluster's own, without torchrun's others
-    assert ranks.of_environment() == Ranks()
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert ranks.of_environment() == Ranks()
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("MASTER_PORT", "29500")
+    values = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
     assert ranks.of_environment() == Ranks(3, 4, 1)
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ConfigError, match="RANK=first"):
@@ -137,6 +133,26 @@ def test_torchruns_variables_say_which_rank_this_is(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert ranks.of_environment() == Ranks()
+
+
+def test_some_of_torchruns_variables_are_refused_and_none_or_one_process_trains_alone(
+    monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    values = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for number in range(1, 31):  # every part of the set; in binary, which are in it
+        part = {name: value for i, (name, value) in enumerate(values.items()) if number >> i & 1}
+        lacking = [name for name in values if name not in part]
+        with monkeypatch.context() as one:
+            for name in values:
+                one.setenv(name, part.get(name, ""))  # as good as not set
+            with pytest.raises(ConfigError, match=f"without {', '.join(lacking)}[.].* unset {' '.join(part)}$"):
+                ranks.of_environment()
+            one.setenv("WORLD_SIZE", "1")
+            assert ranks.of_environment() == Ranks()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_refused(cli("epochs=1", "name=a"), "RANK=0, WORLD_SIZE=2, without LOCAL_RANK, MASTER_ADDR, MASTER_PORT.")
+    assert not Path("outputs").exists()
 
 
 def test_rank_0_speaks_for_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

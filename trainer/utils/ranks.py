@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trainer.utils.errors import ConfigError, Interrupted, ProcessLost, TrainerError, failure
+from trainer.utils.errors import ConfigError, Interrupted, ProcessLost, TrainerError, failure, listed
 from trainer.utils.signals import StopSignal, end_with_parent
 from trainer.utils.text import emit
 
@@ -195,16 +195,26 @@ class AgreedStop:
 
 
 def of_environment() -> Ranks:
-    """Read torchrun's variables from the environment; rank 0 of 1 where it did not start this process."""
-    if not all(name in os.environ for name in VARIABLES):
+    """Read torchrun's variables from the environment; rank 0 of 1 where there are none or they count one process.
+
+    Raises:
+        ConfigError: some are missing: one of several processes would train alone, and so would each of the others.
+    """
+    found = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    missing = [name for name in VARIABLES if name not in found]
+    if not found or (missing and found.get("WORLD_SIZE") == "1"):
         return Ranks()
+    said = listed([f"{name}={value}" for name, value in found.items()])
+    one = f"For a run on one process, type first: unset {' '.join(found)}"
+    if missing:
+        what = f"without {listed(missing)}. torchrun sets all of them"
+        raise ConfigError(f"{said}, {what}: start several processes with torchrun --nproc_per_node=N. {one}")
     try:
-        rank, world, local, port = (int(os.environ[name]) for name in VARIABLES if name != "MASTER_ADDR")
+        rank, world, local, port = (int(found[name]) for name in VARIABLES if name != "MASTER_ADDR")
         if world != 1 and not (0 <= rank < world and 0 <= local < world and 0 <= port < 2**16):
             raise ValueError
     except ValueError:
-        said = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES)
-        raise ConfigError(f"{said}: not as torchrun sets them. Unset them for a run on one process.") from None
+        raise ConfigError(f"{said}: not as torchrun sets them. {one}") from None
     return Ranks(rank, world, local) if world > 1 else Ranks()
 
 
