@@ -1,5 +1,6 @@
 """Names of classes and files as folders have them: they train, are measured and shown, and change no screen."""
 
+import json
 import os
 import shutil
 import time
@@ -181,18 +182,31 @@ def test_a_saved_list_of_ten_thousand_layers_is_refused_at_once(cli: Cli) -> Non
 # records that are lost or damaged
 
 
-@pytest.mark.parametrize("damage", ["deleted", "garbage", "a folder of fields"])
+def without_setting(config: dict[str, Any], damage: str) -> None:
+    """Take a setting out of a saved config, or give it a value that it cannot have."""
+    if damage == "no choices":
+        del config["choices"]
+    else:
+        config["optimizer"]["lr"] = "fast"
+
+
+@pytest.mark.parametrize("damage", ["deleted", "garbage", "a folder of fields", "no choices", "a wrong value"])
 def test_a_lost_config_is_made_up_for_from_the_checkpoint(damage: str, cli: Cli) -> None:
     words = ("name=a", "plots=false", "data.num_examples=40", "batch_size=10", "optimizer.lr=0.02", "seed=3")
     assert cli(*words, "epochs=2").code == 0
     straight = read_checkpoint(Path("checkpoints/a/best.pt"))
     path = Path("outputs/a/config.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
-    if damage != "deleted":
+    if damage in ("garbage", "a folder of fields"):
         path.write_text("garbage" if damage == "garbage" else '{"config": []}')
+    elif damage != "deleted":
+        without_setting(record["config"], damage)
+        path.write_text(json.dumps(record), encoding="utf-8")
     measured = cli("eval", "checkpoint=a")
     assert measured.code == 0, measured.err
     assert measured.out.lower().count("its settings are taken from") == 1
+    assert f"{path} cannot be read" in measured.out
     resumed = cli("resume=a", "epochs=3")
     assert resumed.code == 0, resumed.err
     assert resumed.out.count("Its settings are taken from") == 1
@@ -211,6 +225,24 @@ def test_a_run_without_config_and_checkpoints_says_so(cli: Cli) -> None:
     outcome = cli("resume=a")
     assert_refused(outcome, "outputs/a/config.json", "No checkpoint")
     assert "Did you mean" not in outcome.err
+
+
+@pytest.mark.parametrize("damage", ["no choices", "a wrong value"])
+def test_settings_that_are_refused_are_refused_with_the_name_of_their_file(damage: str, cli: Cli) -> None:
+    assert cli("name=a", "epochs=1", "plots=false").code == 0
+    contents = {file: read_checkpoint(file) for file in Path("checkpoints/a").glob("*.pt")}  # two names of one file
+    for file, content in contents.items():
+        without_setting(content["config"], damage)
+        torch.save(content, file)
+    said = "checkpoints/a/best.pt is refused", "choices=" if damage == "no choices" else "optimizer.lr=fast"
+    for verb in ("eval", "predict"):
+        assert_refused(cli(verb, "checkpoint=checkpoints/a/best.pt"), *said)
+    assert_refused(cli("resume=checkpoints/a/best.pt", "epochs=2"), *said)
+    record = json.loads(Path("outputs/a/config.json").read_text(encoding="utf-8"))
+    without_setting(record["config"], damage)
+    Path("outputs/a/config.json").write_text(json.dumps(record), encoding="utf-8")
+    for words in (("eval", "checkpoint=a"), ("predict", "checkpoint=a"), ("resume=a", "epochs=2")):
+        assert_refused(cli(*words), "outputs/a/config.json cannot be read", said[1])
 
 
 @pytest.mark.parametrize("record", ["config.json", "status.json", "result.json", "metrics.jsonl"])

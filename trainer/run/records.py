@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.config.freeze import from_dict
 from trainer.config.ranges import REFERENCE_METRICS, OneOf, Range, Rule, Such
 from trainer.utils.errors import ConfigError, DamagedError
 from trainer.utils.files import open_regular
@@ -44,6 +45,15 @@ def all_of(key: Rule, value: Rule, most: int = MAX_FIELDS) -> Callable[[Any], bo
         and len(found) <= most
         and all(accepts(key, k) and accepts(value, v) for k, v in found.items())
     )
+
+
+def are_settings(value: Any) -> bool:
+    """Whether these are the settings of a run.
+
+    Raises:
+        ConfigError: names the one that is not.
+    """
+    return isinstance(value, dict) and bool(from_dict(value, complete=False))
 
 
 def is_reference(value: Any) -> bool:
@@ -106,7 +116,7 @@ OF_TEST: Fields = {  # of test.json
     "true?": Such("class numbers", lambda value: isinstance(value, list) and all(type(item) is int for item in value)),
     "predicted?": Such("class numbers", lambda value: isinstance(value, list) and all(type(v) is int for v in value)),
 }
-OF_CONFIG: Fields = {"config": Such("settings", lambda value: isinstance(value, dict))}
+OF_CONFIG: Fields = {"config": Such("settings", are_settings)}
 OF_SWEEP: Fields = {"sweeper": ANY_TEXT, "made_of": WORDS, "best?": WHOLE}
 OF_JOB: Fields = {"job?": WHOLE, "overrides?": WORDS, "error?": ANY_TEXT}  # a missing one has its default
 
@@ -145,10 +155,10 @@ def read_record(path: Path, fields: Fields) -> dict[str, Any]:
     """
     try:
         content = parse(text_of(path))
+        if fault := fault_of(content, fields):
+            raise ConfigError(fault)
     except ConfigError as error:
-        raise DamagedError(f"{path} cannot be read: {error}.") from None
-    if fault := fault_of(content, fields):
-        raise DamagedError(f"{path} cannot be read: {fault}.")
+        raise DamagedError(f"{path} cannot be read: {str(error).removesuffix('.')}.") from None
     assert isinstance(content, dict)
     return content
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trainer.config.freeze import from_dict
 from trainer.config.options import flatten
 from trainer.config.roles import OF_THE_COMMAND, OF_THIS_MACHINE, decisive
 from trainer.run import directory, records
@@ -37,7 +38,7 @@ class Target:
             record = directory.read_config(self.run.outputs)
         except DamagedError:  # the file was brought here
             record = {}
-        return settings_of_file(self.content["config"], record)
+        return checked(settings_of_file(self.content["config"], record), self.file)
 
     def path(self) -> Path:
         """The file to measure: the one that was named, the run's newest for RUN:last, else the run's best.
@@ -87,12 +88,12 @@ def settings_of_run(run: Run) -> dict[str, Any]:
 
         for path in (*reversed(steps_in(run.checkpoints)), run.checkpoints / "best.pt"):
             with contextlib.suppress(ConfigError):
-                content = read_checkpoint(path)
+                settings = checked(settings_of_file(read_checkpoint(path)["config"], {}), path)
                 emit(
                     f"warning: {error} Its settings are taken from {path}, "
                     "those of device=, data.root= and paths.data= from this command."
                 )
-                return settings_of_file(content["config"], {})
+                return settings
         hint = f"No checkpoint has its settings either: start anew under another name=, or remove {run.outputs}."
         raise DamagedError(f"{error} {hint}") from None
 
@@ -118,6 +119,15 @@ def settings_of_file(saved: Mapping[str, Any], record: Mapping[str, Any]) -> dic
             here = {key: value for key, value in values.items() if f"{node}.{key}".startswith(OF_THIS_MACHINE)}
             kept[node] = kept.get(node, {}) | here
     return kept
+
+
+def checked(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings in a checkpoint, each of which is one of this program; DamagedError names the file and the one."""
+    try:
+        from_dict(settings, complete=False)
+    except ConfigError as error:
+        raise DamagedError(f"{path} is refused: {error}") from None
+    return settings
 
 
 def without(saved: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
