@@ -155,6 +155,18 @@ def test_some_of_torchruns_variables_are_refused_and_none_or_one_process_trains_
     assert not Path("outputs").exists()
 
 
+def test_the_only_process_of_torchrun_ends_with_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(ranks, "end_with_parent", lambda *, saving: asked.append(saving))
+    assert ranks.join.__wrapped__() == Ranks()
+    assert asked == []
+    values = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in (values | {"TORCHELASTIC_RUN_ID": "none"}).items():
+        monkeypatch.setenv(name, value)
+    assert ranks.join.__wrapped__() == Ranks()
+    assert asked == [True]
+
+
 def test_rank_0_speaks_for_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """torchrun ends the others at the first code that is not 0, so the rest wait until rank 0 has said why."""
     monkeypatch.setattr(ranks, "FIRST_SPEAKS", 0.0)

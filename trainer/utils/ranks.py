@@ -222,8 +222,9 @@ def of_environment() -> Ranks:
 def join() -> Ranks:
     """Connect the ranks that torchrun started: messages go by gloo, gradients on a GPU by nccl."""
     ranks = of_environment()
-    if ranks.world > 1:
+    if ranks.world > 1 or "TORCHELASTIC_RUN_ID" in os.environ:  # which torchrun sets for a single process, too
         end_with_parent(saving=True)  # a killed torchrun would leave its processes running: they save and end
+    if ranks.world > 1:
         import torch
         import torch.distributed as dist
         from torch.distributed.rendezvous import rendezvous
