@@ -26,7 +26,7 @@ def train(
     report: Reporter | None = None,
     screen: Screen | None = None,
     sources: MutableMapping[str, Source] | None = None,
-) -> float:
+) -> tuple[str, float]:
     """Train a model, from its initial weights or from where an interrupted run stopped.
 
     Args:
@@ -38,8 +38,8 @@ def train(
         screen: where the run is to be seen; None: on a screen of its own.
         sources: see data.load.
     Returns:
-        The best value of the deciding metric: validation accuracy, for regression validation loss; of training where
-        there is no validation. Of several processes all call this, and all get or raise the same.
+        The run's name, and the best value of the deciding metric: validation accuracy, for regression validation loss;
+        of training where there is no validation. Of several processes all call this, and all get or raise the same.
     Raises:
         ConfigError, DivergedError, ResourceError, BusyError, Interrupted: see trainer.utils.errors.
     """
@@ -50,7 +50,7 @@ def train(
             config, machine = choose_machine(config, ranks, screen)
             config, begun = begin(config, target, ranks, screen, held)
             if begun.finished is not None:
-                return begun.finished  # nothing was opened or changed
+                return begun.name, begun.finished  # nothing was opened or changed
             parts, progress = make_parts(config, begun, machine, ranks, screen, batches=batches, sources=sources)
             session = open_session(config, begun, parts, progress, agreed, screen, held, report)
             start_recording(session, begun, held)
@@ -59,7 +59,7 @@ def train(
                 finish_run(session)
         except BaseException as error:
             raise ended_by(error, config, session) from error.__cause__
-        return float(ranks.share(progress.best["value"]))
+        return begun.name, float(ranks.share(progress.best["value"]))
 
 
 def ended_by(error: BaseException, config: Config, session: Session | None) -> BaseException:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data._utils.signal_handling import _remove_worker_pids, _set_SIGCHLD_handler
 
-from trainer.utils.signals import STOPS, end_with_parent
+from trainer.utils.signals import STOPS, end_with_parent, in_main_thread
 
 
 def start_worker(worker: int) -> None:
@@ -45,7 +45,8 @@ def signals_waiting() -> Iterator[None]:
     """
     # Handlers, not pthread_sigmask(): that holds for one thread, and a signal then reaches Python through another one.
     child = [signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else []
-    before = {signum: signal.getsignal(signum) for signum in (*STOPS, *child)}
+    mine = (*STOPS, *child) if in_main_thread() else ()
+    before = {signum: signal.getsignal(signum) for signum in mine}
     arrived: list[int] = []
     try:
         for signum in before:

@@ -153,7 +153,7 @@ def train_job(
     screen = Screen(job=config.name or "")
     for warning in warnings:
         screen.say(warning)
-    return train(config, stop, report=report, screen=screen, sources=sources)
+    return train(config, stop, report=report, screen=screen, sources=sources)[1]
 
 
 def wait_for_jobs(folder: Path, seconds: float = 30.0) -> None:

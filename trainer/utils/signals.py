@@ -7,8 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -63,6 +63,38 @@ def end_with_parent(*, saving: bool = False) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
+def in_main_thread() -> bool:
+    """Whether this thread may set handlers of signals: Python allows it to one."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put the handlers of all signals that this program uses back at the end of the block."""
+    of_children = [signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else []
+    before = {signum: signal.getsignal(signum) for signum in (*STOPS, *of_children)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            if in_main_thread() and handler is not None:  # None: it was not set by Python
+                signal.signal(signum, handler)
+
+
+def end_workers(others: Sequence[Any] = ()) -> None:
+    """End the worker processes that a signal left behind; Python would wait for them for ever on exit.
+
+    Args:
+        others: processes of multiprocessing that are not this program's.
+    """
+    if processes := [process for process in multiprocessing.active_children() if process not in others]:
+        if hasattr(signal, "SIGCHLD") and in_main_thread():  # torch would report each killed worker as an error
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for process in processes:
+            with suppress(OSError):  # it has ended
+                os.kill(process.pid or 0, KILL)  # some kinds of process have no kill()
+
+
 class StopSignal:
     """Turns the signals of STOPS into Interrupted: at once, or, inside `held()`, at its end.
 
@@ -80,8 +112,9 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         ignored = {s for s in STOPS[2:] if signal.getsignal(s) == signal.SIG_IGN}  # nohup's SIGHUP
+        mine = STOPS if in_main_thread() else ()  # in another thread signals do what they did before
         self._before: dict[signal.Signals, Any] = {
-            s: signal.signal(s, self._arrived) for s in STOPS if s not in ignored
+            s: signal.signal(s, self._arrived) for s in mine if s not in ignored
         }
         return self
 

@@ -1,0 +1,93 @@
+"""From a command to its verb: what it starts from, its frozen settings, what is said of them. Torch-free until it runs."""
+
+from dataclasses import dataclass
+
+from trainer.config.command_line import Command
+from trainer.config.compose import compose, frozen
+from trainer.config.freeze import from_dict
+from trainer.config.roles import check_typed, without_effect
+from trainer.config.schema import Config
+from trainer.run import directory
+from trainer.run.target import Target, find, resolve_resume
+from trainer.utils import ranks
+from trainer.utils.errors import ConfigError
+from trainer.utils.screen import Screen
+from trainer.utils.signals import StopSignal
+
+
+def target_of(command: Command) -> str | None:
+    """The run or file that eval, predict or resume starts from; None: a new run."""
+    key = {"train": "resume", "eval": "checkpoint", "predict": "checkpoint"}.get(command.verb, "")
+    target = command.value(key)
+    if key == "checkpoint" and target is None:
+        raise ConfigError(f"{command.verb} needs checkpoint=<a run's name, last, or a checkpoint file>.")
+    return resolve_resume(target, command.value("name"), command.folders["outputs"]) if key == "resume" else target
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a verb runs on."""
+
+    config: Config  # its frozen settings
+    target: Target | None  # the run or file that it starts from; None: a new run
+    lines: list[str]  # what of the settings is without effect
+
+
+def prepare(command: Command, stop: StopSignal) -> Prepared | None:
+    """Look up what a command starts from, and compose and freeze its settings; None where --cfg has printed them."""
+    if (name := command.value("name")) is not None:
+        directory.check_name(name, command.folders["outputs"])
+    if command.verb != "train" and ranks.of_environment().world > 1:
+        raise ConfigError(f"{command.verb} is for one process. Start it without torchrun.")
+    target = target_of(command)
+    # before any file is read, which would import torch
+    use = "resume" if command.verb == "train" and target is not None else command.verb
+    warnings = check_typed(use, command.values)
+    command = command.without(warnings)
+    found = find(target, **command.folders) if target is not None else None
+    saved = found.saved_config if found is not None else None
+    words = list(command.overrides)
+    if saved is not None:
+        choices = from_dict(saved, complete=False).to_dict()["choices"]
+        # first, so that Hydra knows the options of the saved choices, while typed choices still win
+        words = [f"{group}={name}" for group, name in choices.items() if group not in command.values] + words
+
+    with stop.held():
+        if (composed := compose(command, words)) is None:
+            return None
+        config = frozen(*composed, command, saved)
+    return Prepared(config, found, list(dict.fromkeys((*warnings.values(), *without_effect(use, config)))))
+
+
+def run_one(command: Command, stop: StopSignal) -> str | None:
+    """Run the verb of a command; returns the name of the run that was trained, for train."""
+    if (prepared := prepare(command, stop)) is None:
+        return None
+    screen = Screen()
+    screen.say(*prepared.lines)
+    return run_verb(command.verb, prepared.config, prepared.target, stop, screen)
+
+
+def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal, screen: Screen) -> str | None:
+    """Run a command on frozen settings; errors of torch and of the system are put into the program's own words.
+
+    Returns:
+        The name of the run that was trained; None for the other verbs.
+    """
+    from trainer.commands.check_resume import run_check_resume  # import torch
+    from trainer.commands.compare_impl import run_compare_impl
+    from trainer.commands.evaluate import run_eval
+    from trainer.commands.predict import run_predict
+    from trainer.commands.train import train
+    from trainer.run import failures
+
+    if verb == "train":  # it explains its errors itself, before it notes them in the run's files
+        return train(config, stop, target=target, screen=screen)[0]
+    try:
+        if target is not None:
+            {"eval": run_eval, "predict": run_predict}[verb](config, target)
+        else:
+            {"check-resume": run_check_resume, "compare-impl": run_compare_impl}[verb](config)
+    except Exception as error:
+        raise failures.explain(error, config) from error.__cause__
+    return None
