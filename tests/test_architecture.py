@@ -23,7 +23,7 @@ MAX_LINES = 60  # of a function
 
 # Who may import whom: a room may import the rooms in its own line and every room in a line below it.
 LAYERS = (
-    ("main", "hydra_plugins"),
+    ("main", "hydra_plugins", "trainer.api"),
     ("trainer.sweep",),
     ("trainer.commands",),
     ("trainer.run",),
@@ -53,7 +53,7 @@ PACKAGES = {
     "tensorboard": ("trainer.run.recorder",),
     "rich": ("trainer.utils.screen", "trainer.utils.bar", "trainer.sweep.board"),
     "PIL": ("trainer.data", "trainer.run.recorder"),
-    "numpy": ("trainer.data", "trainer.run", "trainer.scratch.with_numpy"),
+    "numpy": ("trainer.data", "trainer.run", "trainer.scratch.with_numpy", "trainer.api"),
     "scipy": ("trainer.utils.evidence",),
     "threadpoolctl": ("trainer.run.machine",),
     "torch": ("trainer",),
@@ -61,7 +61,16 @@ PACKAGES = {
 # these take long to import, so they are imported where they are used
 LAZY = ("torchvision", "hydra", "rich", "tensorboard", "torch.utils.tensorboard", "trainer.plots", "optuna", "cmaes")
 TORCH_FREE = (
-    *("main", "trainer.schedules", "trainer.run.directory", "trainer.run.folders", "trainer.config", "trainer.sweep"),
+    *(
+        "main",
+        "trainer.api",
+        "trainer.commands.start",
+        "trainer.schedules",
+        "trainer.run.directory",
+        "trainer.run.folders",
+        "trainer.config",
+        "trainer.sweep",
+    ),
     *(f"trainer.utils.{name}" for name in ("errors", "files", "locks", "ranks", "screen", "signals", "text")),
 )
 MAX_FILE = 330  # lines of a file of the program, scratch/ apart
@@ -112,6 +121,8 @@ def may_import(module: str, other: str) -> bool:
     """Whether a module of ours may import another one, of ours or of other people."""
     if other.split(".")[0] in sys.stdlib_module_names:
         return True
+    if module == "trainer":  # `from trainer import load, train`
+        return other == "trainer.api"
     here, there = room_of(module), room_of(other)
     assert here is not None, f"{module} is in no room of LAYERS: say there which ones it may import"
     if there is None:
@@ -433,7 +444,10 @@ def test_few_modules_lie_directly_in_trainer() -> None:
 
 
 def test_a_name_is_defined_in_one_file() -> None:
-    """scratch/ apart, which has the names of torch.nn and torch.optim, once for each library."""
+    """scratch/ apart, which has the names of torch.nn and torch.optim, once for each library.
+
+    And but for load and train of api.py, which people type.
+    """
     places: dict[str, list[str]] = {}
     for path in PROGRAM:
         for node in ast.parse(source_of(path)).body if not path.startswith("trainer/scratch/") else ():
@@ -443,7 +457,7 @@ def test_a_name_is_defined_in_one_file() -> None:
             for name in names:
                 places.setdefault(name, []).append(path)
     twice = {name: files for name, files in places.items() if len(files) > 1}
-    assert set(twice) <= {"T"}, twice  # a type variable
+    assert set(twice) <= {"T", "load", "train"}, twice  # T is a type variable
 
 
 # each takes a tenth of a second or more to import, torch and what is below it one or more
@@ -470,7 +484,7 @@ def test_what_has_to_be_quick_imports_nothing_heavy() -> None:
     whole = [module_of(path) for path in PROGRAM if within(module_of(path), TORCH_FREE)]
     quick = [module for module in whole if not within(module, ("trainer.sweep.stack",))]
     assert len(quick) > 20
-    assert imported_by("import " + ", ".join(quick)) == set()
+    assert imported_by("from trainer import load, train\nimport " + ", ".join(quick)) == set()
 
 
 def test_training_imports_neither_pictures_nor_curves_before_they_are_drawn() -> None:

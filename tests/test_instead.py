@@ -9,6 +9,7 @@ import pytest
 from conftest import Cli
 
 import main
+from trainer.commands import start
 from trainer.config.compose import check_lists
 from trainer.config.options import defaults_of, group_choices
 from trainer.config.ranges import RANGES, OneOf, Range
@@ -52,7 +53,7 @@ def untrained(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
     assert cli("name=one", "plots=false", "epochs=1").code == 0
     Path("sub").mkdir()
     Path("sub/image.png").touch()
-    monkeypatch.setattr(main, "run_verb", lambda *_args: None)
+    monkeypatch.setattr(start, "run_verb", lambda *_args: None)
     monkeypatch.setattr(main, "run_sweep", lambda command, _stop: check_lists(command, command.overrides))
     return cli
 
@@ -84,7 +85,7 @@ def test_no_line_is_offered_where_the_data_is_refused(cli: Cli) -> None:
 
 def test_what_is_typed_with_a_value_of_a_like_kind_is_taken(untrained: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(main, "run_verb", lambda _verb, config, *_args: seen.append(config))
+    monkeypatch.setattr(start, "run_verb", lambda _verb, config, *_args: seen.append(config))
     assert untrained("model=mlp", "model.num_hiddens=128", 'optimizer.lr="0.1"', "name='7'").code == 0
     assert (seen[0].model["num_hiddens"], seen[0].optimizer["lr"], seen[0].name) == ([128], 0.1, "7")
     assert untrained("model=mlp", 'optimizer.lr="fast"').code == 2

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shlex
 import sys
+from typing import Any
 
 NEEDED = ("torch", "torchvision", "hydra", "omegaconf", "tensorboard", "rich", "matplotlib", "PIL", "numpy", "scipy")
 
@@ -23,3 +24,12 @@ if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None
         raise ModuleNotFoundError(lacks)
     print(f"error: {lacks}. Type: {what_to_type(sys.argv[0])}", file=sys.stderr)
     sys.exit(2)
+
+
+def __getattr__(name: str) -> Any:
+    """`from trainer import load, train`, for notebooks. Looked up when asked for: the command line does not need it."""
+    if name not in ("load", "train"):
+        raise AttributeError(f"module trainer has no attribute {name}")
+    from trainer import api
+
+    return getattr(api, name)

@@ -64,7 +64,6 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
     by = config.impls()["model"]
     screen.say(f"{config.model.name} from {path} on {machine.device}{f', impl={by}' if by != 'concise' else ''}")
     name = content["config"]["name"]
-    directory.check_writable(Path(config.paths.outputs))
     own = path.parent.resolve() == (Path(config.paths.checkpoints) / name).resolve()
     return Trained(
         model,
@@ -149,6 +148,7 @@ def run_eval(config: Config, target: Target) -> None:
     """Print loss, accuracy and per-class figures of a split, and write them to eval-<data>-<split>.json."""
     screen = Screen()
     trained = load_trained(config, target, screen)
+    directory.check_writable(Path(config.paths.outputs))
     splits, evaluation = evaluate_data(config, trained, config.split)
     trained.folder.mkdir(parents=True, exist_ok=True)
     stem = f"eval-{config.data.name}-{config.split}"

@@ -18,6 +18,7 @@ from trainer.data.images import (
     MEGAPIXELS,
     Frame,
     ImageError,
+    Picture,
     Seen,
     decode,
     losses,
@@ -40,12 +41,11 @@ from trainer.utils.text import number_of, one_line
 
 @dataclass(frozen=True)
 class Labelled:
-    """Image files after they went through the model."""
+    """Image files, or images in memory, after they went through the model."""
 
-    paths: list[Path]  # of the files that could be read
+    pictures: list[Picture]  # those that could be read
     outputs: Tensor  # (N, K), of all of them
-    unreadable: list[str]  # the other files, each with the reason
-    seen: Seen  # what the values of the files were
+    unreadable: list[str]  # the others, each with the reason
 
 
 def run_predict(config: Config, target: Target) -> None:
@@ -58,6 +58,7 @@ def run_predict(config: Config, target: Target) -> None:
     trained = load_trained(config, target, screen)
     if not trained.classes:
         raise ConfigError(f"{trained.path} predicts numbers, not classes: predict is for images; eval measures it.")
+    directory.check_writable(Path(config.paths.outputs))
     label = predict_split if config.input is None else predict_files
     path, unreadable = label(config, trained, place_of(config, trained), screen)
     screen.say(f"written  {path}")
@@ -120,24 +121,17 @@ def predict_files(config: Config, trained: Trained, path: Path, screen: Screen) 
 
     Where all files lie in folders named after classes, as in a data set, the true classes are known.
     """
-    below: dict[Path, Path] = {}  # each image, and its way from the folder that was named
-    for target in (targets := inputs_of(config)):
-        if not os.path.exists(target):
-            quotes = " A name with spaces needs quotes." if len(targets) > 1 else ""
-            raise ConfigError(f"input={target}: there is no such file or folder.{quotes}")
-        below |= images_of(Path(target), screen)
+    below = files_of(targets := inputs_of(config), screen)
     frame = frame_of(config, trained)
-    found = label_files(trained, list(below), frame)
-    if not found.paths:
+    found = label_pictures(trained, list(below), frame, screen)
+    paths = [path for path in found.pictures if isinstance(path, Path)]
+    if not paths:
         raise ConfigError(
             f"input={listed(targets)}: no image could be read.", *(f"  {reason}" for reason in found.unreadable)
         )
-    screen.say(*losses(found.seen, frame.depth))
-    if told := mixed_floats(found.seen):
-        screen.say(f"warning: {told}")
-    names = [one_line(path) for path in found.paths]
+    names = [one_line(path) for path in paths]
     chances = build.probabilities(config.loss, found.outputs)
-    labels = labels_of_folders([below[path] for path in found.paths], trained.classes)
+    labels = labels_of_folders([below[path] for path in paths], trained.classes)
     path = write_predictions(path, trained.classes, names, chances, labels or [""] * len(names))
     rows = list(range(len(names)))
     if len(rows) > NUM_IMAGES:  # evenly over the classes
@@ -149,8 +143,23 @@ def predict_files(config: Config, trained: Trained, path: Path, screen: Screen) 
             f"accuracy {right / len(labels):.4f} on {number_of(len(labels), 'image')}: their folders name the classes"
         )
     if config.plots:
-        draw_files(trained, found.paths, chances, labels, rows, frame, path.with_suffix(".png"))
+        draw_files(trained, paths, chances, labels, rows, frame, path.with_suffix(".png"))
     return path, found.unreadable
+
+
+def files_of(targets: Sequence[str], screen: Screen) -> dict[Path, Path]:
+    """{image: its way from the folder that was named} of files and folders.
+
+    Raises:
+        ConfigError: one of them is not there, or a folder without an image.
+    """
+    below: dict[Path, Path] = {}
+    for target in targets:
+        if not os.path.exists(target):
+            quotes = " A name with spaces needs quotes." if len(targets) > 1 else ""
+            raise ConfigError(f"input={target}: there is no such file or folder.{quotes}")
+        below |= images_of(Path(target), screen)
+    return below
 
 
 def frame_of(config: Config, trained: Trained) -> Frame:
@@ -224,31 +233,48 @@ def draw_files(
         plots.prediction_grid(torch.stack(images), titles, wrong, path, heading=f"file, {heading}")
 
 
-def label_files(trained: Trained, paths: Sequence[Path], frame: Frame) -> Labelled:
-    """Put image files through the model, a batch at a time: a folder may hold more than memory does."""
+def label_pictures(trained: Trained, pictures: Sequence[Picture], frame: Frame, screen: Screen) -> Labelled:
+    """Put images through the model, a batch at a time: a folder may hold more than memory does.
+
+    Args:
+        trained: the model, with the preprocessing of its training.
+        pictures: image files, and images in memory.
+        frame: what they are decoded to.
+        screen: is told where the values of the files are not what the model sees.
+    """
     normalize = normalizer(trained.mean, trained.std, placement(trained.machine))
     size = eval_batch_size(trained.in_shape)
-    found: list[Path] = []
+    found: list[Picture] = []
     outputs: list[Tensor] = []
     unreadable: list[str] = []
     seen = Seen()
-    with Bar("labelling", len(paths), "files") as bar:
-        for start in range(0, len(paths), size):
+    with Bar("labelling", len(pictures), "images") as bar:
+        for start in range(0, len(pictures), size):
             batch = []
-            for path in paths[start : start + size]:
+            for picture in pictures[start : start + size]:
                 bar.add(1)
                 try:
                     with quiet_pillow():
-                        pixels, values = decode(path, frame)
+                        pixels, values = decode(picture, frame)
                     batch.append(pixels)
-                    found.append(path)
-                    seen.add(values, str(path))
+                    found.append(picture)
+                    seen.add(values, str(picture))
                 except ImageError as error:
-                    unreadable.append(f"{one_line(path)}: {error}")
+                    unreadable.append(f"{one_line(picture)}: {error}")
             if batch:
                 inputs = normalize(torch.stack(batch).to(trained.machine.device))
                 outputs.append(engine.predict(trained.model, [inputs], trained.machine.autocast))
-    return Labelled(found, torch.cat(outputs) if outputs else torch.empty(0), unreadable, seen)
+    screen.say(*losses(seen, frame.depth))
+    if told := mixed_floats(seen):
+        screen.say(f"warning: {told}")
+    return Labelled(found, torch.cat(outputs) if outputs else torch.empty(0), unreadable)
+
+
+def label_rows(trained: Trained, rows: Tensor) -> Tensor:
+    """Put rows of numbers (N, D) through the model, in the batches of eval; returns its outputs (N, K)."""
+    normalize = normalizer(trained.mean, trained.std, placement(trained.machine))
+    batches = (normalize(part).to(trained.machine.device) for part in rows.split(eval_batch_size(trained.in_shape)))
+    return engine.predict(trained.model, batches, trained.machine.autocast)
 
 
 def write_predictions(

@@ -1,4 +1,4 @@
-"""From a command to its verb: what it starts from, its frozen settings, what is said of them. Torch-free until it runs."""
+"""From a command to its verb: the run it starts from and its frozen settings. Torch-free until the verb runs."""
 
 from dataclasses import dataclass
 
@@ -83,11 +83,9 @@ def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal,
 
     if verb == "train":  # it explains its errors itself, before it notes them in the run's files
         return train(config, stop, target=target, screen=screen)[0]
-    try:
+    with failures.explaining(config):
         if target is not None:
             {"eval": run_eval, "predict": run_predict}[verb](config, target)
         else:
             {"check-resume": run_check_resume, "compare-impl": run_compare_impl}[verb](config)
-    except Exception as error:
-        raise failures.explain(error, config) from error.__cause__
     return None

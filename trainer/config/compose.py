@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,16 +40,36 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any])
     import hydra
     from hydra.errors import HydraException
 
-    # hydra.main reads the command line itself; there is no other public way to run sweepers and launchers
-    sys.argv = [sys.argv[0], *command.flags, *(["--multirun"] if command.multirun else []), *words]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error and exits with 1
+    typed = [*command.flags, *(["--multirun"] if command.multirun else []), *words]
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed) if command.flags else contextlib.nullcontext():
+        with hydra_alone(typed), contextlib.redirect_stdout(printed) if command.flags else contextlib.nullcontext():
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
     except HydraException as error:
         raise ConfigError(explain_refusal(str(error), command)) from None
     emit(*printed.getvalue().splitlines())  # what --cfg prints: Hydra fails where stdout is closed or full
+
+
+@contextlib.contextmanager
+def hydra_alone(words: Sequence[str]) -> Iterator[None]:
+    """Let hydra.main read these words as its command line; at the end, what others set up in Hydra is there again."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    alone, own = GlobalHydra.instance(), HydraConfig.instance()
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), alone.hydra, own.cfg
+    # hydra.main reads the command line itself; there is no other public way to run sweepers and launchers
+    sys.argv = [sys.argv[0], *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error and exits with 1
+    alone.clear()
+    try:
+        yield
+    finally:
+        sys.argv, full, alone.hydra, own.cfg = before
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
 
 
 def compose_here(command: Command, words: Sequence[str]) -> Config:

@@ -27,6 +27,8 @@ MEGAPIXELS = 52.0  # a 50-megapixel camera; decoding stays below 1 GB, and a PNG
 LARGE_PIXELS = 4_000_000  # from here on an image is shrunk before anything else; below, the copies do not matter
 WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # convert() clips these to 255 instead of scaling them
 
+Picture = Path | str | Image.Image  # a file, or an image in memory
+
 
 LOST = {  # what of a file is not used
     "colour": "16 bits per channel in several channels, of which the upper 8 are used, whatever data.depth says: "
@@ -132,12 +134,16 @@ def quiet_pillow() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def decode(path: Path | str, frame: Frame) -> tuple[Tensor, Values]:
-    """read_image() inside the caller's quiet_pillow(), and what is to be known of the values in the file."""
-    check_regular(path)
+def decode(source: Picture, frame: Frame) -> tuple[Tensor, Values]:
+    """read_image() inside the caller's quiet_pillow(), and what is to be known of the values in the file.
+
+    Of an image that Pillow has read already a copy is taken.
+    """
+    if not isinstance(source, Image.Image):
+        check_regular(source)
     channels, height, width = frame.shape
     try:
-        with Image.open(path, formats=FORMATS) as image, _named_lines(path, is_tiff=image.format == "TIFF"):
+        with _opened(source) as image:
             if image.width * image.height == 0:
                 raise ImageError(f"no pixels: {image.width} x {image.height}")
             if image.width * image.height > frame.max_megapixels * 1e6:
@@ -179,6 +185,15 @@ def _squashed(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 FITS = {"crop": _cropped, "pad": _padded, "squash": _squashed}
+
+
+@contextmanager
+def _opened(source: Picture) -> Iterator[Image.Image]:
+    if isinstance(source, Image.Image):
+        yield source.copy()  # what follows changes it
+        return
+    with Image.open(source, formats=FORMATS) as image, _named_lines(source, is_tiff=image.format == "TIFF"):
+        yield image
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+from collections.abc import Iterator
 
 import torch
 
@@ -53,6 +54,15 @@ def explain(error: BaseException, config: Config, run: Run | None = None) -> Bas
             f"{command_for(config, 'resume')} continues; data.workers=0 does without such processes."
         )
     return error
+
+
+@contextlib.contextmanager
+def explaining(config: Config) -> Iterator[None]:
+    """Explain what is raised inside; see explain."""
+    try:
+        yield
+    except Exception as error:
+        raise explain(error, config) from error.__cause__
 
 
 def note_failure(run: Run, started: str, error: BaseException, screen: Screen) -> None:

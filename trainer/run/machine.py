@@ -9,7 +9,7 @@ another machine too.
 import contextlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +22,9 @@ from trainer.utils.errors import ConfigError
 
 mkldnn: Any = torch.backends.mkldnn  # torch puts an object in the place of this module, which mypy does not know
 TORCH_THREADS = torch.get_num_threads()  # what torch decided itself; device.num_threads=0 goes back to it
+
+
+OF_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def set_up(
         raise ConfigError("device=mps does not support fp64. Allowed: device.precision: fp32, bf16, fp16.")
     torch.set_num_threads(num_threads or TORCH_THREADS)
     if deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before the first matrix product on the GPU
+        os.environ[OF_CUBLAS] = ":4096:8"  # before the first matrix product on the GPU
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the setter imports the compiler: a second
         torch.use_deterministic_algorithms(deterministic)
     if not matmul_is_there(matmul, device):
@@ -108,6 +111,27 @@ def set_up_numpy() -> None:
 
     threadpool_limits(torch.get_num_threads(), user_api="blas")
     np.seterr(all="ignore")
+
+
+@contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """Put back what set_up and set_up_numpy change in the whole process, at the end of the block."""
+    from threadpoolctl import threadpool_limits
+
+    threads, cpu, gpu = torch.get_num_threads(), mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    deterministic, workspace = torch.are_deterministic_algorithms_enabled(), os.environ.get(OF_CUBLAS)
+    with threadpool_limits(user_api="blas"), np.errstate():  # they put back what is set inside
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            mkldnn.matmul.fp32_precision = cpu
+            if torch.backends.cuda.matmul.fp32_precision != gpu:
+                torch.backends.cuda.matmul.fp32_precision = gpu
+            if torch.are_deterministic_algorithms_enabled() != deterministic:
+                torch.use_deterministic_algorithms(deterministic)
+            if workspace is None:
+                os.environ.pop(OF_CUBLAS, None)
 
 
 def matmul_is_there(matmul: str, device: torch.device) -> bool:

@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,17 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(numbers.tolist()), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy(), *rest))
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Put the generators back to where they were at the end of the block: others of this process draw from them."""
+    state = rng_state(torch.device("cpu"))
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+        try:
+            yield
+        finally:
+            restore_rng(state, torch.device("cpu"))
 
 
 def order_seed(config: Config) -> int:

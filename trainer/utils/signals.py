@@ -113,9 +113,7 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         ignored = {s for s in STOPS[2:] if signal.getsignal(s) == signal.SIG_IGN}  # nohup's SIGHUP
         mine = STOPS if in_main_thread() else ()  # in another thread signals do what they did before
-        self._before: dict[signal.Signals, Any] = {
-            s: signal.signal(s, self._arrived) for s in mine if s not in ignored
-        }
+        self._before: dict[signal.Signals, Any] = {s: signal.signal(s, self._arrived) for s in mine if s not in ignored}
         return self
 
     def __exit__(self, *_: object) -> None:
