@@ -19,7 +19,7 @@ from trainer.sweep.launch import run_sweep
 from trainer.utils import ranks
 from trainer.utils.errors import Interrupted, TrainerError
 from trainer.utils.signals import StopSignal, end_workers
-from trainer.utils.text import emit
+from trainer.utils.text import emit, quiet_libraries
 
 # NumPy's threads would spin for a tenth of a second after each product, on the cores that torch's threads need: with
 # impl=numpy a step would take four times as long. OpenBLAS reads this when NumPy is imported, so it has to stand here.
@@ -34,6 +34,7 @@ def main() -> int:
             return 0
         if not ranks.of_environment().is_first:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (rank 0 speaks for all, to the end)
+        quiet_libraries()
         with StopSignal() as stop:
             with stop.held():
                 command = parse_command(args)

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from trainer.commands.evaluate import Trained
     from trainer.data.images import Picture
 
+OF_FILES = ("input", "output", "plots")  # settings of the predict command that say what it reads and writes
 Overrides = Mapping[str, Any] | Sequence[str]
 ONE_AT_A_TIME = (
     threading.RLock()
@@ -49,14 +50,14 @@ class Prediction:
         probabilities: (N, K) float64, of each class.
     """
 
-    names: list[str]
-    outputs: "np.ndarray"
+    names: list[str] = field(repr=False)
+    outputs: "np.ndarray" = field(repr=False)
     labels: "np.ndarray | None" = None
     indices: "np.ndarray | None" = None
     probabilities: "np.ndarray | None" = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A trained model with the preprocessing of its training; load() makes one.
 
@@ -68,6 +69,9 @@ class Model:
 
     config: Config
     trained: "Trained"
+
+    def __repr__(self) -> str:
+        return f"<{self.config.model.name} of {self.trained.path}: {self.in_shape} -> {self.classes or 'numbers'}>"
 
     @property
     def module(self) -> "nn.Module":
@@ -150,7 +154,7 @@ class TrainedRun:
     outputs: str
     checkpoints: str
     result: dict[str, Any]
-    metrics: list[dict[str, Any]]
+    metrics: list[dict[str, Any]] = field(repr=False)
 
     def load(self, overrides: Overrides = ()) -> Model:
         """The model with the weights of its best epoch."""
@@ -202,6 +206,10 @@ def load(
     words = words_of({"checkpoint": run} | {key: path for key, path in paths.items() if path is not None})
     words += words_of(overrides)
     command = command_of("predict", words)
+    if odd := [key for key in OF_FILES if key in command.values]:
+        raise ConfigError(
+            f"{odd[0]}= is for the command line: here the images are for predict() of what load() returns."
+        )
     with as_the_program(["predict", *words]) as stop, folders.explained(command.folders):
         prepared, screen = prepare(command, stop), Screen()
         assert prepared is not None

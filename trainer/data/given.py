@@ -30,7 +30,7 @@ def images_given(images: Any, channels: int) -> list[Picture]:
         return [images]
     if not isinstance(images, (np.ndarray, Tensor)):
         raise ConfigError(f"{type(images).__name__} is no image. Allowed: {ALLOWED}.")
-    array = np.asarray(images.cpu() if isinstance(images, Tensor) else images)
+    array = images.cpu().numpy() if isinstance(images, Tensor) else images
     if array.dtype != np.uint8:
         advice = "Values from 0 to 1 become such by (x * 255).round() and a change of type."
         raise ConfigError(f"images of type {array.dtype} are not allowed. Allowed: uint8, 0 to 255. {advice}")
@@ -55,7 +55,7 @@ def rows_given(rows: Any, num_features: int) -> Tensor:
         ConfigError: they are no numbers, or not so many in a row.
     """
     try:
-        array = np.array(rows.cpu() if isinstance(rows, Tensor) else rows, dtype=np.float64)
+        array = np.array(rows.detach().cpu().numpy() if isinstance(rows, Tensor) else rows, dtype=np.float64)
     except (TypeError, ValueError):
         raise ConfigError(f"{type(rows).__name__} is not rows of {num_features} numbers each.") from None
     if array.ndim == 1 and (num_features == 1 or len(array) == num_features):

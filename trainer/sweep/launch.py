@@ -25,7 +25,7 @@ from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, Interrupted, ResourceError, SweepError, TrainerError, listed
 from trainer.utils.files import write_json
 from trainer.utils.signals import StopSignal, end_with_parent
-from trainer.utils.text import emit
+from trainer.utils.text import emit, quiet_libraries
 
 
 def name_sweep(command: Command) -> str:
@@ -213,6 +213,7 @@ class RunJob:
         number = int(own.job.name) if searches else own.job.num  # a study numbers its trials itself
         job = make_job(number, overrides, composed, own.runtime.choices, self.command)
         with contextlib.ExitStack() as held:
+            quiet_libraries()  # in the launcher's process
             stop = held.enter_context(StopSignal())
             if multiprocessing.parent_process() is not None:  # else a killed sweep would leave its jobs running
                 end_with_parent(saving=True)

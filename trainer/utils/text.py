@@ -80,6 +80,13 @@ def is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def quiet_libraries() -> None:
+    """Let what other packages log stay unsaid, errors apart; for processes that are this program's own."""
+    import logging  # 10 ms
+
+    logging.getLogger().setLevel(logging.ERROR)
+
+
 def silence(stream: IO[str]) -> None:
     """Let what is written to a stream that nobody reads any more go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
