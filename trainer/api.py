@@ -51,7 +51,7 @@ class Prediction:
     """
 
     names: list[str] = field(repr=False)
-    outputs: "np.ndarray" = field(repr=False)
+    outputs: "np.ndarray"
     labels: "np.ndarray | None" = None
     indices: "np.ndarray | None" = None
     probabilities: "np.ndarray | None" = None
@@ -208,7 +208,7 @@ def load(
     command = command_of("predict", words)
     if odd := [key for key in OF_FILES if key in command.values]:
         raise ConfigError(
-            f"{odd[0]}= is for the command line: here the images are for predict() of what load() returns."
+            f"{odd[0]}= is for the command line: predict() of what load() returns takes the images."
         )
     with as_the_program(["predict", *words]) as stop, folders.explained(command.folders):
         prepared, screen = prepare(command, stop), Screen()
