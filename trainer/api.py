@@ -207,9 +207,7 @@ def load(
     words += words_of(overrides)
     command = command_of("predict", words)
     if odd := [key for key in OF_FILES if key in command.values]:
-        raise ConfigError(
-            f"{odd[0]}= is for the command line: predict() of what load() returns takes the images."
-        )
+        raise ConfigError(f"{odd[0]}= is for the command line: predict() of what load() returns takes the images.")
     with as_the_program(["predict", *words]) as stop, folders.explained(command.folders):
         prepared, screen = prepare(command, stop), Screen()
         assert prepared is not None
