@@ -2,11 +2,12 @@
 
 import random
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli
+from conftest import Cli, write_class_folders
 
 import main
 from trainer.commands import start
@@ -71,6 +72,17 @@ def test_a_refused_command_line_is_offered_without_its_mistakes(untrained: Cli) 
         assert (typed, offered(outcome.err)) == (typed, shlex.split(wanted) or None)
         if wanted:
             assert untrained(*shlex.split(wanted), as_typed=True).code == 0, wanted
+
+
+def test_a_file_that_is_named_like_a_flag_or_a_setting_is_offered_with_its_folder(cli: Cli, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "p", {"train": 12, "test": 3})
+    assert cli("data=folder", "data.root=p", "model=softmax", "epochs=1", "name=a", "plots=false").code == 0
+    for name in ("-x.png", "a=b.png", "=d"):
+        shutil.copy(next(Path("p").rglob("*.png")), name)
+        refused = cli("predict", "a", name, "plots=false", as_typed=True)
+        assert offered(refused.err) == ["predict", "a", f"./{name}", "plots=false"]
+        assert cli(*offered(refused.err) or (), as_typed=True).code == 0
+    assert offered(cli("predict", "a", "-y.png", as_typed=True).err) is None
 
 
 def test_no_line_is_offered_where_the_data_is_refused(cli: Cli) -> None:

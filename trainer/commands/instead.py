@@ -39,7 +39,9 @@ def mended(words: Sequence[str]) -> list[str] | None:
         try:
             command = check_words(words)
         except ConfigError as error:
-            better = joined(words)
+            better = as_files(words)
+            if better == words:
+                better = joined(words)
             if better == words and error.meant is not None:
                 better = swap(words, *error.meant)
             if better == words:
@@ -50,6 +52,13 @@ def mended(words: Sequence[str]) -> list[str] | None:
             return words
         words = ["-m", *words]
     return None
+
+
+def as_files(words: Sequence[str]) -> list[str]:
+    """The words of predict with ./ before each file that is named like a setting or a flag: -x.png, a=b.png."""
+    marked = [word[0] == "-" or "=" in word if word else False for word in words]
+    is_name = [words[0] == "predict" and odd and os.path.isfile(word) for word, odd in zip(words, marked, strict=True)]
+    return [os.path.join(".", word) if odd else word for word, odd in zip(words, is_name, strict=True)]
 
 
 def check_words(words: Sequence[str]) -> Command:
