@@ -76,6 +76,9 @@ def check_words(words: Sequence[str]) -> Command:
     target = command.value("checkpoint") or command.value("resume")
     for name in (*([target] if target not in (None, "auto") else []), *command.names):
         check_target(name, command)
+    path = command.value("input") or "."
+    if not path.startswith("[") and not os.path.exists(os.path.expanduser(path)):
+        raise ConfigError("no such file")
     check_lists(command, command.overrides)
     if target is not None or use not in ("train", "sweep", "check-resume", "compare-impl"):
         return command  # the other settings come from the run
