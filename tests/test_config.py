@@ -81,9 +81,9 @@ def composed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Co
     """The configs that a command line would train with, one for each job; nothing is trained."""
     found: list[Config] = []
 
-    def note(config: Config, stop: object, **_: object) -> float:
+    def note(config: Config, stop: object, **_: object) -> tuple[str, float]:
         found.append(config)
-        return 0.0
+        return "a", 0.0
 
     monkeypatch.setattr(train, "train", note)
 
@@ -645,9 +645,9 @@ def test_recipe_none_holds_in_each_job_of_a_multirun(composed: Callable[..., lis
 def test_pairs_compose_in_a_multirun_or_fail_as_one_job(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[str, str]] = []
 
-    def note(config: Config, stop: object, **_: object) -> float:
+    def note(config: Config, stop: object, **_: object) -> tuple[str, float]:
         found.append((config.data.name, config.model.name))
-        return 0.0
+        return "a", 0.0
 
     monkeypatch.setattr(train, "train", note)
     outcome = cli("-m", "data=synthetic,mnist", f"model={','.join(choices_of('model'))}", "name=a")

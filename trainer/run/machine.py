@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.config.fit import shape_of
 from trainer.config.schema import Choice, Config
 from trainer.utils.errors import ConfigError
 
@@ -240,7 +241,7 @@ def fastest(config: Config, device: torch.device) -> dict[str, Any]:
     if is_resnet:
         has_bf16 = cpu_can("avx512_bf16") or cpu_can("amx_bf16")
         precision = "bf16" if has_bf16 else "fp32"
-        size = config.data.options.get("size", SMALL)
+        _, size, _ = shape_of(config.data) or (0, SMALL, SMALL)
         stem = config.model["stem"]
         small = stem == "cifar" or (stem == "auto" and size <= SMALL)
         return plain | {"precision": precision, "channels_last": small}
