@@ -167,8 +167,8 @@ def test_row_45_what_tensorboard_shows_has_no_step_twice(cli: Cli, signal_at: Ca
     assert cli("resume=a").code == 0
     events = EventAccumulator("outputs/a/tb")
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss_so_far")] == list(range(1, 28))
-    assert [event.step for event in events.Scalars("val/loss")] == [9, 18, 27]
+    assert [event.step for event in events.Scalars("loss/train_so_far")] == list(range(1, 28))
+    assert [event.step for event in events.Scalars("loss/val")] == [9, 18, 27]
 
 
 FOR_EVER = ("epochs=100000", "batch_size=3", "optimizer.lr=0.001", *PLAIN)

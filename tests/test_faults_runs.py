@@ -998,7 +998,7 @@ def test_row_45_a_torn_event_file_is_gone_on_with(cli: Cli, signal_at: SignalAt)
     assert cli("resume=a").code == 0
     accumulator = EventAccumulator("outputs/a/tb")
     accumulator.Reload()
-    steps = [event.step for event in accumulator.Scalars("train/loss_so_far")]
+    steps = [event.step for event in accumulator.Scalars("loss/train_so_far")]
     assert steps == sorted(set(steps))
     assert {*range(21, 37)} <= set(steps)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Cli
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -49,11 +50,25 @@ def test_an_epoch_is_a_line_of_json_and_a_point_of_each_curve(tmp_path: Path) ->
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [row(1), row(2)]
     assert directory.read_metrics(tmp_path) == [row(1), row(2)]
-    tags = ["train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "samples_per_second"]
+    tags = ["accuracy/train", "accuracy/val", "loss/train", "loss/val", "lr", "samples_per_second"]
     assert sorted(events(tmp_path).Tags()["scalars"]) == sorted(tags)
     for tag in tags:
-        expected = [(r["step"], r[tag.replace("/", "_")]) for r in (row(1), row(2))]
+        metric, _, split = tag.partition("/")
+        expected = [(r["step"], r[f"{split}_{metric}" if split else metric]) for r in (row(1), row(2))]
         assert series(tmp_path, tag) == [(s, pytest.approx(v, rel=1e-7)) for s, v in expected]  # kept as float32
+
+
+def test_accuracy_and_loss_are_the_groups_that_tensorboard_opens(cli: Cli, tiny_mnist: Path) -> None:
+    """Its first two by name, of numbers, histograms and images together."""
+    records = ("record.every_steps=1", "record.histograms_every=1", "record.gradients=true", "plots=true")
+    words = ("data=mnist", f"paths.data={tiny_mnist}", "model=softmax", "epochs=1", "batch_size=300", "name=a")
+    assert cli(*words, *records).code == 0
+    found = events(Path("outputs/a")).Tags()
+    tags = sorted({*found["scalars"], *found["images"], *found["histograms"]})
+    assert {"plots/curves", "weights/linear.weight", "norm_of_gradient/linear.weight", "lr_of_step"} <= set(tags)
+    assert list(dict.fromkeys(tag.split("/")[0] for tag in tags))[:2] == ["accuracy", "loss"]
+    first = [tag for tag in tags if tag.startswith(("accuracy/", "loss/"))]
+    assert first == ["accuracy/train", "accuracy/val", "loss/train", "loss/train_so_far", "loss/val"]
 
 
 def test_a_line_is_on_disk_as_soon_as_the_epoch_ends(tmp_path: Path) -> None:
@@ -66,7 +81,7 @@ def test_what_an_epoch_does_not_have_is_left_out(tmp_path: Path) -> None:
     regression = {key: value for key, value in row(1).items() if not key.endswith("accuracy")} | {"val_loss": None}
     with closing(Recorder(tmp_path)) as recorder:
         recorder.epoch(regression)
-    assert sorted(events(tmp_path).Tags()["scalars"]) == ["lr", "samples_per_second", "train/loss"]
+    assert sorted(events(tmp_path).Tags()["scalars"]) == ["loss/train", "lr", "samples_per_second"]
 
 
 def interrupted(folder: Path) -> None:
@@ -74,7 +89,7 @@ def interrupted(folder: Path) -> None:
     with closing(Recorder(folder)) as recorder:
         for epoch in (1, 2, 3):
             for step in range(10 * epoch - 9, 10 * epoch + 1):
-                recorder.scalars({"train/loss_so_far": 1.0, "lr_of_step": 0.1}, step)
+                recorder.scalars({"loss/train_so_far": 1.0, "lr_of_step": 0.1}, step)
             recorder.epoch(row(epoch))
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 4, "step": 4')
@@ -87,14 +102,14 @@ def test_after_a_resume_no_epoch_and_no_step_is_there_twice(epochs_done: int, st
         assert directory.read_metrics(tmp_path) == [row(epoch) for epoch in range(1, epochs_done + 1)]
         for epoch in range(epochs_done + 1, 5):
             for step in range(max(10 * epoch - 9, steps_done + 1), 10 * epoch + 1):
-                recorder.scalars({"train/loss_so_far": 2.0, "lr_of_step": 0.1}, step)
+                recorder.scalars({"loss/train_so_far": 2.0, "lr_of_step": 0.1}, step)
             recorder.epoch(row(epoch))
     assert directory.read_metrics(tmp_path) == [row(epoch) for epoch in (1, 2, 3, 4)]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
-    points = series(tmp_path, "train/loss_so_far")
+    points = series(tmp_path, "loss/train_so_far")
     assert [step for step, _ in points] == list(range(1, 41))
     assert [value for _, value in points] == [1.0] * steps_done + [2.0] * (40 - steps_done)
-    assert [step for step, _ in series(tmp_path, "train/loss")] == [10, 20, 30, 40]
+    assert [step for step, _ in series(tmp_path, "loss/train")] == [10, 20, 30, 40]
 
 
 def test_a_run_cut_before_its_first_checkpoint_starts_its_curves_anew(tmp_path: Path) -> None:
@@ -102,10 +117,10 @@ def test_a_run_cut_before_its_first_checkpoint_starts_its_curves_anew(tmp_path: 
     with closing(Recorder(tmp_path, epochs_done=0, steps_done=0)) as recorder:
         assert directory.read_metrics(tmp_path) == []
         for step in range(1, 11):
-            recorder.scalars({"train/loss_so_far": 2.0}, step)
+            recorder.scalars({"loss/train_so_far": 2.0}, step)
         recorder.epoch(row(1))
-    assert series(tmp_path, "train/loss_so_far") == [(step, 2.0) for step in range(1, 11)]
-    assert [step for step, _ in series(tmp_path, "train/loss")] == [10]
+    assert series(tmp_path, "loss/train_so_far") == [(step, 2.0) for step in range(1, 11)]
+    assert [step for step, _ in series(tmp_path, "loss/train")] == [10]
 
 
 @pytest.mark.parametrize("torn", ['{"epoch": 3', '{"epoch": 3, "step": 30}garbage\n', "\0\0\0\0", "\n", '{"a": "'])
@@ -153,8 +168,8 @@ def test_histograms_hold_every_weight_and_the_norm_of_every_gradient(tmp_path: P
     (event,) = read.Histograms("weights/0.weight")
     histogram = event.histogram_value
     assert (event.step, histogram.num, histogram.min, histogram.max, histogram.sum) == (20, 6, 0.0, 5.0, 15.0)
-    assert read.Tags()["scalars"] == ["gradient_norm/0.weight"]
-    assert series(tmp_path, "gradient_norm/0.weight") == [(20, 5.0)]
+    assert read.Tags()["scalars"] == ["norm_of_gradient/0.weight"]
+    assert series(tmp_path, "norm_of_gradient/0.weight") == [(20, 5.0)]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
@@ -163,6 +178,6 @@ def test_a_picture_comes_back_as_it_was(mode: str, tmp_path: Path) -> None:
     Image.fromarray(drawn).convert(mode).save(tmp_path / "curve.png")
     with closing(Recorder(tmp_path)) as recorder:
         recorder.image("loss", tmp_path / "curve.png", 30)
-    (event,) = events(tmp_path).Images("loss")
+    (event,) = events(tmp_path).Images("plots/loss")
     assert event.encoded_image_string == (tmp_path / "curve.png").read_bytes()
     assert (event.step, event.width, event.height) == (30, 4, 6)

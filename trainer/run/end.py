@@ -59,7 +59,7 @@ def conclude(s: Session, test: Evaluation) -> None:
     result = result_of(s.config, s.parts, s.progress, s.run, test)
     write_json(s.run.outputs / "result.json", result)
     final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}
-    final["best/val"] = s.progress.best["value"]
+    final["test/val_of_best"] = s.progress.best["value"]
     if not s.config.fast_dev_run:
         classes = {"true": test.labels.tolist(), "predicted": test.outputs.argmax(1).tolist()}
         note_look(s.run.outputs, s.parts.splits.sha256, classes if test.accuracy is not None else None)

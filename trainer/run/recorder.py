@@ -16,6 +16,17 @@ from trainer.run import records
 from trainer.utils.files import open_regular, replacing
 from trainer.utils.text import one_line
 
+# TensorBoard sorts the groups, which are what stands before a slash, by name, and opens the first two. So that these are
+# accuracy and loss, with a card for train and one for val, no other tag may come before "loss" in the alphabet.
+TAGS = {
+    "train_loss": "loss/train",
+    "train_accuracy": "accuracy/train",
+    "val_loss": "loss/val",
+    "val_accuracy": "accuracy/val",
+    "lr": "lr",
+    "samples_per_second": "samples_per_second",
+}
+
 
 class Recorder:
     """Writes the metrics of one run; `step` counts parameter updates over the whole run.
@@ -69,9 +80,7 @@ class Recorder:
         except OSError as error:
             if is_news:
                 self.warn(f"warning: {self.path} cannot be written ({error.strerror}); its lines wait for room.")
-        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "samples_per_second")
-        tags = {name: name.replace("_", "/", 1) if name.startswith(("train_", "val_")) else name for name in names}
-        self.scalars({tags[name]: row[name] for name in names if row.get(name) is not None}, row["step"])
+        self.scalars({tag: row[name] for name, tag in TAGS.items() if row.get(name) is not None}, row["step"])
 
     def flush(self) -> None:
         """Write the lines that wait; OSError where there still is no room."""
@@ -114,17 +123,17 @@ class Recorder:
         for name, parameter in model.named_parameters():
             self._board("add_histogram", f"weights/{name}", parameter.detach().float().cpu(), step)
             if parameter.grad is not None:
-                self._board("add_scalar", f"gradient_norm/{name}", torch.linalg.vector_norm(parameter.grad), step)
+                self._board("add_scalar", f"norm_of_gradient/{name}", torch.linalg.vector_norm(parameter.grad), step)
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """A PNG file as it is: reading and writing it anew would take longer than drawing it."""
+        """A PNG file as it is, as plots/<name>: reading and writing it anew would take longer than drawing it."""
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         with Image.open(path) as image:
             size = {"width": image.width, "height": image.height, "colorspace": len(image.getbands())}
         encoded = Summary.Image(**size, encoded_image_string=path.read_bytes())
-        self._board("file_writer.add_summary", Summary(value=[Summary.Value(tag=name, image=encoded)]), step)
+        self._board("file_writer.add_summary", Summary(value=[Summary.Value(tag=f"plots/{name}", image=encoded)]), step)
 
     def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
         """The settings beside the final metrics, in this same TensorBoard run (add_hparams would open another)."""

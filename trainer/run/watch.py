@@ -78,7 +78,7 @@ def check_readings(s: Session, readings: list[Reading], checked: int, *, wait: b
             break
         reading = readings.pop(0)
         looks = {
-            "train/loss_so_far": check_finite(s, reading.loss, checked, reading.step),
+            "loss/train_so_far": check_finite(s, reading.loss, checked, reading.step),
             "lr_of_step": s.parts.lr_at(reading.step - 1),
             "samples_per_second_so_far": reading.num_examples / reading.seconds,
         }
