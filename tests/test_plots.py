@@ -5,18 +5,19 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import same_color, to_hex
+from matplotlib.colors import same_color, to_hex, to_rgb
 from PIL import Image
 
-from trainer.plots import line
+from trainer.plots import line, sweep
 from trainer.plots import run as plots
 from trainer.plots.run import Row
-from trainer.plots.style import RED
+from trainer.plots.style import BLUE, RED
 
 ROWS: list[Row] = [
     {"epoch": e, "train_loss": 1 / e, "val_loss": 1.1 / e, "train_accuracy": 1 - 0.5 / e, "val_accuracy": 1 - 0.6 / e}
@@ -261,3 +262,73 @@ def test_a_comparison_says_what_is_equal_and_shows_what_is_not() -> None:
     assert texts(costs) == ["1", "1.5", "12.3"]
     widths = [line.get_linewidth() for line in losses.lines]
     assert widths == sorted(widths, reverse=True)
+
+
+def job(objective: float | None, metric: str = "val_accuracy", **settings: str) -> dict[str, Any]:
+    """A line of sweep.csv."""
+    status = "failed" if objective is None else "done"
+    return settings | {"objective": objective, "metric": metric, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "labels"),
+    [
+        (["0.001", "0.1", "0.01"], "log", ["0.001", "0.01", "0.1"]),
+        (["0.1", "1000"], "log", ["0.1", "1000"]),
+        (["32", "64", "256"], "linear", ["32", "64", "256"]),
+        (["-1", "100"], "linear", ["-1", "100"]),
+        (["0.01", "0", "0.0001"], "names", ["0", "0.0001", "0.01"]),  # a weight decay, and none
+        (["0", "0.5", "0.9"], "linear", ["0", "0.5", "0.9"]),
+        (["sgd", "adam"], "names", ["sgd", "adam"]),
+        (["0.1", None], "names", ["0.1", "None"]),
+        (["nan", "1"], "names", ["nan", "1"]),
+    ],
+)
+def test_the_axis_of_an_option_follows_from_its_values(values: list[Any], kind: str, labels: list[str]) -> None:
+    scale = sweep.scale_of(values)
+    assert scale.kind == kind
+    assert list(scale.labels.values()) == labels
+    assert [scale.labels[place] for place in scale.places] == [str(value) for value in values]
+
+
+def test_rates_are_on_a_logarithmic_axis_and_seeds_have_none(tmp_path: Path) -> None:
+    rates, seeds = ("0.0001", "0.01", "1"), ("0", "1")
+    rows = [job(0.3 + i / 10, lr=lr, seed=seed, model="mlp") for i, lr in enumerate(rates) for seed in seeds]
+    panels = sweep.options_figure(rows, ["lr"]).axes
+    assert [(axes.get_title(), axes.get_xscale(), axes.get_yscale()) for axes in panels] == [("lr", "log", "linear")]
+    drawn: dict[str, list[str]] = {}
+    for keys in (["lr", "seed"], ["seed"], ["lr", "batch_size", "data.split_seed"]):
+        folder = tmp_path / "-".join(keys)
+        several = [row | {"batch_size": str(8 * i), "data.split_seed": str(i)} for i, row in enumerate(rows)]
+        sweep.draw_sweep(several, keys, folder)
+        drawn["-".join(keys)] = sorted(path.stem for path in folder.iterdir())
+    assert drawn == {
+        "lr-seed": ["options"],
+        "seed": ["options"],
+        "lr-batch_size-data.split_seed": ["options", "parallel"],
+    }
+    (axes,) = sweep.options_figure(rows[:2], []).axes  # nothing but seeds: their spread
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2 seeds"]
+
+
+def test_an_accuracy_is_never_on_a_logarithmic_axis() -> None:
+    for metric, scale in (("val_accuracy", "linear"), ("val_loss", "log")):
+        rows = [job(0.01, metric, lr="0.1", momentum="0"), job(0.9, metric, lr="0.2", momentum="0.9")]
+        assert sweep.options_figure(rows, ["lr"]).axes[0].get_yscale() == scale
+        rows.append(job(0.1, metric, lr="0.1", momentum="0.9"))
+        lines = sweep.parallel_figure(rows, ["lr", "momentum"]).axes[0].get_lines()
+        heights = sorted(one.get_ydata()[-1] for one in lines if len(one.get_xdata()) == 3)
+        assert (0.4 < heights[1] < 0.6) == (scale == "log")
+
+
+def test_failed_jobs_are_marked_and_the_worst_line_is_seen_on_white() -> None:
+    rows = [job(i / 100, lr=str(0.001 * (i + 1)), momentum=str(i % 2)) for i in range(50)]
+    failed = [job(None, lr="1000", momentum="0")]
+    panels = sweep.options_figure(rows, ["lr", "momentum"], failed).axes
+    assert [list(axes.get_lines()[-1].get_xdata()) for axes in panels] == [[1000.0], [0.0]]
+    axes = sweep.parallel_figure(rows, ["lr", "momentum"], failed).axes[0]
+    lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 3]
+    assert [line.get_color() for line in lines] == [BLUE] * 50 + [RED]
+    assert "failed" in texts(axes)
+    for one in lines:  # its colour over white differs from white by a quarter of the range or more
+        assert (1 - min(to_rgb(one.get_color()))) * one.get_alpha() > 0.25

@@ -65,7 +65,8 @@ def scale_of(values: Sequence[Any], *, is_accuracy: bool = False) -> Scale:
     if above and min(numbers) == 0 and spans(above) and not is_accuracy:
         return spaced([f"{number:g}" for number in numbers], [f"{number:g}" for number in sorted(set(numbers))])
     kind = "log" if spans(numbers) and not is_accuracy else "linear"
-    return Scale(kind, numbers, {number: f"{number:.3g}" for number in sorted(set(numbers))})
+    labels = {number: f"{number:g}" if number.is_integer() else f"{number:.3g}" for number in sorted(set(numbers))}
+    return Scale(kind, numbers, labels)
 
 
 def spaced(values: Sequence[Any], names: Sequence[str]) -> Scale:

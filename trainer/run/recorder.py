@@ -16,8 +16,8 @@ from trainer.run import records
 from trainer.utils.files import open_regular, replacing
 from trainer.utils.text import one_line
 
-# TensorBoard sorts the groups, which are what stands before a slash, by name, and opens the first two. So that these are
-# accuracy and loss, with a card for train and one for val, no other tag may come before "loss" in the alphabet.
+# TensorBoard sorts the groups, named before the slash, and opens the first two. So that these are accuracy and loss,
+# with a card for train and one for val, no other tag may come before "loss" in the alphabet.
 TAGS = {
     "train_loss": "loss/train",
     "train_accuracy": "accuracy/train",
