@@ -156,9 +156,11 @@ def test_load_gives_the_probabilities_of_the_predict_command_to_the_last_bit(
     # in memory, but for photo.jpg, which is decoded at a part of its size from the file
     in_memory = [0, 1, 3]
     images = [Image.open(files[i]) for i in in_memory]
-    before = [image.copy() for image in images]
     assert np.array_equal(model.predict(images).probabilities, seen[0][in_memory].numpy())
-    assert [image.size for image in images] == [image.size for image in before]
+    lying = Image.new("RGB", (30, 20))
+    lying.getexif()[0x0112] = 6  # by its orientation it is to be turned upright
+    model.predict(lying)
+    assert (lying.size, lying.getexif()[0x0112]) == ((30, 20), 6)  # not the caller's own
     arrays = [np.array(images[0]), torch.from_numpy(np.array(images[1])), images[2]]
     assert np.array_equal(model.predict(arrays).probabilities, seen[0][in_memory].numpy())
     assert not model.module.training
