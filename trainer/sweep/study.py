@@ -34,6 +34,7 @@ from trainer.utils import screen
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.files import open_regular
 from trainer.utils.locks import try_lock, unlock, wait_for_lock
+from trainer.utils.text import emit
 
 if TYPE_CHECKING:
     import optuna
@@ -72,6 +73,16 @@ def suggest(trial: "optuna.trial.Trial", key: str, one: "optuna.distributions.Ba
         return trial.suggest_int(key, one.low, one.high, step=one.step, log=one.log)
     assert isinstance(one, FloatDistribution), one
     return trial.suggest_float(key, one.low, one.high, step=one.step, log=one.log)
+
+
+def tell_of_lost_study(settings: SearchSettings, folder: Path) -> None:
+    """Say that there are runs of a search here without the database that knew of them."""
+    path = folder / "study.db"
+    if settings.storage is None and not path.exists() and any(entry.name.isdecimal() for entry in folder.iterdir()):
+        emit(
+            f"warning: {path} is gone, with the results that the search has seen. Its trials are asked for again from "
+            "the first one on; those that get the values of a run that is done are not trained again."
+        )
 
 
 class Search:
@@ -113,6 +124,7 @@ class Search:
                 raise ConfigError("hydra.sweeper.sampler=cmaes needs cmaes: pip install -r requirements.txt.") from None
         self.mine: set[int] = set()  # the trials that this process has had in hand: none is taken twice
         folder.mkdir(parents=True, exist_ok=True)
+        tell_of_lost_study(settings, folder)
         with contextlib.ExitStack() as held:
             self.lock = held.enter_context(open_regular(folder / "study.lock", "a+", encoding="utf-8"))
             with self.alone(), told_of_study(settings, folder, ConfigError):
