@@ -124,7 +124,7 @@ def test_a_refusal_is_over_at_once_as_a_process(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert err == "error: optimizer.lr=abc is not allowed. Allowed: numbers above 0 to 1000.\n"
-    assert time.monotonic() - began < 2  # 0.35 s on an idle machine
+    assert time.monotonic() - began < 2  # half a second on an idle machine
 
 
 def test_help_lists_groups_and_choices_without_torch(tmp_path: Path) -> None:

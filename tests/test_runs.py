@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import Cli
 
+from trainer.config.options import group_choices
 from trainer.run import directory, folders
 from trainer.run.directory import Run
 from trainer.run.target import Target, find_run, path_of
@@ -22,13 +23,14 @@ from trainer.utils.errors import BusyError, ConfigError
 from trainer.utils.files import read_csv, replacing, write_csv, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIG = {"seed": 3, "choices": group_choices({})}
 
 
 def plant(root: Path, name: str, started: str = "2024-01-01T00:00:00+00:00") -> Run:
     """A run as the train command leaves it."""
     run = directory.locate(name, outputs=str(root / "outputs"), checkpoints=str(root / "checkpoints"))
     run.outputs.mkdir(parents=True)
-    write_json(run.outputs / "config.json", {"config": {"seed": 3}})
+    write_json(run.outputs / "config.json", {"config": CONFIG})
     directory.write_status(run, "done", started)
     return run
 
@@ -140,7 +142,7 @@ def test_a_run_exists_from_its_config_on(tmp_path: Path) -> None:
 
 def test_the_saved_config_and_status_come_back(tmp_path: Path) -> None:
     run = plant(tmp_path, "first", "2024-01-01T12:00:00+00:00")
-    assert directory.read_config(run.outputs) == {"seed": 3}
+    assert directory.read_config(run.outputs) == CONFIG
     assert directory.read_status(run.outputs) == {
         **{"state": "done", "started": "2024-01-01T12:00:00+00:00", "reason": "", "run": "first", "checkpoint": ""}
     }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.config.command_line import VERBS, Command, parse_command, split_word, unquote
-from trainer.config.compose import check_lists, compose_here, each_value, parse_overrides
+from trainer.config.compose import check_lists, compose, each_value, frozen, parse_overrides
 from trainer.config.options import all_keys
 from trainer.config.ranges import RANGES, REGRESSION, TASK_OF_DATA, FilePath
 from trainer.config.roles import FREE_ON_RESUME, USES, check_typed
@@ -83,7 +83,9 @@ def check_words(words: Sequence[str]) -> Command:
     if target is not None or use not in ("train", "sweep", "check-resume", "compare-impl"):
         return command  # the other settings come from the run
     words = [each_value(o)[0] if o.is_discrete_sweep() else o.input_line for o in parse_overrides(command.overrides)]
-    config = compose_here(command, words)
+    if (composed := compose(command, words)) is None:
+        return command
+    config = frozen(*composed, command)
     if config.device.name not in ("auto", "cpu"):
         from trainer.run.machine import find_device  # imports torch
 

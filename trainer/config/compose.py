@@ -24,11 +24,30 @@ def compose(command: Command, words: Sequence[str]) -> tuple[Any, Mapping[str, s
     Raises:
         ConfigError: Hydra refused the words.
     """
-    from hydra.core.hydra_config import HydraConfig
+    if command.flags:
+        run_hydra(command, words, lambda _: None)
+        return None
+    with composing(command) as by_hydra:
+        composed = by_hydra(words)
+    choices = composed.hydra.runtime.choices
+    return with_values(composed, {}, choices), choices
 
-    found = []
-    run_hydra(command, words, lambda composed: found.append((composed, HydraConfig.get().runtime.choices)))
-    return found[0] if found else None
+
+@contextlib.contextmanager
+def composing(command: Command) -> Iterator[Callable[[Sequence[str]], Any]]:
+    """Hydra, ready to compose the settings of words. hydra.main would compose them twice, a tenth of a second each.
+
+    Raises:
+        ConfigError: Hydra refused the words.
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    try:
+        with hydra_alone([]), hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            yield lambda words: hydra.compose("config", overrides=list(words), return_hydra_config=True)
+    except HydraException as error:
+        raise ConfigError(explain_refusal(str(error), command)) from None
 
 
 def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any]) -> None:
@@ -65,31 +84,12 @@ def hydra_alone(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
+        GlobalHydra.set_instance(alone)  # initialize_config_dir leaves another
         sys.argv, full, alone.hydra, own.cfg = before
         if full is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full
-
-
-def compose_here(command: Command, words: Sequence[str]) -> Config:
-    """The settings of one run of these words; nothing is printed, and no verb is run.
-
-    Raises:
-        ConfigError: they are refused.
-    """
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    GlobalHydra.instance().clear()  # a refused command may have left it
-    try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            composed = hydra.compose("config", overrides=list(words), return_hydra_config=True)
-    except HydraException as error:
-        raise ConfigError(explain_refusal(str(error), command)) from None
-    choices = composed.hydra.runtime.choices
-    return frozen(with_values(composed, {}, choices), choices, command)
 
 
 def frozen(

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.command_line import PLUGINS, TYPED_GROUPS, Command, quote, split_word, unquote
-from trainer.config.compose import check_lists, each_value, explain_refusal, frozen, parse_overrides, run_hydra
+from trainer.config.compose import (
+    check_lists,
+    composing,
+    each_value,
+    explain_refusal,
+    frozen,
+    parse_overrides,
+    run_hydra,
+)
 from trainer.config.freeze import with_values
 from trainer.config.options import CONFIGS, chosen_engines
 from trainer.config.roles import check_typed, identifies, without_effect
@@ -144,37 +152,29 @@ def compose_jobs(command: Command, words: Sequence[str], stop: StopSignal) -> li
     Raises:
         ConfigError: a word cannot be parsed, a choice lacks an option that was typed, or nothing is swept over.
     """
-    import hydra
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
 
     composed: dict[tuple[str, ...], Any] = {}
     jobs = []
-    try:
-        swept = [
-            word for word, override in zip(words, parse_overrides(words), strict=True) if override.is_sweep_override()
-        ]
+    with composing(command) as by_hydra:
+        parsed = zip(words, parse_overrides(words), strict=True)
         # a list may have one value, as where a script fills it in
-        swept = swept or [word for word in words if identifies("sweep", split_word(word)[0])]
+        swept = [word for word, override in parsed if override.is_sweep_override()] or [
+            word for word in words if identifies("sweep", split_word(word)[0])
+        ]
         fixed = [word for word in words if word not in swept]
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            values_of = [
-                each_value(override) for override in parse_overrides(swept, GlobalHydra.instance().config_loader())
-            ]
-            for number, chosen in enumerate(itertools.product(*values_of) if swept else ()):
-                with stop.held():
-                    groups = tuple(word for word in chosen if split_word(word)[0] in TYPED_GROUPS)
-                    if groups not in composed:
-                        typed = [*fixed, *groups]
-                        composed[groups] = hydra.compose("config", overrides=typed, return_hydra_config=True)
-                    choices = composed[groups].hydra.runtime.choices
-                    parsed = parse_overrides([word for word in chosen if word not in groups])
-                    values = {override.key_or_group: override.value() for override in parsed}
-                    own = with_values(composed[groups], values, choices)
-                    overrides = dict(split_word(word) for word in chosen)
-                    jobs.append(make_job(number, overrides, own, choices, command))
-    except HydraException as error:
-        raise ConfigError(explain_refusal(str(error), command)) from None
+        loader = GlobalHydra.instance().config_loader()
+        values_of = [each_value(override) for override in parse_overrides(swept, loader)]
+        for number, chosen in enumerate(itertools.product(*values_of) if swept else ()):
+            with stop.held():
+                groups = tuple(word for word in chosen if split_word(word)[0] in TYPED_GROUPS)
+                if groups not in composed:
+                    composed[groups] = by_hydra([*fixed, *groups])
+                choices = composed[groups].hydra.runtime.choices
+                overrides = parse_overrides([word for word in chosen if word not in groups])
+                values = {override.key_or_group: override.value() for override in overrides}
+                own = with_values(composed[groups], values, choices)
+                jobs.append(make_job(number, dict(map(split_word, chosen)), own, choices, command))
     if not jobs:
         raise ConfigError("the sweep has no jobs. Write a list of values: key=value1,value2.")
     return jobs
