@@ -109,7 +109,8 @@ with screen:
         assert not screen.due()
         screen.row(row | {"epoch": epoch}, 2)
         time.sleep(0.25)
-    screen.say("a line [bold]of the user[/bold] :smile: 100%")
+    screen.progress(2, 2, 100, 100, "")
+    screen.say("a line [bold]of the user[/bold] :smile: 100%", "wide" * 60)
 print("after the bar")
 """
 
@@ -137,7 +138,7 @@ def test_on_a_terminal_a_bar_moves_and_lines_stay_intact(tmp_path: Path) -> None
     for text in ("epoch 1/2", "epoch 2/2", "loss 0.0050", "loss 0.0100", "9 examples/s", "\u2501"):
         assert text in received
     log = (tmp_path / "train.log").read_text().splitlines()
-    assert [line.split()[0] for line in log] == ["epoch", "1/2", "2/2", "a"]
+    assert [line.split()[0] for line in log] == ["epoch", "1/2", "2/2", "a", "wide" * 60]  # wider than the terminal
     assert "\x1b" not in "".join(log)
     lines = [CONTROL.sub("", line.rpartition(ERASE)[2]).rstrip() for line in received.split("\n")]
     for line in [*log, "after the bar"]:

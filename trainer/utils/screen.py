@@ -25,8 +25,8 @@ class Screen:
     def __init__(self, job: str = "") -> None:
         self._job = job
         self._log: Path | None = None
+        self._draws = False
         self._bar: Any = None
-        self._task: Any = None
         self._drawn = 0.0
         self._early: list[str] = []
         self._headed = False
@@ -40,6 +40,7 @@ class Screen:
 
     def say(self, *lines: str) -> None:
         """Print lines, each of them as utils.text makes it."""
+        self._remove_bar()
         for line in lines:
             if not self._job:
                 emit(line)
@@ -60,43 +61,37 @@ class Screen:
             self._log = Path(os.devnull)
 
     def __enter__(self) -> "Screen":
-        if is_terminal() and not self._job:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            text = TextColumn("{task.fields[text]}")
-            columns = (TextColumn("{task.description}"), BarColumn(), text, TimeRemainingColumn())
-            self._bar = Progress(*columns, auto_refresh=False, transient=True)
-            self._bar.start()
+        self._draws = is_terminal() and not self._job
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._remove_bar()
+        self._draws = False
+
+    def due(self) -> bool:
+        """Whether it is time to draw the bar again; ask before computing what it shows."""
+        return self._draws and time.monotonic() - self._drawn > REDRAW_SECONDS
+
+    def progress(self, epoch: int, epochs: int, done: int, total: int, text: str) -> None:
+        """Draw the bar: `done` of `total` examples of this epoch."""
+        self._drawn = time.monotonic()
+        with drawing():
+            if self._bar is None:
+                self._bar = _started_bar(total)
+            self._bar.update(0, description=f"epoch {epoch}/{epochs}", completed=done, total=total, text=text)
+            self._bar.refresh()
+
+    def _remove_bar(self) -> None:
+        """Before a line is printed: with the bar below it, its end would be wrapped into a line of its own."""
         if self._bar is not None:
             with drawing():
                 self._bar.stop()
             self._bar = None
 
-    def due(self) -> bool:
-        """Whether it is time to draw the bar again; ask before computing what it shows."""
-        return self._bar is not None and time.monotonic() - self._drawn > REDRAW_SECONDS
-
-    def progress(self, epoch: int, epochs: int, done: int, total: int, text: str) -> None:
-        """Draw the bar: `done` of `total` examples of this epoch."""
-        self._drawn = time.monotonic()
-        if self._task is None:
-            self._task = self._bar.add_task("", total=total, text="")
-        self._bar.update(self._task, description=f"epoch {epoch}/{epochs}", completed=done, total=total, text=text)
-        with drawing():
-            self._bar.refresh()
-
     def row(self, row: Mapping[str, Any], epochs: int) -> None:
         """Print a line for an epoch, with the metrics that the row has."""
-        if self._bar is not None and self._task is not None:
-            self._bar.remove_task(self._task)  # a new task starts a new estimate of the time left
-            self._task = None
-            with drawing():
-                self._bar.refresh()
         columns = [(name, row[name]) for name in METRICS if row.get(name) is not None]
         if not self._headed:
             heads = "".join(f"{name.replace('accuracy', 'acc'):>12}" for name, _ in columns)
@@ -107,6 +102,17 @@ class Screen:
         if self._job and not is_terminal():
             said = "  ".join(f"{name} {shown(value)}" for name, value in columns)
             emit(f"[{self._job}] epoch {row['epoch']}/{epochs}  {said}")
+
+
+def _started_bar(total: int) -> Any:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    text = TextColumn("{task.fields[text]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), text, TimeRemainingColumn())
+    bar = Progress(*columns, auto_refresh=False, transient=True)
+    bar.add_task("", total=total, text="")
+    bar.start()
+    return bar
 
 
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
