@@ -329,7 +329,8 @@ def test_compare_takes_last_and_says_what_is_no_result(cli: Cli, tiny_mnist: Pat
     words = ("data=mnist", f"paths.data={tiny_mnist}", "batch_size=50", "plots=false", "epochs=1")
     for name in ("a", "b"):
         assert cli(*words, f"name={name}").code == 0
-    assert "a and b differ by no more than chance may" in cli("compare", "a", "last").out
+    for typed in (("a", "last"), ("outputs/a/", "checkpoints/b/"), ("a:best", "b")):
+        assert "a and b differ by no more than chance may" in cli("compare", *typed).out
     path = Path("outputs/b/test.json")
     whole = read("outputs/b/test.json")
     for damaged in ({**whole, "predicted": whole["predicted"][1:]}, {"looks": 1}, None):
@@ -355,6 +356,8 @@ def test_what_cannot_be_compared_is_refused(cli: Cli) -> None:
         ("a", "three"): "a has n = 1, three n = 3",
         ("a", "rates"): "rates is a sweep over optimizer.lr: name two of its jobs, rates/0 rates/1",
         ("a", "a"): "one run each of a and a says nothing about chance: train several of each, seeds=5",
+        ("a", "rates:best"): "one run each of a and rates/",
+        ("outputs/three/", "a"): "three has n = 3, a n = 1",
         ("a", "other"): "a and other were tested on other data",
         ("three", "half"): "half is not done",
         ("a", "three", "epochs=3"): "epochs=3: compare takes runs and paths.outputs=",

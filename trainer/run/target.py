@@ -153,14 +153,21 @@ def find_run(target: str, *, outputs: str, checkpoints: str) -> Target | None:
         name, which = target, ""
     if name == "last":
         name = directory.newest(Path(outputs))
-    elif os.path.isdir(name):  # a folder of the run, as a shell completes it: outputs/clothes/
-        below = [Path(os.path.relpath(name, folder)).as_posix() for folder in (outputs, checkpoints)]
-        name = next((path for path in below if directory.JOB.fullmatch(path) and directory.exists(path, outputs)), name)
+    else:
+        name = name_of(name, outputs=outputs, checkpoints=checkpoints)
     if which == "best" and (job := best_job(name, outputs)) is not None:
         name = f"{name}/{job}"
     if not directory.JOB.fullmatch(name) or not directory.exists(name, outputs):
         return None
     return Target(directory.locate(name, outputs=outputs, checkpoints=checkpoints), which)
+
+
+def name_of(target: str, *, outputs: str, checkpoints: str) -> str:
+    """The name of a run or a sweep whose folder was typed, as a shell completes it: outputs/clothes/ -> clothes."""
+    if not os.path.isdir(target):
+        return target
+    below = [Path(os.path.relpath(target, folder)).as_posix() for folder in (outputs, checkpoints)]
+    return next((path for path in below if directory.JOB.fullmatch(path) and Path(outputs, path).is_dir()), target)
 
 
 def find(target: str, *, outputs: str, checkpoints: str) -> Target:
@@ -223,7 +230,9 @@ def unknown_run(target: str, outputs: Path, checkpoints: Path) -> ConfigError:
         told := directory.how_to_continue(Run(name, outputs / name, checkpoints / name))
     ):
         return ConfigError(f"{target}: {where}; {outputs / name / 'config.json'} is missing.{told}")
-    close = close_to(name, names)
+    sweeps = {run.partition("/")[0] for run in names if "/" in run}
+    close = close_to(name, [*sweeps, *names])
+    close = [f"{run}:best" if run in sweeps else run for run in close]
     error = ConfigError(f"{target}: {where}.{did_you_mean(close)} `last` is the newest run.")
     return error.instead("run", target, close[0] if close else "")
 

@@ -8,7 +8,7 @@ from typing import Any
 from trainer.config.command_line import Command
 from trainer.run import directory
 from trainer.run.looks import looks_of, right_of
-from trainer.run.target import unknown_run
+from trainer.run.target import find_run, name_of, unknown_run
 from trainer.sweep.table import rows_of, swept
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.evidence import CHANCE, difference, mcnemar, mean_of
@@ -46,7 +46,7 @@ def run_compare(command: Command, _stop: StopSignal) -> None:
     """
     if len(command.names) < 2:
         raise ConfigError(f"compare needs two runs, or two sweeps over seeds: {main_py()} compare RUN RUN.")
-    first, *others = [side_of(name, Path(command.folders["outputs"])) for name in command.names]
+    first, *others = [side_of(name, command.folders) for name in command.names]
     for other in others:
         check_alike(first, other)
     rows = [{"run": side.name, side.metric: mean_of(side.values, side.metric)} for side in (first, *others)]
@@ -61,32 +61,33 @@ def run_compare(command: Command, _stop: StopSignal) -> None:
         emit(f"A test split was looked at {looks} times: a choice made by it is no longer a fair test.")
 
 
-def side_of(name: str, outputs: Path) -> Side:
+def side_of(name: str, folders: Mapping[str, str]) -> Side:
     """A run, or the runs of a sweep over seeds."""
-    name = directory.newest(outputs) if name == "last" else name
-    folder, missing = outputs / name, 0
+    found = find_run(name, **folders)
+    name = found.run.name if found is not None else name_of(name, **folders)
+    folder, missing = Path(folders["outputs"], name), 0
     if not directory.JOB.fullmatch(name) or not folder.is_dir():
-        raise unknown_run(name, outputs, outputs)
-    folders = [folder]
+        raise unknown_run(name, *map(Path, folders.values()))
+    runs = [folder]
     if (folder / "sweep.json").is_file():
         rows = rows_of(folder)
         keys = [key for key in swept(rows) if key != "seed"] if rows else []
         if differing := [key for key in keys if len({row[key] for row in rows}) > 1]:
             raise ConfigError(f"{name} is a sweep over {listed(differing)}: name two of its jobs, {name}/0 {name}/1.")
-        folders = [folder / str(row["job"]) for row in rows if row["status"] == "done"]
-        missing = len(rows) - len(folders)
-    results = [directory.read_result(each) for each in folders]
+        runs = [folder / str(row["job"]) for row in rows if row["status"] == "done"]
+        missing = len(rows) - len(runs)
+    results = [directory.read_result(each) for each in runs]
     if any(result is not None and result.get("fast_dev_run") for result in results):
         raise ConfigError(f"{name} was a trial by fast_dev_run=true: the figures of one batch are no result.")
-    found = [result["test"] for result in results if result is not None]
-    if not found or len(found) < len(folders):
+    figures = [result["test"] for result in results if result is not None]
+    if not figures or len(figures) < len(runs):
         told = folder / ("sweep.csv" if (folder / "sweep.json").is_file() else "status.json")
         raise ConfigError(f"{name} is not done: there is no test figure to compare. See {told}.")
-    metric = "accuracy" if all("accuracy" in test for test in found) else "loss"
-    values = [float(test[metric]) for test in found]
-    tests = [looks_of(each) for each in folders]
-    for each, test, figures in zip(folders, tests, found, strict=True):
-        if not test["sha256"] or {len(test.get(key, ())) for key in ("true", "predicted")} - {0, figures["n"]}:
+    metric = "accuracy" if all("accuracy" in test for test in figures) else "loss"
+    values = [float(test[metric]) for test in figures]
+    tests = [looks_of(each) for each in runs]
+    for each, test, figure in zip(runs, tests, figures, strict=True):
+        if not test["sha256"] or {len(test.get(key, ())) for key in ("true", "predicted")} - {0, figure["n"]}:
             raise ConfigError(
                 f"{each / 'test.json'}, which says what {name} was tested on, is missing or damaged. Train it anew."
             )
