@@ -116,7 +116,10 @@ def test_a_run_goes_before_a_file_of_the_same_name(tmp_path: Path, monkeypatch: 
     assert find(tmp_path, "first") == Target(run)
 
 
-@pytest.mark.parametrize(("typed", "hint"), [("frist", "first"), ("frist:best", "first"), ("sweep/1", "sweep/0"), ("seep", "sweep:best")])
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [("frist", "first"), ("frist:best", "first"), ("sweep/1", "sweep/0"), ("seep", "sweep:best")],
+)
 def test_an_unknown_run_is_refused_with_the_nearest_name(typed: str, hint: str, tmp_path: Path) -> None:
     plant(tmp_path, "first")
     plant(tmp_path, "sweep/0")
