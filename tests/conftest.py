@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +176,61 @@ def signal_at(change_at: Callable[..., None]) -> Callable[..., None]:
         change_at(step, lambda: os.kill(os.getpid(), signum))
 
     return arrange
+
+
+class Server(ThreadingHTTPServer):
+    """Sends `contents` by path. A path of `stalled` never gets an answer, one of `broken` half of its bytes."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.contents: dict[str, bytes] = {}
+        self.stalled: set[str] = set()
+        self.broken: set[str] = set()
+        self.slow: set[str] = set()
+        self.closing = threading.Event()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        name = self.path.lstrip("/")
+        if name in self.server.stalled:
+            self.server.closing.wait(30)
+            return
+        if name not in self.server.contents:
+            self.send_error(404)
+            return
+        data = self.server.contents[name]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        data = data[: len(data) // 2] if name in self.server.broken else data
+        pieces = 4 if name in self.server.slow else 1
+        for start in range(0, len(data), -(-len(data) // pieces)):
+            self.wfile.write(data[start : start + -(-len(data) // pieces)])
+            self.wfile.flush()
+            time.sleep(0.3 * (pieces - 1) / 3)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield server
+    server.closing.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -55,6 +55,7 @@ PACKAGES = {
     "PIL": ("trainer.data", "trainer.run.recorder"),
     "numpy": ("trainer.data", "trainer.run", "trainer.scratch.with_numpy", "trainer.api"),
     "scipy": ("trainer.utils.evidence",),
+    "safetensors": ("trainer.run.safe_load",),
     "threadpoolctl": ("trainer.run.machine",),
     "torch": ("trainer",),
 }

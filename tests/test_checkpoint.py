@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trainer import build
 from trainer.config.schema import Choice
-from trainer.run.checkpoint import load_backbone, load_model, load_optimizer, optimizer_state
+from trainer.run.checkpoint import Weights, load_backbone, load_model, load_optimizer, optimizer_state
 from trainer.run.checkpoint_files import FORMAT, keep_as_best, path_of_step, steps_in, tidy, write_checkpoint
 from trainer.run.gate import SCHEMA
 from trainer.run.safe_load import read_checkpoint, read_weights
@@ -523,15 +523,15 @@ def test_another_models_weights_are_refused_and_change_nothing(other: nn.Module,
 def test_a_backbone_comes_in_and_the_head_starts_afresh(tmp_path: Path) -> None:
     trained, model = net(outputs=3), net(outputs=2)
     head = {name: w.clone() for name, w in model[2].state_dict().items()}
-    said = load_backbone(model, (trained.state_dict() | {"extra": torch.zeros(1)}, None), tmp_path, "ab")
+    said = load_backbone(model, Weights(tmp_path, trained.state_dict() | {"extra": torch.zeros(1)}), "ab")
     assert said == f"weights from {tmp_path}; start afresh: 2.bias, 2.weight"
     assert same(dict(model[0].state_dict()), dict(trained[0].state_dict()))
     assert same(dict(model[2].state_dict()), head)
 
 
 def test_a_backbone_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"init_from=.*none of its 2 tensors"):
-        load_backbone(net(), ({"a": torch.zeros(1), "0.weight": torch.zeros(1, 1)}, None), tmp_path)
+    with pytest.raises(ConfigError, match=r"none of its 2 tensors.*init_from="):
+        load_backbone(net(), Weights(tmp_path, {"a": torch.zeros(1), "0.weight": torch.zeros(1, 1)}))
 
 
 def test_weights_come_in_from_the_files_of_other_programs(tmp_path: Path) -> None:
@@ -539,14 +539,15 @@ def test_weights_come_in_from_the_files_of_other_programs(tmp_path: Path) -> Non
     parallel = {f"module.{name}": tensor for name, tensor in trained.state_dict().items()}
     torch.save({"state_dict": parallel, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "other.pth")
     model = net(outputs=2)
-    said = load_backbone(model, read_weights(tmp_path / "other.pth"), tmp_path / "other.pth", ("cat", "dog"))
+    path = tmp_path / "other.pth"
+    said = load_backbone(model, Weights(path, *read_weights(path)), ("cat", "dog"))
     assert same(dict(model.state_dict()), dict(trained.state_dict()))
     assert said.endswith(
         "start afresh: none. The last layer comes with the rest; it was trained for classes that the file does not name"
     )
-    named = (trained.state_dict(), ["cat", "dog"])
-    assert "last layer" not in load_backbone(model, named, tmp_path, ("cat", "dog"))
-    assert load_backbone(model, named, tmp_path, ("dog", "cat")).endswith("it was trained for cat, dog")
+    named = Weights(path, trained.state_dict(), ["cat", "dog"])
+    assert "last layer" not in load_backbone(model, named, ("cat", "dog"))
+    assert load_backbone(model, named, ("dog", "cat")).endswith("it was trained for cat, dog")
 
 
 OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [

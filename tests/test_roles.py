@@ -95,7 +95,7 @@ FREE_BY_HAND = {
     *("stop_at.train_loss", "stop_at.train_accuracy", "stop_at.val_loss", "stop_at.val_accuracy"),
     *("record.every_steps", "record.histograms_every", "record.gradients"),
     *("reference.source", "reference.metric", "reference.value", "reference.tolerance"),
-    *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache"),
+    *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache", "paths.weights"),
     *("data.mirror", "data.resident", "data.workers"),
     *("device.index", "device.num_threads", "device.deterministic", "choices.device"),
 }
@@ -109,14 +109,17 @@ def test_what_resume_may_change_is_what_no_result_depends_on() -> None:
 
 REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, devices, processes, and what a command is told
     *("data.mirror", "data.root", "data.workers", "data.resident"),
-    *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache"),
+    *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache", "paths.weights"),
     *("choices.device", "device.index", "device.num_threads", "device.compile", "device.deterministic"),
     *("overwrite", "checkpoint", "input", "output", "split", "resume", "resume_allow", "plots"),
 }
 
 
 def test_a_checkpoint_chooses_nothing_that_reaches_beyond_the_numbers() -> None:
-    """init_from is left: a resumed run does not read it again. Every other setting is a number, a word or a table's."""
+    """init_from and model.weights are left: a resumed run does not read them again.
+
+    Every other setting is a number, a word or a table's.
+    """
     keys = {*every_default(), *(f"choices.{group}" for group in GROUPS)}
     assert {key for key in keys if key.startswith((*OF_THE_COMMAND, *OF_THIS_MACHINE))} == REACHING_BY_HAND
     for data in choices_of("data"):
@@ -193,7 +196,8 @@ def test_freeze_takes_the_command_s_own_settings_from_the_command_and_the_others
         line = row_for(key)
         assert line is not None
         assert found == (default if line.role is Role.COMMAND else flatten(saved)[key]), key
-    assert untested == ["reference.metric", "optimizer.nesterov"]  # which need a value, and a momentum
+    needy = ["finetune.freeze", "finetune.unfreeze_epoch"]  # which need weights of others
+    assert untested == [*needy, "reference.metric", "optimizer.nesterov"]  # which need a value, and a momentum
 
 
 def test_what_check_resume_overwrites_cannot_be_typed_without_an_answer(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Names and options become objects, through tables: what is not in a table cannot be built, whoever asks for it."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,6 +78,7 @@ def zero_grad(optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = None  # not zeros: the next backward then writes instead of adding
 
 
+NO_DECAY = {"weight_decay": 0.0}
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": mse,
     "l1": l1,
@@ -129,7 +130,8 @@ def build_model(choice: Choice, impl: str, in_shape: tuple[int, ...], num_output
         ConfigError: the model cannot take examples of this shape.
     """
     nn = LIBRARIES[choice.impl or impl].layers
-    return MODELS[choice.name](nn, in_shape, num_outputs, **choice.options)
+    options = {key: value for key, value in choice.options.items() if key != "weights"}  # which are put in later
+    return MODELS[choice.name](nn, in_shape, num_outputs, **options)
 
 
 def build_loss(choice: Choice, impl: str) -> LossFn:
@@ -153,18 +155,24 @@ def is_sum(choice: Choice) -> bool:
     return choice.options.get("form") == "sum"
 
 
-def build_optimizer(choice: Choice, impl: str, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    choice: Choice, impl: str, model: nn.Module, slow: Sequence[nn.Parameter] = (), factor: float = 1.0
+) -> torch.optim.Optimizer:
     """The optimizer of all parameters of the model, which is already on its device.
 
-    With decay_all=false, vectors (biases, scales and shifts of normalisation layers) have no weight decay.
+    With decay_all=false, vectors (biases, scales and shifts of normalisation layers) have no weight decay. The `slow`
+    parameters have the learning rate times `factor`.
     """
-    options = dict(choice.options)
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    options, others = dict(choice.options), set(slow)
+    parts = [({}, [p for p in model.parameters() if p not in others]), ({"lr_factor": factor}, list(slow))]
+    groups: list[dict[str, Any]] = [{"params": params} | of_part for of_part, params in parts if params]
     if not options.pop("decay_all", True):
         # He et al. 2019 (arXiv 1812.01187), section 3.1: "no bias decay"
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        vectors = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            group | {"params": [p for p in group["params"] if (p.ndim > 1) == decays]} | ({} if decays else NO_DECAY)
+            for group in groups
+            for decays in (True, False)
+        ]
     optimizer: torch.optim.Optimizer = LIBRARIES[choice.impl or impl].optimizers[choice.name](groups, **options)
     return optimizer
 

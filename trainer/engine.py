@@ -70,7 +70,7 @@ def train_epoch(
     model.train()  # dropout draws, batch normalisation uses the statistics of the batch
     for parts in batches:
         for group in optimizer.param_groups:  # set, not scheduled: a resumed run then needs no scheduler's state
-            group["lr"] = lr_at(step)
+            group["lr"] = lr_at(step) * group.get("lr_factor", 1.0)  # of a backbone that learns slowly
         optimizer.zero_grad()  # gradients of the step before would add up with those of this one
         for x, y, weight in parts:  # their gradients add up
             with autocast():  # kept open, it would reuse rounded weights from before the update

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from trainer.commands.train import train
 from trainer.config.freeze import from_dict
-from trainer.config.schema import Config, Paths, Save
+from trainer.config.schema import Config, Save
 from trainer.run import directory
 from trainer.run.checkpoint_files import step_of, steps_in
+from trainer.run.pretrained import find_weights, with_their_images
 from trainer.run.safe_load import read_checkpoint
-from trainer.run.target import path_of
 from trainer.utils.errors import Interrupted, TrainerError, failure
 from trainer.utils.screen import Screen
 from trainer.utils.signals import KILL, StopSignal, end_with_parent
@@ -43,13 +43,10 @@ def run_check_resume(config: Config) -> None:
     """
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="check-resume-") as folder:
-        if config.init_from is not None:
-            config = replace(
-                config,
-                init_from=str(
-                    path_of(config.init_from, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
-                ),
-            )
+        if (path := find_weights(config)) is not None:  # a run's name means nothing elsewhere
+            config = with_their_images(config, screen)
+            options = {key: "none" if key == "weights" else value for key, value in config.model.options.items()}
+            config = replace(config, init_from=str(path), model=replace(config.model, options=options))
         short = shortened(config, folder)
         screen.say(f"{config.model.name} on {config.data.name}: {BATCHES} batches, {short.epochs} epochs, straight")
         straight = finished(short, "straight")
@@ -67,7 +64,7 @@ def run_check_resume(config: Config) -> None:
 def shortened(config: Config, folder: str) -> Config:
     """The config of a run of few epochs whose files go to `folder`; everything else as it is."""
     warmup = int(config.schedule.options.get("warmup_epochs", 0))
-    paths = Paths(config.paths.data, f"{folder}/outputs", f"{folder}/checkpoints", config.paths.cache)
+    paths = replace(config.paths, outputs=f"{folder}/outputs", checkpoints=f"{folder}/checkpoints")
     epochs = min(config.epochs, max(EPOCHS, warmup + 2))
     return replace(config, epochs=epochs, plots=False, paths=paths, save=Save(0, 0.0))
 

@@ -33,7 +33,7 @@ TYPED_GROUPS = (*GROUPS, "experiment")
 RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 # Text whatever it looks like: name=1e3 is no number. It is quoted, so that Hydra's grammar does not parse it.
 PLAIN_TEXT = re.compile(
-    r"(checkpoint|resume|input|output|init_from|name|paths\.\w+|data\.(root|mirror)|reference\.source)$"
+    r"(checkpoint|resume|input|output|init_from|name|paths\.\w+|model\.weights|data\.(root|mirror)|reference\.source)$"
 )
 SCALARS = re.compile(r"(?!null$)[-+.\w]+(,[-+.\w]+)*")
 QUOTED_NUMBER = re.compile(r"""^(["'])([-+.\deE]+)\1$""")

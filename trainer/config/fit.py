@@ -49,6 +49,7 @@ def check_fit(config: Config) -> None:
     if config.reference.metric is not None and config.reference.value is None:
         raise ConfigError("reference.metric needs reference.value: the published figure, shown beside the result.")
     check_channels(config.data)
+    check_finetune(config)
     val_fraction = config.data["val_fraction"]
     if val_fraction >= 1 and val_fraction != int(val_fraction):
         raise ConfigError(
@@ -64,6 +65,23 @@ def check_fit(config: Config) -> None:
         raise ConfigError(
             f"stop_at.*_accuracy does not fit data={config.data.name}: {task} has only losses. Allowed: stop_at.*_loss."
         )
+
+
+def check_finetune(config: Config) -> None:
+    """Refuse settings of weights that others trained which contradict each other.
+
+    Raises:
+        ConfigError: names them.
+    """
+    finetune, weights = config.finetune, config.model.options.get("weights", "none")
+    if weights != "none" and config.init_from is not None:
+        raise ConfigError(f"model.weights={weights} and init_from={config.init_from}: leave one of them out.")
+    if finetune.freeze != "none" and weights == "none" and config.init_from is None:
+        raise ConfigError(
+            "finetune.freeze=backbone keeps the weights that others trained. It needs model.weights= or init_from=."
+        )
+    if finetune.unfreeze_epoch is not None and finetune.freeze == "none":
+        raise ConfigError("finetune.unfreeze_epoch needs finetune.freeze=backbone.")
 
 
 def check_channels(data: Choice) -> None:

@@ -57,6 +57,7 @@ NUMBERS   ema_decay overfit_batches                          +     +      +     
 NUMBERS   fast_dev_run                                       +     +      +     -     -         x            +
 NUMBERS   sync_batch_norm                                    +     +      +     -     -         -            -
 NUMBERS   init_from                                          +     +      +     x     x         +            x
+NUMBERS   finetune.                                          +     +      +     -     -         +            +
 FAR       epochs                                             +     +      +     -     -         +            +
 FAR       early_stopping. stop_at.                           +     +      +     -     -         +            -
 RECORDS   save. reference.                                   +     +      +     -     -         -            -
@@ -66,6 +67,7 @@ COMMAND   paths.outputs                                      +     +      +     
 COMMAND   paths.checkpoints                                  +     +      +     +     +         +            -
 COMMAND   paths.cache                                        +     +      +     +     +         +            +
 MACHINE   paths.data                                         +     +      +     +     +         +            +
+MACHINE   paths.weights                                      +     -      +     -     -         +            +
 NAME      name                                               +     +      +     -     -         x            x
 COMMAND   resume                                             +     +      x     x     x         x            x
 COMMAND   resume_allow                                       +     +      +     x     x         x            x

@@ -64,6 +64,15 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Finetune:
+    """How weights that others trained are trained on; the backbone is all but the last layer."""
+
+    freeze: str  # none, or backbone, which then keeps its weights and statistics
+    unfreeze_epoch: int | None  # the first one in which the backbone is trained too; None: never
+    backbone_lr: float  # the learning rate of the backbone, as a factor
+
+
+@dataclass(frozen=True)
 class Paths:
     """The folders a run reads and writes, relative to where the program was started."""
 
@@ -71,6 +80,7 @@ class Paths:
     outputs: str
     checkpoints: str
     cache: str
+    weights: str | None  # of others; None: where torch.hub keeps them
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,7 @@ class Config:
     save: Save
     early_stopping: EarlyStopping
     stop_at: StopAt
+    finetune: Finetune
     sweep: Sweep
     record: Record
     paths: Paths

@@ -97,7 +97,7 @@ def download(path: Path, addresses: Sequence[str], check: Callable[[bytes], byte
         ) from error
 
 
-def fetch(addresses: Sequence[str], check: Callable[[bytes], bytes]) -> bytes:
+def fetch(addresses: Sequence[str], check: Callable[[bytes], bytes], most: int = MAX_BYTES) -> bytes:
     """Try the addresses in turn until one gives bytes that pass `check`.
 
     A transfer that makes progress is never cut off, however slow. One that gives no byte for PATIENCE seconds, divided
@@ -106,19 +106,20 @@ def fetch(addresses: Sequence[str], check: Callable[[bytes], bytes]) -> bytes:
     Args:
         addresses: URLs of the same file.
         check: gets all bytes, returns what is wanted of them, raises ValueError with the reason if they are wrong.
+        most: bytes.
     Raises:
         ConnectionError: no address gave them; the message has one line per address with the reason.
     """
     reasons = []
     for address in addresses:
         try:
-            return check(_transfer(address, PATIENCE / len(addresses)))
+            return check(_transfer(address, PATIENCE / len(addresses), most))
         except (OSError, ValueError, http.client.HTTPException) as error:
             reasons.append(one_line(f"  {address}: {error}"))
     raise ConnectionError("\n".join(reasons))
 
 
-def _transfer(address: str, patience: float) -> bytes:
+def _transfer(address: str, patience: float, most: int) -> bytes:
     """Return all bytes of an address, read in a thread: looking up a name at a silent server ignores every timeout."""
     chunks: queue.Queue[bytes | int | Exception | None] = queue.Queue(
         maxsize=64
@@ -144,8 +145,8 @@ def _transfer(address: str, patience: float) -> bytes:
                 continue
             data += chunk
             bar.add(len(chunk))
-            if len(data) > MAX_BYTES:
-                raise ValueError(f"sends more than {MAX_BYTES:,} bytes")
+            if len(data) > most:
+                raise ValueError(f"sends more than {most:,} bytes")
 
 
 def _pump(address: str, patience: float, chunks: "queue.Queue[bytes | int | Exception | None]") -> None:

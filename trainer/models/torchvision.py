@@ -1,5 +1,7 @@
-"""Any classification architecture of torchvision.models, untrained, fitted to the data's channels and classes."""
+"""Any classification architecture of torchvision.models, fitted to the data's channels and classes, and its weights."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -51,6 +53,51 @@ def torchvision_model(nn: ModuleType, in_shape: tuple[int, ...], num_outputs: in
         stem.weight = torch.nn.Parameter(stem.weight.detach()[:, [c % 3 for c in range(channels)]])
     _try_forward(model, arch, in_shape, num_outputs)
     return model
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights of torchvision.
+
+    Attributes:
+        name: such as IMAGENET1K_V1.
+        address: where the file is.
+        classes: names, in the order of the outputs.
+        size: pixels of the images.
+        mean: of each channel, for pixels in [0, 1].
+        std: likewise.
+    """
+
+    name: str
+    address: str
+    classes: Sequence[str]
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def published(arch: str, wanted: str) -> Published | None:
+    """The weights of this name, in any case, or the `default` ones; None: torchvision has none such for it."""
+    import torchvision
+
+    names = {name.lower(): name for name in weight_names(arch)}
+    if not names or wanted.lower() not in ("default", *names):
+        return None
+    known = torchvision.models.get_model_weights(arch)
+    found = known.DEFAULT if wanted.lower() == "default" else known[names[wanted.lower()]]
+    images = found.transforms()
+    # torchvision puts a conversion to (x - 0.5) / 0.5 in front of these two, from what it normalises by
+    halves = arch in ("googlenet", "inception_v3")
+    mean, std = ((0.5,) * 3,) * 2 if halves else (tuple(images.mean), tuple(images.std))
+    return Published(found.name, found.url, found.meta["categories"], images.crop_size[0], mean, std)
+
+
+def weight_names(arch: str) -> list[str]:
+    """The names of the weights that torchvision has for a network; none for one that it does not know."""
+    import torchvision
+
+    known = arch in torchvision.models.list_models(module=torchvision.models)
+    return [each.name for each in torchvision.models.get_model_weights(arch)] if known else []
 
 
 def _try_forward(model: Module, arch: str, in_shape: tuple[int, ...], num_outputs: int) -> None:

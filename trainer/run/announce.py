@@ -47,7 +47,9 @@ def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Scr
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits)
     x = parts.train.x
     where = f"in memory, {x.nbytes / 1e6:.1f} MB" if isinstance(x, Tensor) else "streamed from disk"
-    screen.say(f"{build.parameter_count(parts.model):,} parameters; examples: {sizes}; train {where}")
+    trained, total = build.parameter_count(parts.model), sum(p.numel() for p in parts.model.parameters())
+    parameters = f"{total:,} parameters" if trained == total else f"{trained:,} of {total:,} parameters are trained"
+    screen.say(f"{parameters}; examples: {sizes}; train {where}")
     if parts.ranks.world > 1:
         screen.say(f"{parts.ranks.world} processes, each of which takes its part of every batch")
     if path:

@@ -17,15 +17,16 @@ from trainer.run.checkpoint import check_architecture, check_savable, load_backb
 from trainer.run.directory import Run
 from trainer.run.distributed import check_processes, distribute
 from trainer.run.environment import provenance
+from trainer.run.finetune import on_features
 from trainer.run.machine import Machine, resolve_auto
 from trainer.run.parts import Parts, assemble
+from trainer.run.pretrained import read_start, with_their_images
 from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder, SilentRecorder
 from trainer.run.resume import Start
-from trainer.run.safe_load import read_weights
 from trainer.run.session import Reporter, Session
 from trainer.run.shapes import check_images, check_smallest_part, check_targets
-from trainer.run.target import Target, find, path_of, resolve_resume
+from trainer.run.target import Target, find, resolve_resume
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import remove_temporary, write_json
 from trainer.utils.ranks import AgreedStop, Ranks
@@ -80,6 +81,9 @@ def begin(config: Config, target: Target | None, ranks: Ranks, screen: Screen, h
     with ranks.together():
         begun = open_run(config, target, screen, held) if ranks.is_first else Begun()  # only rank 0 locks and renames
     begun = Begun(**ranks.share(vars(begun)))
+    if begun.is_new:
+        with ranks.together():
+            config = with_their_images(config, screen)
     return replace(config, name=begun.name), begun
 
 
@@ -160,17 +164,15 @@ def make_parts(
     start = begun.start
     like = start.content if start is not None else None
     with ranks.together():
-        path = None
         check_images(config)
         if start is not None:
             check_architecture(config, start.content, start.path)  # before the data, which may take minutes to read
-        elif config.init_from is not None:
-            path = path_of(config.init_from, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
-            pretrained = read_weights(path)
         if ranks.local == 0:  # it may download or decode, which the others of its machine then need not
+            pretrained = read_start(config) if start is None else None
             splits = data.load(config.data, config.paths, sources, like=like)
     with ranks.together():
         if ranks.local != 0:
+            pretrained = read_start(config) if start is None else None
             splits = data.load(config.data, config.paths, sources, like=like)
         parts = assemble(config, with_moments(splits, start), machine, batches=batches, ranks=ranks)
     parts = distribute(config, parts)
@@ -180,9 +182,10 @@ def make_parts(
         progress = Progress()
         if start is not None:
             progress = put_in(start, config, parts, screen)
-        elif path is not None:
+        elif pretrained is not None:
             # names and shapes that fit: another number of classes leaves only the last layer at its initial values
-            screen.say(load_backbone(parts.model, pretrained, path, parts.splits.classes))
+            screen.say(load_backbone(parts.model, pretrained, parts.splits.classes))
+        parts = on_features(config, parts, screen)
     if begun.goes_further:
         progress.stopped = ""  # it was stopped by settings that have changed
     return parts, progress

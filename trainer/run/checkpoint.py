@@ -3,6 +3,7 @@
 import inspect
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -174,18 +175,24 @@ def load_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> N
     model.load_state_dict(dict(weights))
 
 
-def load_backbone(
-    model: nn.Module,
-    pretrained: tuple[Mapping[str, Tensor], Sequence[str] | None],
-    path: Path,
-    classes: Sequence[str] = (),
-) -> str:
+@dataclass(frozen=True)
+class Weights:
+    """What a new run starts from."""
+
+    path: Path  # the file
+    tensors: Mapping[str, Tensor]
+    classes: Sequence[str] | None = None  # that they were trained for; None: the file names none
+
+
+def load_backbone(model: nn.Module, pretrained: Weights, classes: Sequence[str] = ()) -> str:
     """Put in the weights whose name and shape fit; the rest of the model keeps its initial values.
+
+    A first convolution for three colours is summed over them where the model takes grey images: three equal colours
+    would give the same.
 
     Args:
         model: the model.
-        pretrained: the weights in a file, and the classes that it names; None: it names none.
-        path: the file.
+        pretrained: the weights.
         classes: of the data.
     Returns:
         What was taken: the names of the tensors that are absent in the file or have another shape there, and whether
@@ -193,15 +200,20 @@ def load_backbone(
     Raises:
         ConfigError: nothing fits.
     """
-    own, (weights, theirs) = model.state_dict(), pretrained
+    own, path, weights, theirs = model.state_dict(), pretrained.path, pretrained.tensors, pretrained.classes
     if all(name.startswith("module.") for name in weights):  # of a model that several processes trained
         weights = {name.removeprefix("module."): w for name, w in weights.items()}
+    summed = [name for name, w in weights.items() if name in own and is_for_colours(w, own[name])]
+    weights = {name: w.sum(1, keepdim=True) if name in summed else w for name, w in weights.items()}
     fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
     if not fitting:
-        raise ConfigError(f"init_from={path}: none of its {len(weights)} tensors has a name and shape of this model.")
+        said = f"none of its {len(weights)} tensors has a name and shape of this model"
+        raise ConfigError(f"{path}: {said}. init_from= and model.weights= take weights of the same network.")
     model.load_state_dict(fitting, strict=False)
     left_out = sorted(own.keys() - fitting.keys())
     said = f"weights from {path}; start afresh: {', '.join(left_out) or 'none'}"
+    if summed:
+        said += f". {', '.join(summed)}: summed over the colours"
     if classes and list(own)[-1] in fitting and list(theirs or ()) != list(classes):
         known = (
             "classes that the file does not name"
@@ -210,6 +222,11 @@ def load_backbone(
         )
         return f"{said}. The last layer comes with the rest; it was trained for {known}"
     return said
+
+
+def is_for_colours(theirs: Tensor, own: Tensor) -> bool:
+    """Whether these weights of a convolution differ in having three colours instead of one."""
+    return theirs.ndim == 4 and theirs.shape[1] == 3 and own.shape == (theirs.shape[0], 1, *theirs.shape[2:])
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, Tensor]]:

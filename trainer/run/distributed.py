@@ -36,6 +36,8 @@ def check_processes(config: Config, machine: Machine, ranks: Ranks, screen: Scre
     if config.sync_batch_norm and (machine.device.type != "cuda" or impls["model"] != "concise"):
         reason = "torch has it for GPUs only" if machine.device.type != "cuda" else "it is for impl=concise"
         raise ConfigError(f"sync_batch_norm=true: {reason}. Allowed here: false.")
+    if config.finetune.unfreeze_epoch is not None:  # torch averages the gradients that there are at the start
+        raise ConfigError("finetune.unfreeze_epoch is for one process. Start it without torchrun.")
     if "device.index" in config.typed:
         screen.say("warning: device.index has no effect: torchrun gives each process a GPU of its own")
 

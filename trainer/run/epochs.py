@@ -9,6 +9,7 @@ import torch
 
 from trainer.engine import Evaluation
 from trainer.run import directory
+from trainer.run.backbone import hold_backbone
 from trainer.run.checkpoint import pack
 from trainer.run.checkpoint_files import keep_as_best, path_of_step, tidy, write_checkpoint
 from trainer.run.parts import Parts
@@ -56,6 +57,7 @@ def train_epochs(s: Session) -> None:
 def train_one(s: Session) -> Totals:
     """Train the rest of the running epoch; keeps `progress` true at every save and when Interrupted is raised."""
     progress = s.progress
+    hold_backbone(s.config, s.parts.model, s.parts.splits.num_outputs, progress.epoch)
     totals = progress.restore(s.parts.totals(), s.parts.ranks)
     watch, step = Watch(s, totals), progress.step
     with closing(s.parts.train.epoch(progress.epoch, start=progress.samples)) as batches:

@@ -17,6 +17,7 @@ from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Split, Splits
 from trainer.data.stratify import stratified
 from trainer.engine import Evaluation, LossFn, Update
+from trainer.run.backbone import backbone_of, hold_backbone
 from trainer.run.checkpoint_files import FORMAT
 from trainer.run.machine import Machine
 from trainer.run.seeds import order_seed, seed_everything, seed_of_rank
@@ -47,6 +48,7 @@ class Parts:
     identity: dict[str, Any]  # what is the same in every checkpoint
     ranks: Ranks = ALONE  # which of several processes this is
     distributed: DistributedDataParallel | None = None  # the same model, averaging the gradients of several processes
+    last: nn.Module | None = None  # its last layer, where train and val are what a frozen backbone gives that
 
     @property
     def measured(self) -> nn.Module:
@@ -67,7 +69,7 @@ class Parts:
                 batches, sizes, self.num_parts, totals, world=self.ranks.world, distributed=self.distributed
             )
         return engine.train_epoch(
-            self.distributed or self.model,
+            self.distributed or self.last or self.model,
             self.loss_fn,
             self.optimizer,
             parts,
@@ -87,7 +89,8 @@ class Parts:
         """
         self.ranks.overwrite(self.measured.buffers())  # running statistics: each rank has those of its own examples
         totals = self.totals()
-        found = evaluate_split(self.measured, self.loss_fn, batches, totals, self.machine, stop)
+        model = self.last if self.last is not None and batches is self.val else self.measured
+        found = evaluate_split(model, self.loss_fn, batches, totals, self.machine, stop)
         if self.ranks.world == 1:
             return found
         totals.num_examples = len(batches.y)
@@ -187,6 +190,10 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
     splits = narrow(config, splits, batches)
     seed_everything(config.seed)  # nothing before this line may draw; what is drawn in between shifts all weights
     model = place(build.build_model(config.model, config.impl, splits.in_shape, splits.num_outputs), machine)
+    hold_backbone(config, model, splits.num_outputs, 1)
+    # in a group of its own also where it begins later: torch updates a group at once, by states of one age
+    own = config.finetune.backbone_lr != 1 or config.finetune.unfreeze_epoch is not None
+    slow = backbone_of(model, splits.num_outputs) if own else []
     train = Batches(
         splits,
         splits.train,
@@ -210,7 +217,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         splits=splits,
         model=model,
         loss_fn=build.build_loss(config.loss, config.impl),
-        optimizer=build.build_optimizer(config.optimizer, config.impl, model),
+        optimizer=build.build_optimizer(config.optimizer, config.impl, model, slow, config.finetune.backbone_lr),
         # epochs: the whole run's, not what is left, so that a resumed run is on the same curve
         lr_at=build.build_schedule(config.schedule, config.optimizer["lr"], len(train), config.epochs),
         train=train,

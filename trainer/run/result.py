@@ -181,8 +181,9 @@ def draw_run(
         if len(wrong := most_confident_mistakes(chances, test.labels)):
             grid(splits, splits.test, chances, wrong, folder / "wrong.png", "the most confident mistakes: ")
             names.append("wrong")
-        first_batch(splits, parts.train, folder / "batch.png")
-        names.append("batch")
+        if parts.last is None:  # else it sees no images
+            first_batch(splits, parts.train, folder / "batch.png")
+            names.append("batch")
     is_line = config.model.name == "linreg" and isinstance(splits.test.x, Tensor) and splits.num_outputs == 1
     if is_line and not few:
         weights = parts.measured.state_dict()

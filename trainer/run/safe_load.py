@@ -142,6 +142,22 @@ def check_calls(file: IO[bytes], most: int) -> None:
             size = {"TUPLE3": 3, "EMPTY_TUPLE": 3}.get(op.name, 0)
 
 
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a .safetensors file; those of half precision become float32.
+
+    Raises:
+        DamagedError: it is none.
+    """
+    import safetensors.torch
+
+    try:
+        found = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}.") from None
+    half = (torch.float16, torch.bfloat16)
+    return {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in found.items()}
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     """The weights in a checkpoint of ours or in a state_dict file, for init_from=, and its classes where it names any.
 
@@ -150,7 +166,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     Raises:
         ConfigError: the file is damaged, or holds neither.
     """
-    content = load_file(path, legacy=True)  # many published weights are that old
+    # many published weights are in the old format
+    content: Any = load_safetensors(path) if path.suffix == ".safetensors" else load_file(path, legacy=True)
     if isinstance(content, dict) and is_weights(content.get("state_dict")):
         content = content["state_dict"]
     if not is_weights(content):

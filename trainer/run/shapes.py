@@ -40,7 +40,8 @@ def check_smallest_part(config: Config, parts: Parts) -> None:
         ConfigError: names the setting that leaves it, and what to type instead.
     """
     examples, of_batch = smallest_part(parts)
-    if examples != 1:
+    frozen = config.finetune.freeze != "none" and config.finetune.unfreeze_epoch is None  # its statistics stay
+    if examples != 1 or frozen:
         return
     try:
         with torch.device("meta"), WithoutDraws(), torch.no_grad():

@@ -84,6 +84,7 @@ def obstacle(config: Config) -> str:
         "overfit_batches": bool(config.overfit_batches),
         "fast_dev_run": config.fast_dev_run,
         "init_from": config.init_from is not None,
+        "finetune.backbone_lr": config.finetune.backbone_lr != 1,
         f"device.precision={config.device['precision']}": config.device["precision"] in ("bf16", "fp16"),
         "device.compile": config.device["compile"],
     }
