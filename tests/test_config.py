@@ -30,8 +30,9 @@ from trainer.config.options import (
     load_yaml,
     run_settings,
 )
-from trainer.config.ranges import RANGES, REGRESSION, TASK_OF_DATA, TASKS_OF, FilePath
+from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import BUILT, GROUPS, Config
+from trainer.config.tasks import REGRESSION, TASK_OF_DATA, TASKS_OF
 from trainer.data import DATASETS
 from trainer.models import MODELS
 from trainer.run.machine import set_up

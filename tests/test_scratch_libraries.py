@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from trainer import build
 from trainer.build import LIBRARIES
 from trainer.config.options import CONFIGS, load_yaml
-from trainer.config.ranges import IMPLS, IMPLS_OF
+from trainer.config.ranges import IMPLS
 from trainer.config.schema import Choice
+from trainer.config.tasks import IMPLS_OF
 from trainer.models import MODELS
 from trainer.scratch import by_hand, formulas, with_numpy
 from trainer.scratch.nn import layers

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trainer.config.ranges import IMPLS_OF
 from trainer.config.schema import Choice
+from trainer.config.tasks import IMPLS_OF
 from trainer.engine import LossFn
 from trainer.models import MODELS
 from trainer.schedules import SCHEDULES
@@ -106,7 +106,7 @@ class Library:
 
 
 def by_name(impl: str, operations: Any) -> dict[str, Callable[..., Tensor]]:
-    """The losses that a library has, by ranges.IMPLS_OF, from its operations."""
+    """The losses that a library has, by tasks.IMPLS_OF, from its operations."""
     return {name: getattr(operations, name) for name, impls in IMPLS_OF["loss"].items() if impl in impls}
 
 

@@ -172,7 +172,7 @@ def distribution(override: Override, defaults: Mapping[str, Any]) -> Any:
 
 def is_accuracy(space: "Space", choices: Mapping[str, str]) -> bool:
     """Whether the objective is an accuracy, which is maximised, or the loss of a regression."""
-    from trainer.config.ranges import REGRESSION, TASK_OF_DATA
+    from trainer.config.tasks import REGRESSION, TASK_OF_DATA
     from trainer.utils.errors import ConfigError, listed
 
     data = getattr(space["data"], "choices", ()) if "data" in space else (choices["data"],)

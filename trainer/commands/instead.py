@@ -9,8 +9,9 @@ from pathlib import Path
 from trainer.config.command_line import VERBS, Command, parse_command, split_word, unquote
 from trainer.config.compose import check_lists, compose, each_value, frozen, parse_overrides
 from trainer.config.options import all_keys
-from trainer.config.ranges import RANGES, REGRESSION, TASK_OF_DATA, FilePath
+from trainer.config.ranges import RANGES, FilePath
 from trainer.config.roles import FREE_ON_RESUME, USES, check_typed
+from trainer.config.tasks import REGRESSION, TASK_OF_DATA
 from trainer.run.target import find_run, unknown_run
 from trainer.utils.errors import ConfigError, TrainerError, close_to
 from trainer.utils.program import main_py

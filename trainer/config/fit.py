@@ -1,7 +1,8 @@
 """Which settings fit together: tasks and losses, models and libraries, options that contradict each other."""
 
-from trainer.config.ranges import IMPLS_OF, REGRESSION, TASK_OF_DATA, TASKS_OF, as_yaml
+from trainer.config.ranges import as_yaml
 from trainer.config.schema import BUILT, Choice, Config
+from trainer.config.tasks import IMPLS_OF, REGRESSION, TASK_OF_DATA, TASKS_OF
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.text import number_of
 

@@ -11,8 +11,8 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from trainer.config.options import chosen_engines, flatten
-from trainer.config.ranges import REGRESSION, TASK_OF_DATA
 from trainer.config.schema import GROUPS, Config
+from trainer.config.tasks import REGRESSION, TASK_OF_DATA
 from trainer.utils.errors import ConfigError
 
 

@@ -1,0 +1,53 @@
+"""What each choice is for: the task of a data set, the tasks of models and losses, the libraries that have a part."""
+
+REGRESSION, CLASSIFICATION = "regression", "classification"
+BOTH = (REGRESSION, CLASSIFICATION)
+TASK_OF_DATA = {
+    "synthetic": REGRESSION,
+    "random": REGRESSION,
+    "mnist": CLASSIFICATION,
+    "fashion_mnist": CLASSIFICATION,
+    "cifar10": CLASSIFICATION,
+    "folder": CLASSIFICATION,
+}
+TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the tasks of each model and loss
+    "model": {
+        "linreg": (REGRESSION,),
+        "softmax": (CLASSIFICATION,),
+        "mlp": BOTH,
+        "lenet": (CLASSIFICATION,),
+        "convnet": (CLASSIFICATION,),
+        "resnet18": (CLASSIFICATION,),
+        "resnet34": (CLASSIFICATION,),
+        "torchvision": (CLASSIFICATION,),
+    },
+    "loss": {
+        "mse": (REGRESSION,),
+        "l1": (REGRESSION,),
+        "huber": (REGRESSION,),
+        "cross_entropy": (CLASSIFICATION,),
+        "sigmoid_cross_entropy": BOTH,
+        "quadratic": BOTH,
+    },
+}
+TENSORS, ALL = ("autograd", "scratch"), ("autograd", "scratch", "numpy")
+IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the libraries of each part besides concise, which has all
+    "model": {
+        "linreg": ALL,
+        "softmax": ALL,
+        "mlp": ALL,
+        "lenet": TENSORS,
+        "convnet": TENSORS,
+        "resnet18": TENSORS,
+        "resnet34": TENSORS,
+    },
+    "loss": {
+        "mse": ALL,
+        "l1": TENSORS,
+        "huber": TENSORS,
+        "cross_entropy": ALL,
+        "sigmoid_cross_entropy": ALL,
+        "quadratic": ALL,
+    },
+    "optimizer": {"sgd": ALL, "adam": TENSORS, "adamw": TENSORS},
+}
