@@ -36,9 +36,17 @@ def huber(y_hat: Tensor, y: Tensor, *, delta: float) -> Tensor:
     return F.huber_loss(y_hat, y, delta=delta)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
-    """Mean softmax cross-entropy in nats of (N, K) logits and (N,) int64 labels."""
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, label_smoothing: float, class_weights: Tensor | None = None
+) -> Tensor:
+    """Mean softmax cross-entropy in nats of (N, K) logits and (N,) int64 labels, each times its class's weight (K,).
+
+    The mean is over the examples, not over the weights as torch has it, so that the parts of a batch add up.
+    """
+    if class_weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    each = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+    return (each * class_weights[labels]).mean()
 
 
 def sigmoid_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -134,9 +142,12 @@ def build_model(choice: Choice, impl: str, in_shape: tuple[int, ...], num_output
     return MODELS[choice.name](nn, in_shape, num_outputs, **options)
 
 
-def build_loss(choice: Choice, impl: str) -> LossFn:
+def build_loss(choice: Choice, impl: str, class_weights: Tensor | None = None) -> LossFn:
     """loss_fn(y_hat, y) -> 0-d tensor: the mean over the batch, or its sum where the loss says so (see is_sum)."""
-    return partial(LIBRARIES[choice.impl or impl].losses[choice.name], **choice.options)
+    options = {key: value for key, value in choice.options.items() if key != "class_weights"}
+    if class_weights is not None:
+        options["class_weights"] = class_weights
+    return partial(LIBRARIES[choice.impl or impl].losses[choice.name], **options)
 
 
 def probabilities(choice: Choice, outputs: Tensor) -> Tensor:

@@ -194,10 +194,14 @@ def classify(splits: Splits, evaluation: Evaluation, sigmoids: bool, screen: Scr
     rows = [dict(zip(("class", "precision", "recall", "f1", "n"), values, strict=True)) for values in columns]
     screen.say(*table(rows))
     top5 = f"top-5 accuracy {found.top5_accuracy:.4f}, " if found.top5_accuracy is not None else ""
-    screen.say(f"{top5}macro F1 {found.macro_f1:.4f}, calibration error {found.calibration_error:.4f} (ECE, 15 bins)")
+    screen.say(
+        f"{top5}macro F1 {found.macro_f1:.4f}, balanced accuracy {found.balanced_accuracy:.4f}, "
+        f"calibration error {found.calibration_error:.4f} (ECE, 15 bins)"
+    )
     return {
         "top5_accuracy": found.top5_accuracy,
         "macro_f1": found.macro_f1,
+        "balanced_accuracy": found.balanced_accuracy,
         "calibration_error": found.calibration_error,
         "classes": rows,
         "confusion": found.confusion.tolist(),

@@ -9,10 +9,13 @@ from trainer.utils.text import number_of
 PUBLISHED = {"mnist": (1, 28), "fashion_mnist": (1, 28), "cifar10": (3, 32)}  # channels and size of their images
 
 
+NEEDS_VALIDATION = "early_stopping.patience, stop_at.val_* and monitor=val_*"
+
+
 def needs_validation(config: Config) -> bool:
     """Whether a setting needs validation data."""
-    stop_at = config.stop_at
-    return bool(config.early_stopping.patience) or stop_at.val_loss is not None or stop_at.val_accuracy is not None
+    stops = (config.stop_at.val_loss, config.stop_at.val_accuracy)
+    return config.monitor != "auto" or config.early_stopping.patience > 0 or stops != (None, None)
 
 
 def shape_of(data: Choice) -> tuple[int, int, int] | None:
@@ -58,14 +61,32 @@ def check_fit(config: Config) -> None:
         )
     no_val = val_fraction == 0 and config.data.name != "folder"  # a folder of images may have a val/ of its own
     if no_val and needs_validation(config):
-        raise ConfigError("early_stopping.patience and stop_at.val_* need validation data: data.val_fraction above 0.")
+        raise ConfigError(f"{NEEDS_VALIDATION} need validation data: data.val_fraction above 0.")
     if not 0 <= config.schedule.options.get("warmup_epochs", 0) < config.epochs:
         warmup = f"schedule.warmup_epochs={config.schedule['warmup_epochs']:g}"
         raise ConfigError(f"{warmup} is not allowed: it must be below epochs={config.epochs}.")
+    if task == REGRESSION and config.monitor not in ("auto", "val_loss"):
+        raise ConfigError(f"monitor={config.monitor} does not fit data={config.data.name}, which has only losses.")
+    check_balance(config)
     if task == REGRESSION and (config.stop_at.train_accuracy is not None or config.stop_at.val_accuracy is not None):
         raise ConfigError(
             f"stop_at.*_accuracy does not fit data={config.data.name}: {task} has only losses. Allowed: stop_at.*_loss."
         )
+
+
+def check_balance(config: Config) -> None:
+    """Refuse weights of classes in a library that has none, or twice.
+
+    Raises:
+        ConfigError: names the settings.
+    """
+    weights = config.loss.options.get("class_weights", "none")
+    if weights == "none":
+        return
+    if config.impls()["loss"] != "concise":
+        raise ConfigError(f"loss.class_weights={as_yaml(weights)} is for loss.impl=concise.")
+    if config.data.options.get("balance"):
+        raise ConfigError("data.balance=true draws rare classes more often already: leave loss.class_weights out.")
 
 
 def check_finetune(config: Config) -> None:

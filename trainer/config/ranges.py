@@ -13,6 +13,7 @@ from typing import Any
 
 from trainer.config.schema import BUILT, DEPTHS
 from trainer.utils.errors import listed
+from trainer.utils.objective import OF_CLASSES
 from trainer.utils.text import short_repr
 
 
@@ -95,6 +96,21 @@ class Normalize:
             raise ValueError
         each = zip((Range(-1000, 1000), Range(0, 1000, open_low=True)), value, strict=True)
         return [[rule(n) for n in v] if isinstance(v, list) and v else rule(v) for rule, v in each]
+
+
+@dataclass(frozen=True)
+class ClassWeights:
+    """A list of numbers from 0 on, one of them above 0."""
+
+    def __str__(self) -> str:
+        return "one number for each class, 0 or more and not all 0"
+
+    def __call__(self, value: Any) -> Any:
+        """Return the value in its final type, or raise ValueError."""
+        found = [Range(0, 1e6)(each) for each in value] if isinstance(value, list) and len(value) <= 1000 else []
+        if not any(found):
+            raise ValueError
+        return found
 
 
 @dataclass(frozen=True)
@@ -203,6 +219,7 @@ RANGES: dict[str, Rule] = {
     **{f"{part}.impl": OneOf((None, *IMPLS)) for part in BUILT},
     "plots": OneOf(("auto", True, False)),
     "split": OneOf(("train", "val", "test")),
+    "monitor": OneOf(("auto", "val_accuracy", "val_loss", *OF_CLASSES)),
     "save.every_steps": Range(0, 10**12, whole=True),
     "save.every_seconds": Range(0, 1e9),
     "early_stopping.patience": Range(0, 100_000, whole=True),
@@ -251,6 +268,7 @@ RANGES: dict[str, Rule] = {
     ),
     "model.pooling": OneOf(("max", "avg")),
     "model.stem": OneOf(("auto", "cifar", "imagenet")),
+    "loss.class_weights": Either(OneOf(("none", "balanced")), ClassWeights()),
     "loss.form": OneOf(("half", "mean", "sum")),
     "loss.delta": POSITIVE,
     "optimizer.lr": Range(0, 1000, open_low=True),

@@ -40,7 +40,7 @@ NUMBERS   experiment recipe recipe/                          +     -      +     
 NUMBERS   data data.                                         +     +      +     +     +         +            +
 NUMBERS   data.val_fraction data.split_seed data.limit       +     +      +     -     -         +            +
 NUMBERS   data.normalize data.augment data.expand data.fit   +     +      +     -     -         +            +
-NUMBERS   data.order_seed data.drop_last                     +     +      +     -     -         +            +
+NUMBERS   data.order_seed data.drop_last data.balance        +     +      +     -     -         +            +
 COMMAND   data.mirror                                        +     +      +     +     +         +            +
 MACHINE   data.resident data.workers                         +     +      +     +     +         +            +
 NUMBERS   model loss optimizer schedule                      +     +      +     x     x         +            +
@@ -54,6 +54,7 @@ MACHINE   device.deterministic                               +     +      +     
 ROUNDING  device.                                            +     +      +     +     +         +            +
 NUMBERS   seed batch_size accumulate_steps clip_norm         +     +      +     -     -         +            +
 NUMBERS   ema_decay overfit_batches                          +     +      +     -     -         +            +
+NUMBERS   monitor                                            +     +      +     -     -         +            -
 NUMBERS   fast_dev_run                                       +     +      +     -     -         x            +
 NUMBERS   sync_batch_norm                                    +     +      +     -     -         -            -
 NUMBERS   init_from                                          +     +      +     x     x         +            x

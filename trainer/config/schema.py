@@ -123,6 +123,7 @@ class Config:
     split: str  # that eval measures
     init_from: str | None  # a run or file whose weights a new run starts from
     plots: str | bool  # auto, True or False
+    monitor: str  # the metric that says which epoch is best; auto: validation accuracy, for regression the loss
     save: Save
     early_stopping: EarlyStopping
     stop_at: StopAt

@@ -25,7 +25,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
 CUT = ("val_fraction", "split_seed", "limit", "expand")
 ADAPTED = ("normalize", "eval_limit")  # options that adapt.py handles, and for these sets their size:
 SCALED = ("mnist", "fashion_mnist", "cifar10")
-BATCHES = ("augment", "workers", "resident", "order_seed", "drop_last")  # options that batches.py handles
+BATCHES = ("augment", "workers", "resident", "order_seed", "drop_last", "balance")  # options that batches.py handles
 
 
 def load(

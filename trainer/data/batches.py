@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from trainer.data.augment import move, moves
 from trainer.data.splits import Split, Splits
+from trainer.data.stratify import balanced
 from trainer.data.workers import shutting_down, start_worker
 
 MAX_EVAL_BATCH, MAX_EVAL_NUMBERS = 1000, 4_000_000  # examples, and input numbers in total, of an evaluation batch
@@ -41,6 +42,7 @@ class Batches:
         seed: shuffles and augments; None takes the examples in order and unchanged.
         augment: none, crop_flip or shift.
         drop_last: leave out a last batch that is smaller than the others.
+        balance: draw each class equally often, see balanced().
         resident: whether a set in memory is copied to the device once (auto: if it needs at most half of what is free
             there); otherwise each batch is sent there.
         workers: number of processes that decode images on disk.
@@ -58,6 +60,7 @@ class Batches:
         seed: int | None = None,
         augment: str = "none",
         drop_last: bool = False,
+        balance: bool = False,
         resident: str | bool = "auto",
         workers: int = 0,
         rank: int = 0,
@@ -69,6 +72,7 @@ class Batches:
         self.resident, self.of_epoch = resident, splits.of_epoch if seed is not None else None
         self.hold(split)
         self.normalize = normalizer(splits.mean, splits.std, placement)
+        self.balance = balance and seed is not None
         self.augment = augment if seed is not None else "none"  # evaluation sees the images unchanged
         if self.augment != "none":
             self.moves = moves(self.augment, *splits.in_shape[1:]).to(placement.device)
@@ -112,6 +116,8 @@ class Batches:
         order = torch.arange(n)
         if self.seed is not None:
             order = torch.randperm(n, generator=generator(self.seed, epoch, "order"))
+            if self.balance:
+                order = balanced(self.y.cpu(), order)
         used = order[start : start + sum(self.sizes(start))]
         rank, world = (0, 1) if whole else (self.rank, self.world)
         # The order goes to the device once an epoch: a copy for each batch would make the CPU wait for a GPU.
@@ -122,12 +128,14 @@ class Batches:
         if self.augment != "none":
             assert self.seed is not None
             # A draw belongs to an example, not to a place in a batch: batch size and number of ranks do not change it.
+            # An example that comes several times in an epoch gets others.
             draws = torch.randint(len(self.moves), (n,), generator=generator(self.seed, epoch, "augment"))
-            draws = draws.to(self.placement.device)
+            draws = (draws if self.balance else draws[order])[start:].to(self.placement.device)
+            of_batch = iter([part_of(each, rank, world) for each in draws.split(self.batch_size)])
         with closing(self._inputs(batches, on_device)) as inputs:
             for indices, x in zip(on_device, inputs, strict=True):
                 if self.augment != "none":
-                    x = move(x, self.moves.index_select(0, draws[indices]))  # places: (B, H * W)
+                    x = move(x, self.moves.index_select(0, next(of_batch)))  # places: (B, H * W)
                 yield self.normalize(x), self.y.index_select(0, indices)
 
     def _inputs(self, batches: Sequence[Tensor], on_device: Sequence[Tensor]) -> Generator[Tensor, None, None]:

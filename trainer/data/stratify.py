@@ -77,3 +77,24 @@ def mixed(labels: Tensor, size: int, seed: int = 0) -> Tensor:
     turn = torch.empty_like(order)  # how many of its class come before each example
     turn[by_class] = torch.arange(len(labels)) - first
     return order[torch.argsort(turn, stable=True)][:size]
+
+
+def balanced(labels: Tensor, order: Tensor) -> Tensor:
+    """An order in which each class comes equally often, as closely as its length allows, from an order of all examples.
+
+    The examples of a class take turns in the order that they had, from its beginning again where they are too few.
+
+    Args:
+        labels: (N,) int64.
+        order: (N,) int64, a random order of the N examples.
+    Returns:
+        (N,) int64, indices, some of them several times and others not at all.
+    """
+    n = len(order)
+    own = [order[labels[order] == k] for k in labels[order].unique().tolist()]
+    turns = torch.arange(n).remainder(len(own))  # the class at each place, before the places are mixed
+    found = torch.empty_like(order)
+    for k, indices in enumerate(own):
+        places = (turns == k).nonzero()[:, 0]
+        found[places] = indices[torch.arange(len(places)).remainder(len(indices))]
+    return found[order]  # as random as the order is

@@ -53,7 +53,8 @@ def distribute(config: Config, parts: Parts) -> Parts:
     if config.sync_batch_norm:  # in place: a ResNet is no BatchNorm itself
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     distributed = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    parts = replace(parts, distributed=distributed, loss_fn=loss_or_zero(parts.loss_fn))
+    parts = replace(parts, distributed=distributed)
+    parts = replace(parts, loss_fn=loss_or_zero(parts.loss_fn), train_loss=loss_or_zero(parts.train_loss))
     if parts.ranks.world > 2:
         fix_ddp_buckets(parts, distributed)
     return parts

@@ -76,7 +76,7 @@ def end_epoch(s: Session, totals: Totals, val: Evaluation | None) -> None:
     """Record the epoch, note whether it is the best and whether training stops here, save."""
     if val is not None:
         check_finite(s, val.loss, s.progress.step, s.progress.step)
-    row = row_of_epoch(s.parts, s.progress, totals, val) | looks_inside(s.config, s.parts, s.progress)
+    row = row_of_epoch(s.parts, s.progress, totals, val) | looks_inside(s.config, s.parts, s.progress, val)
     with s.parts.ranks.together():
         s.recorder.epoch(row)
         every = s.config.record.histograms_every

@@ -11,8 +11,7 @@ from trainer.data.batches import Batches
 from trainer.data.folder import memory_available
 from trainer.data.splits import Split
 from trainer.run.backbone import last_layer
-from trainer.run.parts import Parts, eval_batches, placement
-from trainer.run.seeds import order_seed
+from trainer.run.parts import Parts, eval_batches, placement, training_order
 from trainer.utils.bar import Bar
 from trainer.utils.screen import Screen
 
@@ -47,14 +46,7 @@ def on_features(config: Config, parts: Parts, screen: Screen) -> Parts:
     return replace(
         parts,
         last=head,
-        train=Batches(
-            rows,
-            train,
-            where,
-            batch_size=config.batch_size,
-            seed=order_seed(config),
-            drop_last=data.get("drop_last", False),
-        ),
+        train=Batches(rows, train, where, **training_order(config)),
         val=Batches(rows, val, where) if val is not None else None,
     )
 

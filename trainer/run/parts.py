@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer import build, engine
-from trainer.config.fit import needs_validation
+from trainer.config.fit import NEEDS_VALIDATION, needs_validation
 from trainer.config.roles import fingerprint
 from trainer.config.schema import Config
 from trainer.data.batches import Batches, Placement
@@ -19,6 +19,7 @@ from trainer.data.stratify import stratified
 from trainer.engine import Evaluation, LossFn, Update
 from trainer.run.backbone import backbone_of, hold_backbone
 from trainer.run.checkpoint_files import FORMAT
+from trainer.run.classes import weights_of_classes
 from trainer.run.machine import Machine
 from trainer.run.seeds import order_seed, seed_everything, seed_of_rank
 from trainer.totals import Batch, Totals
@@ -38,6 +39,7 @@ class Parts:
     splits: Splits  # the data, read
     model: nn.Module  # on its device, in its type and memory layout
     loss_fn: LossFn  # loss_fn(y_hat, y) -> 0-d tensor
+    train_loss: LossFn  # the same, or one that weighs the classes differently
     optimizer: torch.optim.Optimizer  # of the model's parameters
     lr_at: Callable[[int], float]  # the learning rate of a step, counted from 0 over the whole run
     train: Batches  # batches of the training split
@@ -70,7 +72,7 @@ class Parts:
             )
         return engine.train_epoch(
             self.distributed or self.last or self.model,
-            self.loss_fn,
+            self.train_loss,
             self.optimizer,
             parts,
             lr_at=self.lr_at,
@@ -131,6 +133,12 @@ def eval_batches(config: Config, splits: Splits, split: Split, machine: Machine,
     return Batches(splits, split, placement(machine), rank=ranks.rank, world=ranks.world, **reading(config))
 
 
+def training_order(config: Config) -> dict[str, Any]:
+    """What decides which examples come when in training."""
+    options = {key: config.data.options.get(key, False) for key in ("drop_last", "balance")}
+    return options | {"batch_size": config.batch_size, "seed": order_seed(config)}
+
+
 def reading(config: Config) -> dict[str, Any]:
     """The data set's options that say where its images are kept and who decodes them."""
     return {key: config.data[key] for key in ("resident", "workers") if key in config.data.options}
@@ -186,7 +194,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         said = f"batch_size={config.batch_size} is more than the {n:,} training examples"
         raise ConfigError(f"{said}, and data.drop_last=true leaves such a batch out. Allowed: 1 to {n}.")
     if not len(splits.val) and needs_validation(config):
-        raise ConfigError("early_stopping.patience and stop_at.val_* need validation data: a larger data.val_fraction.")
+        raise ConfigError(f"{NEEDS_VALIDATION} need validation data: a larger data.val_fraction.")
     splits = narrow(config, splits, batches)
     seed_everything(config.seed)  # nothing before this line may draw; what is drawn in between shifts all weights
     model = place(build.build_model(config.model, config.impl, splits.in_shape, splits.num_outputs), machine)
@@ -198,13 +206,11 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         splits,
         splits.train,
         placement(machine),
-        batch_size=config.batch_size,
-        seed=order_seed(config),
         # memorising means the same pixels each time
         augment="none" if config.overfit_batches else config.data.options.get("augment", "none"),
-        drop_last=config.data.options.get("drop_last", False),
         rank=ranks.rank,
         world=ranks.world,
+        **training_order(config),
         **reading(config),
     )
     if not ranks.is_first:  # after the weights, which all ranks share; else all would drop the same units
@@ -217,6 +223,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         splits=splits,
         model=model,
         loss_fn=build.build_loss(config.loss, config.impl),
+        train_loss=build.build_loss(config.loss, config.impl, weights_of_classes(config, splits, machine)),
         optimizer=build.build_optimizer(config.optimizer, config.impl, model, slow, config.finetune.backbone_lr),
         # epochs: the whole run's, not what is left, so that a resumed run is on the same curve
         lr_at=build.build_schedule(config.schedule, config.optimizer["lr"], len(train), config.epochs),

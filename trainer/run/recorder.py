@@ -23,6 +23,8 @@ TAGS = {
     "train_accuracy": "accuracy/train",
     "val_loss": "loss/val",
     "val_accuracy": "accuracy/val",
+    "val_macro_f1": "per_class/macro_f1",
+    "val_balanced_accuracy": "per_class/balanced_accuracy",
     "lr": "lr",
     "samples_per_second": "samples_per_second",
 }

@@ -14,7 +14,7 @@ from trainer.config.freeze import from_dict
 from trainer.config.ranges import REFERENCE_METRICS, OneOf, Range, Rule, Such
 from trainer.utils.errors import ConfigError, DamagedError
 from trainer.utils.files import open_regular
-from trainer.utils.objective import DECIDING
+from trainer.utils.objective import DECIDING, OF_CLASSES
 from trainer.utils.text import one_line, short_repr
 
 MAX_RECORD = 2**26  # of a record: 100,000 epochs take 30 MB
@@ -91,6 +91,8 @@ OF_ROW: Fields = {
     "train_accuracy?": NUMBER,
     "val_loss?": NUMBER,
     "val_accuracy?": NUMBER,
+    **{f"{name}?": NUMBER for name in OF_CLASSES},
+    "monitor?": OneOf(DECIDING),
     "seconds": NUMBER,
     "samples_per_second": NUMBER,
     "gradient_norms?": NORMS,

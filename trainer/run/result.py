@@ -17,12 +17,14 @@ from trainer.data.stratify import mixed
 from trainer.engine import Evaluation
 from trainer.run import directory
 from trainer.run.directory import Run, command_for
+from trainer.run.distributed import gathered
 from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder
 from trainer.run.records import MAX_WEIGHTS
 from trainer.utils.files import write_csv
-from trainer.utils.objective import rating, said
+from trainer.utils.metrics import classification_report
+from trainer.utils.objective import OF_CLASSES, rating, said
 from trainer.utils.program import tensorboard
 from trainer.utils.screen import Screen, shown
 from trainer.utils.text import one_line
@@ -71,9 +73,26 @@ def note_gradients(config: Config, model: torch.nn.Module, progress: Progress) -
         progress.gradient_norms = {name: torch.linalg.vector_norm(grad).item() for name, grad in named}
 
 
-def looks_inside(config: Config, parts: Parts, progress: Progress) -> dict[str, Any]:
-    """What some plots are drawn from, after an epoch: gradients' lengths, and the numbers of a small linear model."""
-    found: dict[str, Any] = {"gradient_norms": progress.gradient_norms} if config.record.gradients else {}
+def monitored(config: Config, parts: Parts, val: Evaluation | None) -> dict[str, Any]:
+    """What monitor= adds to the line of an epoch: its name, and what it needs beyond loss and accuracy."""
+    if config.monitor == "auto" or val is None or parts.val is None:
+        return {}
+    found: dict[str, Any] = {"monitor": config.monitor}
+    if config.monitor in OF_CLASSES:
+        whole = gathered(parts, parts.val, val)
+        report = classification_report(whole.outputs, whole.labels)
+        found |= {"val_macro_f1": report.macro_f1, "val_balanced_accuracy": report.balanced_accuracy}
+    return found
+
+
+def looks_inside(config: Config, parts: Parts, progress: Progress, val: Evaluation | None) -> dict[str, Any]:
+    """What settings add to the line of an epoch, and what plots are drawn from.
+
+    These are the figures of monitor=, the gradients' lengths, and the numbers of a small linear model.
+    """
+    found = monitored(config, parts, val)
+    if config.record.gradients:
+        found["gradient_norms"] = progress.gradient_norms
     if config.model.name == "linreg" and build.parameter_count(parts.model) <= MAX_WEIGHTS + 1:
         line = fitted(parts.measured)
         if isinstance(line["bias"], float):  # else it has several outputs
@@ -157,7 +176,6 @@ def draw_run(
     """
     from trainer.plots import line  # matplotlib takes 0.4 s
     from trainer.plots import run as plots
-    from trainer.utils import metrics
 
     folder, splits = run.outputs / "plots", parts.splits
     rows = directory.read_metrics(run.outputs)
@@ -173,7 +191,7 @@ def draw_run(
     plots.learning_rate(rates, folder / "lr.png")
     write_csv(folder / "lr.csv", [{"step": step, "lr": lr} for step, lr in rates])
     if splits.task == "classification" and not few:
-        confusion = metrics.classification_report(test.outputs, test.labels).confusion
+        confusion = classification_report(test.outputs, test.labels).confusion
         plots.confusion(confusion, splits.classes, folder / "confusion.png")
         chances = build.probabilities(config.loss, test.outputs)
         grid(splits, splits.test, chances, mixed(splits.test.y, NUM_IMAGES), folder / "predictions.png")

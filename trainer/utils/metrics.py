@@ -25,6 +25,7 @@ class Report:
         macro_precision: unweighted mean of `precision` over all K classes, absent ones included.
         macro_recall: likewise of `recall`.
         macro_f1: the mean of the K f1 scores, not the f1 of the two macro averages.
+        balanced_accuracy: the mean of the recalls of the classes that have examples.
         top5_accuracy: share of examples whose label is among the five largest logits; None where K <= 5.
         calibration_error: see `calibration_error`.
     """
@@ -36,6 +37,7 @@ class Report:
     macro_precision: float
     macro_recall: float
     macro_f1: float
+    balanced_accuracy: float
     top5_accuracy: float | None
     calibration_error: float
 
@@ -73,6 +75,7 @@ def classification_report(logits: Tensor, labels: Tensor, *, sigmoids: bool = Fa
         macro_precision=precision.mean().item(),
         macro_recall=recall.mean().item(),
         macro_f1=f1.mean().item(),
+        balanced_accuracy=recall[true > 0].mean().item(),
         top5_accuracy=top5,
         calibration_error=calibration_error(logits, labels, sigmoids=sigmoids),
     )

@@ -3,17 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-DECIDING = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")  # the first of them that a run has decides
+OF_CLASSES = ("val_macro_f1", "val_balanced_accuracy")  # measured where monitor= names one of them
+# the first of them that a run has decides, unless monitor= names one
+DECIDING = (*OF_CLASSES, "val_accuracy", "val_loss", "train_accuracy", "train_loss")
 
 
 def deciding_metric(row: Mapping[str, Any]) -> str:
     """Return the metric of a line of metrics.jsonl that decides which epoch is best."""
-    return next(metric for metric in DECIDING if metric in row)
+    named: str | None = row.get("monitor")
+    return named or next(metric for metric in DECIDING if metric in row)
 
 
 def score(metric: str, value: float) -> float:
-    """Return a number that is higher for better values: an accuracy unchanged, a loss with its sign reversed."""
-    return value if metric.endswith("accuracy") else -value
+    """Return a number that is higher for better values: an accuracy or F1 unchanged, a loss with its sign reversed."""
+    return value if metric.endswith(("accuracy", "f1")) else -value
 
 
 def rating(metric: str, yours: float, value: float, tolerance: float) -> str:

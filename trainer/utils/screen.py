@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from trainer.utils.files import open_regular
+from trainer.utils.objective import OF_CLASSES
 from trainer.utils.text import drawing, emit, is_terminal, one_line
 
 MAX_CELL = 1000  # characters in a column of a table
@@ -115,7 +116,7 @@ def _started_bar(total: int) -> Any:
     return bar
 
 
-METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", *OF_CLASSES)
 
 
 def shown(value: float) -> str:

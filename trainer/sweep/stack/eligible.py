@@ -83,6 +83,8 @@ def obstacle(config: Config) -> str:
         "clip_norm: each run has its own norm": bool(config.clip_norm),
         "overfit_batches": bool(config.overfit_batches),
         "fast_dev_run": config.fast_dev_run,
+        "monitor": config.monitor != "auto",
+        "loss.class_weights": config.loss.options.get("class_weights", "none") != "none",
         "init_from": config.init_from is not None,
         "finetune.backbone_lr": config.finetune.backbone_lr != 1,
         f"device.precision={config.device['precision']}": config.device["precision"] in ("bf16", "fp16"),
