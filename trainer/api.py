@@ -122,7 +122,9 @@ class Model:
             return label_rows(self.trained, rows), [str(i) for i in range(len(rows))]
         pictures = self.pictures(inputs)
         found = label_pictures(self.trained, pictures, frame_of(self.config, self.trained), Screen())
-        if found.unreadable or not pictures:
+        if not pictures:
+            raise ConfigError("there is no image in what predict() was given.")
+        if found.unreadable:
             number = f"{len(found.unreadable)} of {number_of(len(pictures), 'image')} could not be read"
             raise ConfigError(number, *(f"  {reason}" for reason in found.unreadable))
         return found.outputs, [str(one) if isinstance(one, Path) else str(i) for i, one in enumerate(pictures)]
