@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Cli, predictions, striped_pictures, write_class_folders
+from conftest import Cli, assert_refused, predictions, striped_pictures, write_class_folders
 from PIL import Image
 
 from trainer.build import LOSSES, OPTIMIZERS
@@ -386,8 +386,30 @@ def test_eval_agrees_with_the_formula(cli: Cli, tiny: Path) -> None:
     confusion.index_put_((y, log_p.argmax(1)), torch.tensor(1), accumulate=True)
     assert found["confusion"] == confusion.tolist()
     keys = {"checkpoint", "data", "split", "n", "loss", "accuracy", "top5_accuracy", "macro_f1", "calibration_error"}
-    assert set(found) == keys | {"classes", "confusion"}
+    assert set(found) == keys | {"balanced_accuracy", "classes", "confusion"}
     assert [row["n"] for row in found["classes"]] == [10] * 10
+
+
+def test_eval_and_predict_average_over_mirror_images(cli: Cli, tiny_mnist: Path) -> None:
+    words = ("data=mnist", f"paths.data={tiny_mnist}", "model=softmax", "epochs=1", *QUICK)
+    assert cli(*words, "name=a").code == 0
+    assert cli("eval", "a").code == cli("eval", "a", "tta=flip").code == 0
+    plain, mean = (json.loads(Path(f"outputs/a/eval-mnist-test{end}.json").read_text()) for end in ("", "-flip"))
+    assert (plain.get("tta"), mean["tta"]) == (None, "flip")
+    content = safe_load.read_checkpoint(Path("checkpoints/a/best.pt"))
+    pixels, labels = striped_pictures(100, 10, 28, seed=1)
+    x = torch.from_numpy(pixels)[:, None].double() / 255
+    x = (x - content["preprocess"]["mean"][0]) / content["preprocess"]["std"][0]
+    weight, bias = (content["model"][key].double() for key in ("linear.weight", "linear.bias"))
+    outputs = ((x.flatten(1) + x.flip(-1).flatten(1)) / 2) @ weight.T + bias  # the model is linear
+    y = torch.from_numpy(labels).long()
+    assert mean["loss"] == pytest.approx(torch.nn.functional.cross_entropy(outputs, y).item(), rel=1e-5)
+    assert mean["loss"] != pytest.approx(plain["loss"], rel=1e-5)
+    assert cli("predict", "a", "tta=flip", "output=flip.csv").code == 0
+    assert [int(row["label"]) for row in rows_of(Path("flip.csv"))] == outputs.argmax(1).tolist()
+    assert cli("epochs=1", "name=line", *QUICK).code == 0
+    assert_refused(cli("eval", "line", "tta=flip"), "tta=flip is for images")
+    assert_refused(cli("tta=flip"), "tta= is for eval and predict")
 
 
 def test_eval_of_best_and_last_repeats_their_validation(cli: Cli, tiny: Path) -> None:
@@ -626,7 +648,7 @@ def test_predict_reads_16_bit_files_with_the_depth_of_the_run(cli: Cli, tmp_path
     assert "data.depth" not in outcome.out
     outcome = cli("predict", "checkpoint=a", "input=p/test", "plots=false")
     assert "accuracy 1.0000 on 8 images" in outcome.out
-    assert cli("eval", "checkpoint=a", "plots=false").out.count("accuracy 1.0000") == 1
+    assert cli("eval", "checkpoint=a", "plots=false").out.count("test: accuracy 1.0000") == 1
 
 
 def test_a_class_that_a_part_lacks_is_named(cli: Cli, tmp_path: Path) -> None:

@@ -603,6 +603,8 @@ CHOOSING: dict[str, Any] = {  # what a file would like this machine to do, by se
     "resume_allow": ["seed"],
     "plots": True,
     "split": "train",
+    "tta": "flip",
+    "paths.weights": "/tmp/chosen/weights",
     "overwrite": True,
 }
 

@@ -83,6 +83,7 @@ FREE_BY_HAND = {
         "input",
         "output",
         "split",
+        "tta",
         "resume",
         "resume_allow",
         "overwrite",
@@ -111,7 +112,7 @@ REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, device
     *("data.mirror", "data.root", "data.workers", "data.resident"),
     *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache", "paths.weights"),
     *("choices.device", "device.index", "device.num_threads", "device.compile", "device.deterministic"),
-    *("overwrite", "checkpoint", "input", "output", "split", "resume", "resume_allow", "plots"),
+    *("overwrite", "checkpoint", "input", "output", "split", "tta", "resume", "resume_allow", "plots"),
 }
 
 
@@ -163,6 +164,7 @@ CANDIDATES = [
     "tf32",
     "test_loss",
     "val_loss",
+    "flip",
     "http://x",
     [0.5, 0.5],
     [2],

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer import build, data
 from trainer.config.fit import shape_of
@@ -47,6 +47,19 @@ class Trained:
     folder: Path  # where results go
 
 
+class Mirrored(nn.Module):
+    """The mean of a model's outputs for images (N, C, H, W) and for their mirror images."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K)."""
+        mean: Tensor = (self.model(x) + self.model(x.flip(-1))) / 2
+        return mean
+
+
 def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
     """The model of checkpoint=, on the device that the config asks for.
 
@@ -61,6 +74,10 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
     model = build.build_model(config.model, config.impl, in_shape, arch["num_outputs"])
     model = place(model, machine)  # first, so that fp64 weights are not rounded on the way
     load_model(model, weights_to_use(content), path)
+    if config.tta == "flip":
+        if len(in_shape) != 3:
+            raise ConfigError(f"tta=flip is for images, and {path} takes rows of {in_shape[0]} numbers.")
+        model = Mirrored(model)
     by = config.impls()["model"]
     screen.say(f"{config.model.name} from {path} on {machine.device}{f', impl={by}' if by != 'concise' else ''}")
     name = content["config"]["name"]
@@ -151,11 +168,13 @@ def run_eval(config: Config, target: Target) -> None:
     directory.check_writable(Path(config.paths.outputs))
     splits, evaluation = evaluate_data(config, trained, config.split)
     trained.folder.mkdir(parents=True, exist_ok=True)
-    stem = f"eval-{config.data.name}-{config.split}"
+    views = {} if config.tta == "none" else {"tta": config.tta}
+    stem = "-".join(["eval", config.data.name, config.split, *views.values()])
     figures: dict[str, Any] = {
         "checkpoint": str(trained.path),
         "data": config.data.name,
         "split": config.split,
+        **views,
         "n": len(evaluation.labels),
         "loss": evaluation.loss,
         "accuracy": evaluation.accuracy,

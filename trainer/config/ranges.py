@@ -219,6 +219,7 @@ RANGES: dict[str, Rule] = {
     **{f"{part}.impl": OneOf((None, *IMPLS)) for part in BUILT},
     "plots": OneOf(("auto", True, False)),
     "split": OneOf(("train", "val", "test")),
+    "tta": OneOf(("none", "flip")),
     "monitor": OneOf(("auto", "val_accuracy", "val_loss", *OF_CLASSES)),
     "save.every_steps": Range(0, 10**12, whole=True),
     "save.every_seconds": Range(0, 1e9),

@@ -75,6 +75,7 @@ COMMAND   resume_allow                                       +     +      +     
 COMMAND   overwrite                                          +     x      x     x     x         x            x
 COMMAND   checkpoint                                         x     x      x     +     +         x            x
 COMMAND   split                                              x     x      x     +     x         x            x
+COMMAND   tta                                                x     x      x     +     +         x            x
 COMMAND   input output                                       x     x      x     x     +         x            x
 SWEEP     seeds                                              +     x      +     x     x         x            x
 SWEEP     sweep.                                             -     -      +     -     -         -            -
@@ -148,8 +149,9 @@ WHY_REFUSED = {
     "resume overwrite": "starts a run anew, and resume= continues one. Leave one of them out.",
     "sweep overwrite": "is for one run. The same command continues a sweep, another name= starts one anew.",
     "sweep resume": "continues one run. A sweep is continued by giving the same command again.",
-    "eval": "is not for eval. Allowed: checkpoint=, split=, data=, device=, plots=, paths.*, impl=.",
-    "predict": "is not for predict. Allowed: checkpoint=, input=, output=, data=, device=, plots=, paths.*, impl=.",
+    "eval": "is not for eval. Allowed: checkpoint=, split=, tta=, data=, device=, plots=, paths.*, impl=.",
+    "predict": "is not for predict. Allowed: checkpoint=, input=, output=, tta=, data=, device=, plots=, paths.*, "
+    "impl=.",
     "check-resume": "is not for check-resume: it trains short runs of its own, elsewhere. Leave it out.",
     "compare-impl": "is not for compare-impl: it trains runs of its own, one in each library. Leave it out.",
 }

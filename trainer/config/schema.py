@@ -121,6 +121,7 @@ class Config:
     input: str | list[str] | None  # what predict labels; None: the test split
     output: str | None  # where predict writes; None: a name of its own making
     split: str  # that eval measures
+    tta: str  # none, or flip: eval and predict average over each image and its mirror image
     init_from: str | None  # a run or file whose weights a new run starts from
     plots: str | bool  # auto, True or False
     monitor: str  # the metric that says which epoch is best; auto: validation accuracy, for regression the loss

@@ -52,5 +52,9 @@ def diverged(s: Session, what: str) -> DivergedError:
     """The error of numbers that are no longer finite; names the checkpoint before them."""
     files = steps_in(s.run.checkpoints)
     last = f"The last good checkpoint is {files[-1]}." if files else "No checkpoint was written yet."
-    anew = f", with name={s.run.name} overwrite=true" if "name" in s.config.typed and not s.run.is_job else ""
+    anew = (
+        f", with name={s.run.name} overwrite=true"
+        if {"name", "resume"} & set(s.config.typed) and not s.run.is_job
+        else ""
+    )
     return DivergedError(f"diverged in {what} is not finite. {last} Try a smaller optimizer.lr{anew}.")
