@@ -161,6 +161,8 @@ def test_normalising_changes_neither_argument_nor_rows_of_numbers() -> None:
 def by_slicing(image: Tensor, augment: str) -> list[Tensor]:
     """Every way a (C, H, W) image may come out, by padding with zeros, slicing, and mirroring."""
     c, h, w = image.shape
+    if augment == "flip":
+        return [image, image.flip(2)]
     padding = {"crop_flip": 4, "shift": 1}[augment]
     padded = torch.zeros(c, h + 2 * padding, w + 2 * padding, dtype=image.dtype)
     padded[:, padding : padding + h, padding : padding + w] = image
@@ -200,7 +202,7 @@ def key(image: Tensor) -> bytes:
     return image.contiguous().numpy().tobytes()
 
 
-@pytest.mark.parametrize(("augment", "ways"), [("crop_flip", 162), ("shift", 5)])
+@pytest.mark.parametrize(("augment", "ways"), [("flip", 2), ("crop_flip", 162), ("shift", 5)])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(9, 7), (32, 32)])
 def test_every_move_is_bit_equal_to_slicing(augment: str, ways: int, channels: int, height: int, width: int) -> None:
@@ -214,7 +216,7 @@ def test_every_move_is_bit_equal_to_slicing(augment: str, ways: int, channels: i
     assert len({key(p) for p in got}) == ways
 
 
-@pytest.mark.parametrize(("augment", "ways"), [("crop_flip", 162), ("shift", 5)])
+@pytest.mark.parametrize(("augment", "ways"), [("flip", 2), ("crop_flip", 162), ("shift", 5)])
 def test_moves_are_used_uniformly(augment: str, ways: int) -> None:
     """100 samples a move expected: chi-square with ways - 1 degrees of freedom, 5 standard deviations allowed."""
     one = torch.arange(1, 82, dtype=torch.uint8).view(1, 9, 9)
@@ -230,7 +232,7 @@ def test_moves_are_used_uniformly(augment: str, ways: int) -> None:
     assert abs(chi_square - (ways - 1)) < 5 * math.sqrt(2 * (ways - 1))
 
 
-@pytest.mark.parametrize("augment", ["crop_flip", "shift"])
+@pytest.mark.parametrize("augment", ["flip", "crop_flip", "shift"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_augmented_example_is_a_move_of_itself(augment: str, channels: int) -> None:
     x = images(30, channels)
@@ -240,7 +242,7 @@ def test_an_augmented_example_is_a_move_of_itself(augment: str, channels: int) -
         assert key((image * 255).round().to(torch.uint8)) in {key(p) for p in by_slicing(x[index], augment)}
 
 
-@pytest.mark.parametrize("augment", ["crop_flip", "shift"])
+@pytest.mark.parametrize("augment", ["flip", "crop_flip", "shift"])
 def test_augmentation_is_a_function_of_seed_epoch_and_index(augment: str) -> None:
     x = images(40)
     first = by_index(batches_of(x, augment=augment))

@@ -248,7 +248,7 @@ RANGES: dict[str, Rule] = {
     **dict.fromkeys(("data.limit", "data.eval_limit"), Range(1, 10**9, whole=True)),
     "data.normalize": Normalize(),
     "data.expand": OneOf(("none", "shift")),
-    "data.augment": OneOf(("none", "crop_flip", "shift")),
+    "data.augment": OneOf(("none", "flip", "crop_flip", "shift")),
     "data.size": Range(8, 1024, whole=True),
     "data.channels": OneOf((1, 3)),
     "data.fit": OneOf(("crop", "pad", "squash")),

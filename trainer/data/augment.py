@@ -10,21 +10,22 @@ def moves(augment: str, height: int, width: int) -> Tensor:
     height * width stands for a pixel outside the image.
 
     Args:
-        augment: crop_flip: 9 x 9 offsets of up to 4 pixels, each plain and mirrored (He et al. 2016, sec. 4.2); shift:
-            none and one pixel in each of four directions (Nielsen, ch. 6).
+        augment: flip: plain and mirrored; crop_flip: 9 x 9 offsets of up to 4 pixels, each plain and mirrored (He et
+            al. 2016, sec. 4.2); shift: none and one pixel in each of four directions (Nielsen, ch. 6).
         height: of an image, in pixels.
         width: likewise.
     """
-    if augment == "crop_flip":
-        offsets = [(oy, ox, flip) for flip in (False, True) for oy in range(-4, 5) for ox in range(-4, 5)]
-    else:
-        offsets = [(0, 0, False), (-1, 0, False), (1, 0, False), (0, -1, False), (0, 1, False)]
+    offsets = {
+        "flip": [(0, 0, flip) for flip in (False, True)],
+        "crop_flip": [(oy, ox, flip) for flip in (False, True) for oy in range(-4, 5) for ox in range(-4, 5)],
+        "shift": [(0, 0, False), (-1, 0, False), (1, 0, False), (0, -1, False), (0, 1, False)],
+    }[augment]
     table = []
-    for oy, ox, flip in offsets:
+    for oy, ox, is_mirrored in offsets:
         rows, columns = torch.arange(height)[:, None] + oy, torch.arange(width) + ox  # (H, 1) and (W,)
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         places = torch.where(inside, rows * width + columns, height * width)
-        table.append((places.flip(1) if flip else places).flatten())  # mirrored after the shift
+        table.append((places.flip(1) if is_mirrored else places).flatten())  # mirrored after the shift
     return torch.stack(table)
 
 

@@ -40,7 +40,7 @@ class Batches:
         placement: device and type of the batches.
         batch_size: number of examples in a batch of all ranks together; None: eval_batch_size().
         seed: shuffles and augments; None takes the examples in order and unchanged.
-        augment: none, crop_flip or shift.
+        augment: none, or as augment.moves has it.
         drop_last: leave out a last batch that is smaller than the others.
         balance: draw each class equally often, see balanced().
         resident: whether a set in memory is copied to the device once (auto: if it needs at most half of what is free
