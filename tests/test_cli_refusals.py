@@ -78,6 +78,7 @@ AFTER_TORCH: dict[str, tuple[str, ...]] = {
     "batch_size=901 data.drop_last=true": ("batch_size=901", "900"),
     "data=folder data.root=nowhere": ("nowhere", "no such folder"),
     "init_from=nowhere": ("nowhere", "no such file"),
+    "data=mnist model=lenet data.size=8 paths.data=nowhere": ("12x12 or more",),  # before the files are looked for
     "data.limit=901": ("data.limit=901", "900"),
     "data.val_fraction=1000": ("data.val_fraction=1000",),
 }

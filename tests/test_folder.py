@@ -530,11 +530,16 @@ def test_many_unreadable_images_are_all_listed_in_a_file(on_error: str, tmp_path
     outcome = cli("data=folder", f"data.root={root}", f"data.on_error={on_error}", "model=softmax", "plots=false")
     assert outcome.code == (0 if on_error == "skip" else 2)
     assert "7 images cannot be read" in outcome.out + outcome.err
-    listed = Path("datasets/.cache/fotos \u00fc-unreadable.txt")
+    listed = Path("datasets/.cache/fotos__-unreadable.txt")
     assert f"and 2 more, all of them in {listed}" in outcome.out + outcome.err
     assert [f"bad{i}.png" in line for i, line in enumerate(listed.read_text(encoding="utf-8").splitlines())] == [
         True
     ] * 7
+    Path("afile").touch()  # where no cache can be
+    again = cli("data=folder", f"data.root={root}", f"data.on_error={on_error}", "paths.cache=afile/x", "plots=false")
+    assert again.code == outcome.code
+    assert "bad0.png: not an image" in again.out + again.err
+    assert "and 2 more\n" in again.out + again.err
 
 
 def test_fit_size_and_limit_are_those_of_the_training_in_eval_and_predict(cli: Cli, tmp_path: Path) -> None:
@@ -553,6 +558,9 @@ def test_fit_size_and_limit_are_those_of_the_training_in_eval_and_predict(cli: C
     assert "squashed to 8 x 8 pixels (data.fit, data.size)" in outcome.out
     assert "accuracy 1.0000" in outcome.out
     assert "on 6 examples" in outcome.out
+    assert (
+        "data.eval_limit has no effect on eval: it is for" in cli("eval", "a", "data.eval_limit=2", "split=train").out
+    )
     for more, said in (((), "on 6 examples"), (("data.eval_limit=null",), "on 8 examples")):
         outcome = cli("eval", "checkpoint=a", *more, "plots=false")
         assert "accuracy 1.0000" in outcome.out

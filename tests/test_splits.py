@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from trainer.data import adapt
 from trainer.data.adapt import measured, normalized, scaled
+from trainer.data.images import Frame, read_image
 from trainer.data.splits import Source, Split, cut
 from trainer.data.stratify import mixed, stratified
 from trainer.utils.errors import ConfigError
@@ -304,18 +305,25 @@ def test_only_some_examples_are_measured_the_same_ones_whatever_the_cut() -> Non
     assert measured(whole[0], None) is whole[0]
 
 
-def test_images_are_scaled_as_pillow_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randint(256, (7, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [9, 28, 32])
+def test_images_are_scaled_to_the_pixels_that_predict_makes_of_a_file(
+    channels: int, side: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    x = torch.randint(256, (7, channels, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     splits = cut(source_of(), val_fraction=0, split_seed=0)
-    splits = replace(splits, train=Split(x, splits.train.y[:7]), in_shape=(3, 9, 9))
+    part = Split(x, splits.train.y[:7])
+    splits = replace(splits, train=part, val=part.take(torch.arange(0)), test=part, in_shape=(channels, side, side))
     monkeypatch.setattr(adapt, "AT_ONCE", 3)
-    for size in (4, 20):
+    for size in (8, 20, 27, 100):
         found = scaled(splits, size)
-        assert (found.in_shape, found.train.x.shape) == ((3, size, size), (7, 3, size, size))
+        assert (found.in_shape, found.train.x.shape) == ((channels, size, size), (7, channels, size, size))
+        assert len(found.val) == 0
         for image, ours in zip(x, found.train.x, strict=True):
-            theirs = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
-            assert (torch.from_numpy(np.array(theirs)).permute(2, 0, 1).int() - ours.int()).abs().max() <= 1
-    assert scaled(splits, 9) is splits
+            pixels = image.permute(1, 2, 0).numpy()
+            Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]).save(tmp_path / "a.png")
+            assert torch.equal(read_image(tmp_path / "a.png", Frame((channels, size, size))), ours)
+    assert scaled(splits, side) is splits
     monkeypatch.setattr(adapt, "memory_available", lambda: 1000)
     with pytest.raises(ConfigError, match=r"data\.size=1024 takes .* GB .*data\.limit=, data\.eval_limit="):
         scaled(splits, 1024)

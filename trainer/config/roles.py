@@ -168,6 +168,8 @@ def _depends(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str] | 
     split = typed.get("split", "test")
     if use == "eval" and key in ("data.val_fraction", "data.split_seed", "data.limit") and split != "test":
         return REFUSED, f"is not for split={split}: which examples are in it comes from the checkpoint. Leave it out."
+    if use == "eval" and key == "data.eval_limit" and split == "train":
+        return NO_EFFECT, "it is for validation and test"
     of_the_set = key.startswith(("data", "paths.data", "paths.cache"))
     of_the_set = of_the_set and key not in ("data.depth", "data.max_megapixels")
     if use == "predict" and of_the_set and "input" in typed:

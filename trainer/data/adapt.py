@@ -1,21 +1,25 @@
 """What a run changes in a set that is cut: the normalisation, how many examples are measured, the images' size."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from trainer.data.folder import memory_available
+from trainer.data.images import squashed
 from trainer.data.splits import Split, Splits
 from trainer.data.stratify import stratified
+from trainer.utils.bar import Bar
 from trainer.utils.errors import ConfigError
 from trainer.utils.text import emit
 
 MEASURED_SEED = 2  # the same examples are measured whatever the seed of the run and of the cut: runs stay comparable
-AT_ONCE = 1000  # images that are scaled together
+AT_ONCE = 500  # images that a thread scales together
 
 
 def normalized(splits: Splits, normalize: str | list[Any]) -> Splits:
@@ -70,8 +74,19 @@ def scaled(splits: Splits, size: int | None) -> Splits:
 
 
 def resized(x: Tensor, size: int) -> Tensor:
-    """(N, C, H, W) uint8 -> (N, C, size, size) uint8."""
-    out = torch.empty(*x.shape[:2], size, size, dtype=torch.uint8)
-    for part, into in zip(x.split(AT_ONCE), out.split(AT_ONCE), strict=True):  # it needs several times their memory
-        into.copy_(interpolate(part, size=(size, size), mode="bilinear", antialias=True))
-    return out
+    """(N, C, H, W) uint8 -> (N, C, size, size) uint8, by Pillow, as predict scales files: the same pixels."""
+    n, channels = x.shape[:2]
+    out = torch.empty(n, size, size, channels, dtype=torch.uint8)
+    images, into = x.permute(0, 2, 3, 1).numpy(), out.numpy()
+
+    def scale(some: range) -> int:
+        for i in some:
+            image = Image.fromarray(images[i] if channels == 3 else images[i, :, :, 0])
+            into[i] = np.asarray(squashed(image, size, size)).reshape(size, size, channels)
+        return len(some)
+
+    parts = [range(start, min(start + AT_ONCE, n)) for start in range(0, n, AT_ONCE)]
+    with Bar("scaling", n, "images") as bar, ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for done in pool.map(scale, parts):  # Pillow lets other threads work meanwhile
+            bar.add(done)
+    return out.permute(0, 3, 1, 2).contiguous()

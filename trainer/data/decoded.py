@@ -119,9 +119,13 @@ def _entry_name(
     # Archives and image layers give every file the same times, so that another set at the same place looks the same.
     for i in torch.linspace(0, len(names) - 1, min(PROBED, len(names))).long().tolist():
         state.update(_ends(root / names[i]))
-    readable = re.sub(r"[^A-Za-z0-9._-]", "_", root.resolve().name)[:40].lstrip(".") or "images"
     short = hashlib.sha256(what.encode()).hexdigest()[:8]
-    return f"{readable}-{frame.shape[0]}x{frame.shape[1]}-{short}-{state.hexdigest()[:16]}.pt"
+    return f"{name_in_cache(root)}-{frame.shape[0]}x{frame.shape[1]}-{short}-{state.hexdigest()[:16]}.pt"
+
+
+def name_in_cache(root: Path) -> str:
+    """The folder's name as files of the cache have it."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", root.resolve().name)[:40].lstrip(".") or "images"
 
 
 def _ends(path: Path) -> bytes:

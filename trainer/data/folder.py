@@ -3,6 +3,7 @@
 Nothing is ever written among the images.
 """
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from trainer.data.decoded import cached, mean_std
+from trainer.data.decoded import cached, mean_std, name_in_cache
 from trainer.data.images import MEGAPIXELS, Frame, ImageError, fitting_depth, losses, mixed_floats, read_image
 from trainer.data.listing import PARTS, Listing, scan
 from trainer.data.splits import Source, Split
@@ -171,10 +172,12 @@ def _report(root: Path, skipped: list[tuple[str, str]], on_error: str, cache: Pa
     lines = [one_line(f"{root / name}: {reason}") for name, reason in skipped]
     shown, more = [f"  {line}" for line in lines[:5]], []
     if len(lines) > 5:
-        path = cache / f"{root.absolute().name}-unreadable.txt"
-        cache.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
-        more = [f"  and {len(lines) - 5:,} more, all of them in {path}"]
+        path = cache / f"{name_in_cache(root)}-unreadable.txt"
+        more = [f"  and {len(lines) - 5:,} more"]
+        with contextlib.suppress(OSError):  # a list that cannot be kept must not hide what is wrong
+            cache.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+            more = [f"  and {len(lines) - 5:,} more, all of them in {path}"]
     said = f"{number_of(len(skipped), 'image')} cannot be read"
     if on_error == "fail":
         raise ConfigError(f"{said}; data.on_error=skip leaves out what cannot be:", *shown, *more)

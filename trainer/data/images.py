@@ -176,15 +176,16 @@ def _padded(image: Image.Image, width: int, height: int) -> Image.Image:
     scale = min(width / image.width, height / image.height)
     inner = [max(1, round(scale * side)) for side in image.size]  # a line of pixels stays one
     whole = Image.new(image.mode, (width, height))
-    whole.paste(_squashed(image, *inner), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    whole.paste(squashed(image, *inner), ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return whole
 
 
-def _squashed(image: Image.Image, width: int, height: int) -> Image.Image:
+def squashed(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The image in another size, whatever its proportions were; each pixel is a mean over those that it covers."""
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-FITS = {"crop": _cropped, "pad": _padded, "squash": _squashed}
+FITS = {"crop": _cropped, "pad": _padded, "squash": squashed}
 
 
 @contextmanager

@@ -38,9 +38,8 @@ def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Scr
         if f"data.{option}" in config.typed:
             screen.say(f"warning: data.{option} has no effect: {why}")
     if (n := len(parts.splits.train)) < config.batch_size and not config.overfit_batches:
-        screen.say(
-            f"each step takes all {n:,} training examples: batch_size={config.batch_size} is more than there are"
-        )
+        every = f"all {n:,} training examples" if n > 1 else "the only training example"
+        screen.say(f"each step takes {every}: batch_size={config.batch_size} is more than there are")
     for gap in parts.splits.gaps:
         screen.say(f"warning: {gap}")
     splits = (("train", parts.splits.train), ("val", parts.splits.val), ("test", parts.splits.test))

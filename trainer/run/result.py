@@ -27,7 +27,7 @@ from trainer.utils.metrics import classification_report
 from trainer.utils.objective import OF_CLASSES, rating, said
 from trainer.utils.program import tensorboard
 from trainer.utils.screen import Screen, shown
-from trainer.utils.text import one_line
+from trainer.utils.text import number_of, one_line
 
 NUM_IMAGES = 32  # in a grid
 
@@ -143,7 +143,7 @@ def say_result(screen: Screen, config: Config, run: Run, result: Mapping[str, An
     test = result["test"]
     accuracy = f"accuracy {test['accuracy']:.4f}, " if "accuracy" in test else ""
     epoch = f"the weights of epoch {result['best']['epoch']}"
-    screen.say(f"test: {accuracy}loss {shown(test['loss'])} on {test['n']:,} examples, with {epoch}")
+    screen.say(f"test: {accuracy}loss {shown(test['loss'])} on {number_of(test['n'], 'example')}, with {epoch}")
     if has_known_law(config):
         found = ", ".join(f"{w:.4f}" for w in result["weight"])
         true = ", ".join(f"{w:g}" for w in config.data["w"])

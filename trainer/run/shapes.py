@@ -12,12 +12,12 @@ from trainer.utils.errors import ConfigError
 
 
 def check_images(config: Config) -> None:
-    """Refuse a model that cannot take images of this shape, before they are read where they may have to be decoded.
+    """Refuse a model that cannot take images of this shape, before they are downloaded, decoded and scaled.
 
     Raises:
         ConfigError: as the model raises it.
     """
-    if config.data.name in ("folder", "cifar10") and (shape := shape_of(config.data)) is not None:
+    if (shape := shape_of(config.data)) is not None:
         with torch.device("meta"), WithoutDraws():
             build.build_model(config.model, config.impl, shape, 2)
 
