@@ -1,6 +1,7 @@
 """Few of one class, many of another: weights, turns, and the figures in which each class counts as much."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from trainer.config.schema import Choice
 from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Split, Splits
 from trainer.data.stratify import balanced
+from trainer.plots import sweep
+from trainer.utils.evidence import mean_of
 from trainer.utils.metrics import classification_report
 
 COUNTS = (300, 30, 10)
@@ -130,7 +133,11 @@ def test_balanced_batches_depend_on_seed_and_epoch_alone() -> None:
 @pytest.mark.parametrize("metric", ["val_loss", "val_macro_f1", "val_balanced_accuracy"])
 def test_monitor_decides_which_epoch_is_best(metric: str, cli: Cli, lopsided: Path) -> None:
     line = (*LINE, f"monitor={metric}", "optimizer.lr=0.05")
-    assert cli(*line, "name=a").code == 0
+    outcome = cli(*line, "name=a")
+    assert outcome.code == 0
+    heads, first = next(pair for pair in pairwise(outcome.out.splitlines()) if "train_loss" in pair[0])
+    assert len(heads.split()) == len(first.split())  # no two names run together
+    assert len(heads) == len(first)
     curve, best = rows("a"), result("a")
     wanted = (min if metric == "val_loss" else max)(row[metric] for row in curve)
     assert best["objective"] == {"metric": metric, "value": wanted}
@@ -141,6 +148,26 @@ def test_monitor_decides_which_epoch_is_best(metric: str, cli: Cli, lopsided: Pa
     swept = cli("-m", *line, "epochs=1", "optimizer.lr=0.001,0.05", "name=s")
     assert swept.code == 0
     assert f": {metric} " in swept.out
+
+
+@pytest.mark.parametrize(("metric", "best"), [("val_loss", min), ("val_macro_f1", max)])
+def test_a_search_looks_for_what_monitor_names(metric: str, best: Any, cli: Cli, lopsided: Path) -> None:
+    search = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "optimizer.lr=interval(0.0001,0.1)", "name=s")
+    words = tuple(word for word in LINE if not word.startswith("optimizer.lr"))
+    outcome = cli(*search, *words, "epochs=1", f"monitor={metric}")
+    found = [result(f"s/{job}")["objective"]["value"] for job in range(3)]
+    assert metric != "val_loss" or len(set(found)) > 1
+    assert f" with {best(found):.4f}: " in outcome.out
+    again = cli(*search[:-1], "name=t", *words, "epochs=1", "monitor=val_loss,val_accuracy")
+    assert_refused(again, "monitor= is what the search looks for")
+
+
+def test_the_interval_of_a_mean_f1_ends_at_0_and_1_and_its_axis_is_linear() -> None:
+    for metric in ("val_macro_f1", "val_balanced_accuracy"):
+        mean = mean_of([0.1, 0.9], metric)
+        assert (mean.low, mean.high) == (0, 1)
+    rows = [{"job": i, "objective": 10.0**-i, "metric": "val_macro_f1", "lr": i} for i in range(4)]
+    assert sweep.options_figure(rows, ["lr"]).axes[0].get_yscale() == "linear"
 
 
 REFUSED = {

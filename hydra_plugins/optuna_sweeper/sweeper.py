@@ -69,7 +69,7 @@ class OptunaSweeper(Sweeper):
         space, fixed = self.split(arguments, choices)
         folder = Path(self.config.hydra.sweep.dir)
         of_study = sorted(word for word in fixed if identifies("study", word.partition("=")[0].lstrip("+")))
-        maximize = is_accuracy(space, choices)
+        maximize = is_maximized(space, choices, self.config.monitor)
         returned: list[Any] = []
         with Search(settings, space, folder, maximize=maximize, fixed=of_study) as study:
             if settings.n_jobs > 1 and (settings.pruner != "none" or settings.sampler in ("tpe", "cmaes")):
@@ -170,13 +170,20 @@ def distribution(override: Override, defaults: Mapping[str, Any]) -> Any:
     return choices(key, plain, [Transformer.encode(value) for value in values], defaults=defaults)
 
 
-def is_accuracy(space: "Space", choices: Mapping[str, str]) -> bool:
-    """Whether the objective is an accuracy, which is maximised, or the loss of a regression."""
+def is_maximized(space: "Space", choices: Mapping[str, str], monitor: str) -> bool:
+    """Whether the objective is an accuracy or F1, which is maximised, or a loss, by the task of the data and monitor=.
+
+    Raises:
+        ConfigError: it would not be the same in all trials.
+    """
     from trainer.config.tasks import REGRESSION, TASK_OF_DATA
     from trainer.utils.errors import ConfigError, listed
+    from trainer.utils.objective import is_share
 
     data = getattr(space["data"], "choices", ()) if "data" in space else (choices["data"],)
     tasks = {TASK_OF_DATA[name] for name in data}
     if len(tasks) > 1:
         raise ConfigError(f"data={listed(data)}: an accuracy and a loss cannot be compared. Allowed: sets of one task.")
-    return tasks != {REGRESSION}
+    if "monitor" in space:
+        raise ConfigError("monitor= is what the search looks for, and cannot be searched over. Allowed: one value.")
+    return tasks != {REGRESSION} if monitor == "auto" else is_share(monitor)

@@ -25,7 +25,7 @@ from trainer.plots.style import (
     side_by_side,
     spans,
 )
-from trainer.utils.objective import deciding_metric, score
+from trainer.utils.objective import deciding_metric, is_share, score
 
 WIDTH = 16  # characters of a name
 MAX_CURVES = 2 * len(PENS)
@@ -49,11 +49,11 @@ class Scale:
     labels: dict[float, str]
 
 
-def scale_of(values: Sequence[Any], *, is_accuracy: bool = False) -> Scale:
+def scale_of(values: Sequence[Any], *, shares: bool = False) -> Scale:
     """The axis of some values: logarithmic where all are above 0 and the largest is many times the smallest.
 
     Where one of them is 0 beside numbers that span factors, as with weight_decay=0,0.0001,0.01, no such axis has room
-    for it: they are spaced evenly, like names.
+    for it: they are spaced evenly, like names. `shares` in [0, 1] have a linear axis.
     """
     try:
         numbers = [float(value) for value in values]
@@ -62,9 +62,9 @@ def scale_of(values: Sequence[Any], *, is_accuracy: bool = False) -> Scale:
     if not all(map(math.isfinite, numbers)):
         return spaced(values, list(dict.fromkeys(map(str, values))))
     above = [number for number in numbers if number > 0]
-    if above and min(numbers) == 0 and spans(above) and not is_accuracy:
+    if above and min(numbers) == 0 and spans(above) and not shares:
         return spaced([f"{number:g}" for number in numbers], [f"{number:g}" for number in sorted(set(numbers))])
-    kind = "log" if spans(numbers) and not is_accuracy else "linear"
+    kind = "log" if spans(numbers) and not shares else "linear"
     labels = {number: f"{number:g}" if number.is_integer() else f"{number:.3g}" for number in sorted(set(numbers))}
     return Scale(kind, numbers, labels)
 
@@ -123,7 +123,7 @@ def options_figure(
         axes.plot(list(means), list(means.values()), linestyle=line, marker="_", markersize=14, color=ORANGE, zorder=1)
         axes.set(title=key, ylabel=metric)
         mark(axes, scale)
-        if scale_of(values, is_accuracy=metric.endswith("accuracy")).kind == "log":
+        if scale_of(values, shares=is_share(metric)).kind == "log":
             logarithmic(axes)
         if failed and key:  # at the lower edge, whatever the scale of the objective is
             edge = axes.get_xaxis_transform()
@@ -145,7 +145,7 @@ def curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             axes.plot(*zip(*shown, strict=True), line, color=PENS[i % len(PENS)], linewidth=1.6, label=short(name, 40))
             values += [value for _, value in shown]
         axes.set(title=metric.replace("_", " "), xlabel="epoch", ylabel=metric)
-        if spans(values) and metric.endswith("loss"):
+        if spans(values) and not is_share(metric):
             logarithmic(axes)
     panels[0].legend(fontsize=8)
     return figure
@@ -172,7 +172,7 @@ def parallel_figure(
     figure, (axes,) = side_by_side(1, width=2.0 * (len(keys) + 1) + 1.2, height=4.4)
     metric, objective = rows[0]["metric"], [row["objective"] for row in rows]
     scales = [scale_of([row[key] for row in (*rows, *failed)]) for key in keys]
-    scales.append(scale_of(objective, is_accuracy=metric.endswith("accuracy")))
+    scales.append(scale_of(objective, shares=is_share(metric)))
     columns = [heights_of(scale) for scale in scales]
     columns[-1] += [BELOW] * len(failed)
     for x, (scale, heights) in enumerate(zip(scales, columns, strict=True)):

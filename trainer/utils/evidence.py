@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.utils.objective import is_share
 from trainer.utils.screen import shown
 
 LEVEL = 0.95  # of all intervals
@@ -46,7 +47,8 @@ def mean_of(values: Sequence[float], metric: str = "") -> Mean:
 
     Args:
         values: the figures.
-        metric: what they are; the interval of an accuracy ends at 0 and 1, where that of a few figures may leave them.
+        metric: what they are; the interval of an accuracy or F1 ends at 0 and 1, where that of a few figures may leave
+            them.
     """
     mean, n = statistics.fmean(values), len(values)
     if n == 1 or not all(map(math.isfinite, values)):
@@ -59,7 +61,7 @@ def mean_of(values: Sequence[float], metric: str = "") -> Mean:
 
 def clipped(low: float, high: float, metric: str, least: float) -> tuple[float, float]:
     """An interval without what no accuracy, or difference of two, can be: below `least` or above 1."""
-    return (max(low, least), min(high, 1.0)) if metric.endswith("accuracy") else (low, high)
+    return (max(low, least), min(high, 1.0)) if is_share(metric) else (low, high)
 
 
 def quantile(freedom: float) -> float:

@@ -14,9 +14,14 @@ def deciding_metric(row: Mapping[str, Any]) -> str:
     return named or next(metric for metric in DECIDING if metric in row)
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric is in [0, 1], the higher the better: an accuracy or F1; else it is a loss."""
+    return metric.endswith(("accuracy", "f1"))
+
+
 def score(metric: str, value: float) -> float:
     """Return a number that is higher for better values: an accuracy or F1 unchanged, a loss with its sign reversed."""
-    return value if metric.endswith(("accuracy", "f1")) else -value
+    return value if is_share(metric) else -value
 
 
 def rating(metric: str, yours: float, value: float, tolerance: float) -> str:

@@ -94,11 +94,11 @@ class Screen:
     def row(self, row: Mapping[str, Any], epochs: int) -> None:
         """Print a line for an epoch, with the metrics that the row has."""
         columns = [(name, row[name]) for name in METRICS if row.get(name) is not None]
+        heads = [f" {name.replace('accuracy', 'acc'):>11}" for name, _ in columns]
         if not self._headed:
-            heads = "".join(f"{name.replace('accuracy', 'acc'):>12}" for name, _ in columns)
-            self.say(f"{'epoch':>9}{heads}   examples/s")
+            self.say(f"{'epoch':>9}{''.join(heads)}   examples/s")
             self._headed = True
-        values = "".join(f" {shown(value):>11}" for _, value in columns)
+        values = "".join(shown(value).rjust(len(head)) for (_, value), head in zip(columns, heads, strict=True))
         self.say(f"{row['epoch']:>4}/{epochs:<4}{values}{row['samples_per_second']:13,.0f}")
         if self._job and not is_terminal():
             said = "  ".join(f"{name} {shown(value)}" for name, value in columns)
