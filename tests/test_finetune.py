@@ -254,6 +254,26 @@ def test_what_does_not_go_together_is_refused(words: tuple[str, ...], cli: Cli, 
     assert not Path("outputs/b").exists()
 
 
+def test_what_does_nothing_is_said(cli: Cli, grown: tuple[str, ...]) -> None:
+    words = (*grown, "epochs=1", "finetune.freeze=backbone")
+    outcome = cli(*words, "finetune.backbone_lr=0.1", "name=b")
+    assert "finetune.backbone_lr has no effect on train: finetune.freeze=backbone without" in outcome.out
+    outcome = cli(*words, "finetune.backbone_lr=0.1", "finetune.unfreeze_epoch=2", "name=c")
+    assert "finetune.backbone_lr has" not in outcome.out
+    assert "finetune.unfreeze_epoch has no effect on train: training ends with epoch 1" in outcome.out
+    parameters = [json.loads(Path("outputs", run, "result.json").read_text())["num_parameters"] for run in "ab"]
+    assert parameters == [61706, 61706]
+
+
+def test_commands_that_take_no_weights_of_others_refuse_them(cli: Cli, photos: Path) -> None:
+    line = (*SMALL, "model=resnet18", "model.weights=nowhere")
+    assert_refused(cli("compare-impl", *line), "model.weights= is not for compare-impl")
+    said = "no such"  # a run that is looked for where its folders are typed to be
+    outcome = cli("check-resume", *line, "paths.outputs=elsewhere", "paths.checkpoints=there")
+    assert_refused(outcome, said)
+    assert "paths.outputs has no effect" not in outcome.out
+
+
 def test_features_are_for_images_that_stay_the_same(cli: Cli, grown: tuple[str, ...], monkeypatch: Any) -> None:
     monkeypatch.setattr(finetune, "features", lambda *_: pytest.fail("not to be computed"))
     words = (*grown, "epochs=1", "finetune.freeze=backbone")

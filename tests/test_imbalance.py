@@ -190,3 +190,9 @@ def test_what_does_not_fit_is_refused(words: tuple[str, ...], cli: Cli, lopsided
 def test_a_regression_has_its_loss_alone(cli: Cli) -> None:
     assert_refused(cli("monitor=val_accuracy"), "only losses")
     assert cli("monitor=val_loss", "epochs=1", "plots=false").code == 0
+
+
+def test_compare_impl_leaves_out_the_libraries_without_weights_of_classes(cli: Cli, lopsided: Path) -> None:
+    line = ("compare-impl", *LINE, "epochs=1", "loss.class_weights=balanced")
+    line = tuple(word for word in line if word != "epochs=8")
+    assert_refused(cli(*line), "nothing to compare", "without scratch: loss.class_weights=balanced is for loss.impl=")

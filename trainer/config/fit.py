@@ -75,17 +75,8 @@ def check_fit(config: Config) -> None:
 
 
 def check_balance(config: Config) -> None:
-    """Refuse weights of classes in a library that has none, or twice.
-
-    Raises:
-        ConfigError: names the settings.
-    """
-    weights = config.loss.options.get("class_weights", "none")
-    if weights == "none":
-        return
-    if config.impls()["loss"] != "concise":
-        raise ConfigError(f"loss.class_weights={as_yaml(weights)} is for loss.impl=concise.")
-    if config.data.options.get("balance"):
+    """Refuse classes that are made to count as much twice."""
+    if config.data.options.get("balance") and config.loss.options.get("class_weights", "none") != "none":
         raise ConfigError("data.balance=true draws rare classes more often already: leave loss.class_weights out.")
 
 
@@ -138,6 +129,9 @@ def check_impl(config: Config) -> None:
             raise ConfigError(f"{key}={impl} does not have {part}={name}. Allowed: {key}={listed(there)}.{alone}")
     if impls["model"] == "numpy" and config.model.options.get("batch_norm"):
         raise ConfigError("model.batch_norm=true: impl=numpy has none. Allowed: impl=scratch, autograd or concise.")
+    weights = config.loss.options.get("class_weights", "none")
+    if weights != "none" and impls["loss"] != "concise":
+        raise ConfigError(f"loss.class_weights={as_yaml(weights)} is for loss.impl=concise.")
     options, device = config.device.options, config.device.name
     for part, impl in impls.items():
         said = f"{named[part]}={impl}"

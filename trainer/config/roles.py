@@ -44,6 +44,7 @@ NUMBERS   data.order_seed data.drop_last data.balance        +     +      +     
 COMMAND   data.mirror                                        +     +      +     +     +         +            +
 MACHINE   data.resident data.workers                         +     +      +     +     +         +            +
 NUMBERS   model loss optimizer schedule                      +     +      +     x     x         +            +
+NUMBERS   model.weights                                      +     +      +     x     x         +            x
 NUMBERS   model. loss. optimizer. schedule.                  +     +      +     -     -         +            +
 NUMBERS   impl model.impl                                    +     +      +     +     +         +            x
 NUMBERS   loss.impl                                          +     +      +     +     -         +            x
@@ -174,7 +175,8 @@ def _depends(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str] | 
     of_the_set = of_the_set and key not in ("data.depth", "data.max_megapixels")
     if use == "predict" and of_the_set and "input" in typed:
         return NO_EFFECT, "input= says what is labelled"
-    if use == "check-resume" and key in ("paths.outputs", "paths.checkpoints") and "init_from" not in typed:
+    starts = {"init_from", "model.weights"} & typed.keys()  # from a run that is looked for there
+    if use == "check-resume" and key in ("paths.outputs", "paths.checkpoints") and not starts:
         return NO_EFFECT, "its runs are written to a temporary folder"
     return None
 
@@ -236,6 +238,14 @@ def without_effect(use: str, config: Config) -> list[str]:
         "data.augment": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
         "data.fresh": (trains and config.overfit_batches, "overfit_batches trains on the same rows in each epoch"),
         "model.init_std": (trains and config.model.options.get("start") is not None, "model.start sets all weights"),
+        "finetune.backbone_lr": (
+            config.finetune.freeze != "none" and config.finetune.unfreeze_epoch is None,
+            "finetune.freeze=backbone without finetune.unfreeze_epoch never trains the backbone",
+        ),
+        "finetune.unfreeze_epoch": (
+            (config.finetune.unfreeze_epoch or 0) > config.epochs,
+            f"training ends with epoch {config.epochs}",
+        ),
         "early_stopping.min_delta": (not config.early_stopping.patience, "early_stopping.patience=0 never stops"),
         "reference.metric": (
             (metric == "test_accuracy" and regression) or (metric == "weight_error" and not of_a_known_law),

@@ -40,7 +40,7 @@ def result_of(config: Config, parts: Parts, progress: Progress, run: Run, test: 
         "status": "done",
         "epochs": progress.epoch - 1,  # not from metrics.jsonl, whose last lines a power cut may have taken
         "seconds": sum(row["seconds"] for row in rows),
-        "num_parameters": build.parameter_count(parts.model),
+        "num_parameters": sum(p.numel() for p in parts.model.parameters()),  # also those of a frozen backbone
         "best": without_none({key: progress.best[key] for key in ("epoch", "val_loss", "val_accuracy")}),
         "objective": {"metric": progress.best["metric"], "value": progress.best["value"]},
         "test": without_none({"loss": test.loss, "accuracy": test.accuracy, "n": len(test.labels)}),
