@@ -176,6 +176,14 @@ def curve(run: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path("outputs", run, "metrics.jsonl").read_text().splitlines()]
 
 
+def test_features_have_the_precision_of_the_run(cli: Cli, grown: tuple[str, ...]) -> None:
+    words = (*(word for word in grown if "precision" not in word), "epochs=2", "finetune.freeze=backbone")
+    for name, more in (("b", ()), ("c", ("finetune.unfreeze_epoch=9",))):
+        assert cli(*words, *more, "device.precision=fp64", f"name={name}").code == 0
+    features, whole = (curve(run)[-1]["train_loss"] for run in "bc")
+    assert features == pytest.approx(whole, rel=1e-12)
+
+
 @pytest.mark.parametrize("impl", ["concise", "scratch"])
 def test_a_frozen_backbone_stays_and_its_features_give_the_numbers_of_the_whole_network(
     impl: str, cli: Cli, grown: tuple[str, ...]

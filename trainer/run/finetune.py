@@ -64,7 +64,7 @@ def features(config: Config, parts: Parts, split: Split, bar: Bar) -> Tensor:
             found = []
             for x, _ in bar.over(batches):
                 with parts.machine.autocast():
-                    found.append(parts.model(x).float().cpu())
+                    found.append(parts.model(x).to(parts.machine.dtype).cpu())
     finally:
         setattr(holder, leaf, head)
     return torch.cat(found)
