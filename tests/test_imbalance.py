@@ -150,6 +150,17 @@ def test_monitor_decides_which_epoch_is_best(metric: str, cli: Cli, lopsided: Pa
     assert f": {metric} " in swept.out
 
 
+def test_a_metric_that_is_changed_on_resume_is_compared_with_itself_alone(cli: Cli, lopsided: Path) -> None:
+    line = tuple(word for word in LINE if word != "epochs=8")
+    line = tuple(word for word in line if not word.startswith("optimizer.lr"))
+    assert cli(*line, "monitor=val_macro_f1", "epochs=2", "optimizer.lr=0.0001", "name=a").code == 0
+    patience = ("early_stopping.patience=1", "early_stopping.min_delta=0.000001")
+    assert cli("resume=a", "monitor=val_loss", "resume_allow=[monitor]", "epochs=4", *patience).code == 0
+    losses = [row["val_loss"] for row in rows("a")]
+    assert len(losses) == 4  # the first loss is not held against the F1 before it
+    assert result("a")["objective"] == {"metric": "val_loss", "value": min(losses[2:])}
+
+
 @pytest.mark.parametrize(("metric", "best"), [("val_loss", min), ("val_macro_f1", max)])
 def test_a_search_looks_for_what_monitor_names(metric: str, best: Any, cli: Cli, lopsided: Path) -> None:
     search = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "optimizer.lr=interval(0.0001,0.1)", "name=s")

@@ -60,9 +60,10 @@ class Progress:
         """
         metric = deciding_metric(row)
         value = score(metric, row[metric])
-        before = score(metric, self.best["value"]) if self.best else -math.inf
+        same = self.best.get("metric") == metric  # not where monitor= was changed by resume_allow: it starts anew
+        before = score(metric, self.best["value"]) if same else -math.inf
         # min_delta decides about patience alone; small gains add up, since it is measured from the last that counted
-        counted = before if math.isnan(self.counted) else score(metric, self.counted)
+        counted = before if math.isnan(self.counted) or not same else score(metric, self.counted)
         if value - counted > config.early_stopping.min_delta:
             self.bad_epochs, self.counted = 0, row[metric]
         else:
