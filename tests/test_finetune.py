@@ -262,6 +262,17 @@ def test_what_does_not_go_together_is_refused(words: tuple[str, ...], cli: Cli, 
     assert not Path("outputs/b").exists()
 
 
+def test_a_sweep_tries_several_weights_and_one_of_a_single_job_takes_recipe_none(
+    cli: Cli, grown: tuple[str, ...]
+) -> None:
+    words = tuple(word for word in grown if not word.startswith("init_from"))
+    assert cli("-m", *words, "epochs=1", "init_from=a,null", "name=s").code == 0
+    logs = [Path("outputs/s", job, "train.log").read_text() for job in "01"]
+    assert ["weights from" in log for log in logs] == [True, False]
+    outcome = cli("-m", *words, "epochs=1", "name=t")
+    assert outcome.code == 0, outcome.err
+
+
 def test_what_does_nothing_is_said(cli: Cli, grown: tuple[str, ...]) -> None:
     words = (*grown, "epochs=1", "finetune.freeze=backbone")
     outcome = cli(*words, "finetune.backbone_lr=0.1", "name=b")

@@ -320,4 +320,7 @@ def expand(word: str, multirun: bool, choices: Mapping[str, str] | None) -> list
     if value and isinstance(rule := RANGES.get(key), FilePath):  # here, since a run is looked up before Hydra composes
         value = rule(value)
     is_list = key == "input" and value.startswith("[") and value.endswith("]") and not os.path.exists(value)
-    return [f"{key}={quote(value) if PLAIN_TEXT.match(key) and not is_list else value}"]
+    if not PLAIN_TEXT.match(key) or is_list:
+        return [f"{key}={value}"]
+    swept = multirun and key in ("init_from", "model.weights") and value[:1] not in "'\"" and not os.path.exists(value)
+    return [f"{key}={','.join(map(quote, value.split(',') if swept else [value]))}"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config.command_line import PLUGINS, TYPED_GROUPS, Command, quote, split_word, unquote
+from trainer.config.command_line import PLUGINS, RECIPES, TYPED_GROUPS, Command, quote, split_word, unquote
 from trainer.config.compose import (
     check_lists,
     composing,
@@ -167,7 +167,7 @@ def compose_jobs(command: Command, words: Sequence[str], stop: StopSignal) -> li
         values_of = [each_value(override) for override in parse_overrides(swept, loader)]
         for number, chosen in enumerate(itertools.product(*values_of) if swept else ()):
             with stop.held():
-                groups = tuple(word for word in chosen if split_word(word)[0] in TYPED_GROUPS)
+                groups = tuple(word for word in chosen if split_word(word)[0] in (*TYPED_GROUPS, *RECIPES))
                 if groups not in composed:
                     composed[groups] = by_hydra([*fixed, *groups])
                 choices = composed[groups].hydra.runtime.choices
