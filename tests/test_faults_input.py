@@ -660,6 +660,11 @@ READS = "${oc.env:TOKEN}"
 KEYS = sorted({key for _, world in WORLDS for key in world if not key.startswith(("device.", "stop_at."))})
 
 
+@pytest.mark.parametrize("root", ["nowhere", "x" * 300])
+def test_a_folder_of_images_that_is_not_there_is_refused(root: str, cli: Cli) -> None:
+    assert_refused(cli("data=folder", f"data.root={root}", "model=softmax", *QUICK), "there is no such folder")
+
+
 @pytest.mark.parametrize("form", [READS, f"x{READS}", "${oc.decode:${oc.env:TOKEN}}", "${oc.env:NONE,${oc.env:TOKEN}}"])
 def test_row_46_a_secret_of_the_environment_is_refused_in_a_setting(
     form: str, secret: None, cli: Cli, no_data: None, tmp_path: Path

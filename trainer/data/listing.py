@@ -134,7 +134,7 @@ def scan(root: Path) -> Listing:
     Raises:
         ConfigError: see class_folders().
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):  # Path.is_dir raises where a name is too long
         raise ConfigError(
             f"{root}: there is no such folder. Images are expected as {root}/CLASS/* or {root}/train/CLASS/*."
         )
