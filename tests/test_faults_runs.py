@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -722,9 +723,45 @@ def test_row_30_the_next_job_of_a_sweep_starts_clean(tmp_path: Path, pictures: N
 def test_row_30_and_32_what_torch_says_is_told_in_our_words(error: Exception, kind: type, cli: Cli) -> None:
     assert cli(*LINE, "name=a").code == 0
     saved = from_dict(read_checkpoint(Path("checkpoints/a/best.pt"))["config"])
-    told = failures.explain(error, saved)
+    run = directory.locate("a", outputs="outputs", checkpoints="checkpoints")
+    told = failures.explain(error, saved, run)
     assert type(told) is kind
-    assert "batch_size=10" in str(told) or "resume=a" in str(told)
+    assert "batch_size=10" in str(told) or "main.py resume=a continues" in str(told)
+    assert "resume=" not in str(failures.explain(error, saved))  # nothing is there yet
+    job = replace(saved, name="s/0", resume="auto")
+    in_sweep = str(failures.explain(error, job, run))
+    assert "batch_size=10" in in_sweep or "the same command continues the sweep;" in in_sweep
+    assert "resume=" not in in_sweep
+
+
+def test_an_error_of_another_folder_than_the_settings_name_stays_as_it_is(cli: Cli) -> None:
+    assert cli(*LINE, "name=a").code == 0
+    saved = from_dict(read_checkpoint(Path("checkpoints/a/best.pt"))["config"])
+    error = PermissionError(errno.EACCES, "Permission denied", "/elsewhere/photo.png")
+    assert failures.explain(error, saved) is error
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        ("batch_size=10,20",),
+        ("optimizer.lr=0.01,0.02", "sweep.stack=true"),
+        ("seed=1,2", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2"),
+    ],
+)
+def test_an_interrupted_job_of_a_sweep_is_continued_by_the_command_of_the_sweep(
+    lists: tuple[str, ...], cli: Cli, signal_at: SignalAt
+) -> None:
+    words = (*LINE, "-m", "name=s", *lists)
+    signal_at(9)
+    outcome = cli(*words)
+    assert outcome.code == 143
+    assert "the same command continues the sweep" in outcome.err
+    for name in ("status.json", "train.log"):
+        told = Path("outputs/s/0", name).read_text()
+        assert "the same command continues the sweep" in told, told
+        assert "resume=s/0" not in told
+    assert cli(*words).code == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -28,7 +28,7 @@ def explain(error: BaseException, config: Config, run: Run | None = None) -> Bas
     if isinstance(error, ProcessLost):
         return error
     if isinstance(error, Interrupted):
-        how = f" {command_for(config, 'resume')} continues."
+        how = f" {how_to_go_on(config, run)}."
         if run is not None and not directory.exists(run.name, config.paths.outputs):  # resume=NAME would not find it
             gone = folders.why(run.outputs / "config.json", OSError(errno.ENOENT, ""))
             how = f" {gone}{directory.how_to_continue(run)}"
@@ -38,7 +38,7 @@ def explain(error: BaseException, config: Config, run: Run | None = None) -> Bas
         return ConfigError(str(error.args[0]).strip().splitlines()[-1].partition("ConfigError: ")[2])
     if isinstance(error, OSError) and error.errno in FULL:
         return ResourceError(f"the disk is full: {error}. Make room, then give the command again or resume=.")
-    if (told := folders.trouble(error, vars(config.paths).values())) is not None:
+    if (told := folders.trouble(error, filter(None, vars(config.paths).values()))) is not None:
         saved = directory.how_to_continue(run) if run is not None else ""
         return ResourceError(f"{told}{saved or ' Then give the same command again.'}")
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
@@ -50,10 +50,22 @@ def explain(error: BaseException, config: Config, run: Run | None = None) -> Bas
         )
     if isinstance(error, (ConnectionResetError, ConnectionRefusedError, EOFError)) or "DataLoader worker" in text:
         return WorkerError(
-            f"a process that decodes images was ended from outside ({text.splitlines()[0]}). Memory may be short. "
-            f"{command_for(config, 'resume')} continues; data.workers=0 does without such processes."
+            f"a process that decodes images was ended from outside ({text.splitlines()[0]}). Memory may be short: "
+            f"{how_to_go_on(config, run)}; data.workers=0 does without such processes."
         )
     return error
+
+
+def how_to_go_on(config: Config, run: Run | None) -> str:
+    """What continues the work that ended; resume= would continue one job of a sweep, of which a search learns nothing.
+
+    Args:
+        config: of the run, which has its name.
+        run: the one that was being trained; None: there is nothing to resume.
+    """
+    if config.resume == "auto" and "/" in (config.name or ""):  # a user may resume a job, but by its name
+        return "the same command continues the sweep"
+    return f"{command_for(config, 'resume')} continues" if run is not None else "give the same command again"
 
 
 @contextlib.contextmanager
