@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from conftest import Cli
+from conftest import Cli, assert_refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -665,3 +665,4 @@ def test_cfg_job_prints_the_settings_of_a_command(cli: Cli, tmp_path: Path) -> N
     loaded = load_yaml(printed)
     assert (loaded["epochs"], loaded["batch_size"], loaded["optimizer"]["lr"]) == (7, 256, 0.1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["printed.yaml"]
+    assert_refused(cli("--cfg", "jbo", "seed=7", as_typed=True), "--cfg jbo is not allowed. Allowed: --cfg job,")

@@ -4,17 +4,22 @@ import contextlib
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from trainer.config.command_line import VERBS, Command, parse_command, split_word, unquote
+from trainer.commands.start import prepare, target_of
+from trainer.config.command_line import OF_RUNS, VERBS, Command, parse_command, split_word, unquote
 from trainer.config.compose import check_lists, compose, each_value, frozen, parse_overrides
 from trainer.config.options import all_keys
 from trainer.config.ranges import RANGES, FilePath
-from trainer.config.roles import FREE_ON_RESUME, USES, check_typed
+from trainer.config.roles import FREE_ON_RESUME, check_typed
+from trainer.config.schema import Config
 from trainer.config.tasks import REGRESSION, TASK_OF_DATA
+from trainer.run import directory
 from trainer.run.target import find_run, unknown_run
 from trainer.utils.errors import ConfigError, TrainerError, close_to
 from trainer.utils.program import main_py
+from trainer.utils.signals import StopSignal
 
 ROUNDS = 8  # one for each mistake that is mended on a line, one for the spaces, one for -m
 FLAGS = ("-m", "--multirun", "--cfg")
@@ -49,7 +54,7 @@ def mended(words: Sequence[str]) -> list[str] | None:
                 return None
             words = better
             continue
-        if command.multirun or not any(o.is_sweep_override() for o in parse_overrides(command.overrides)):
+        if not lacks_multirun(command):
             return words
         words = ["-m", *words]
     return None
@@ -63,35 +68,70 @@ def as_files(words: Sequence[str]) -> list[str]:
 
 
 def check_words(words: Sequence[str]) -> Command:
-    """The command of these words.
+    """The command of these words; what it is told of lists is left to a round with -m.
 
     Raises:
         ConfigError: it would be refused, for what can be seen without reading data.
     """
-    command = parse_command(words)
-    use = "sweep" if command.multirun else "resume" if command.value("resume") else command.verb
-    if use in USES:
-        check_typed(use, command.values)
+    command = replace(parse_command(words), flags=())  # --cfg would print the settings
     if len(set(command.names)) < len(command.names):
         raise ConfigError("compare takes each run once.")
-    target = command.value("checkpoint") or command.value("resume")
-    for name in (*([target] if target not in (None, "auto") else []), *command.names):
+    for name in command.names:
         check_target(name, command)
     path = command.value("input") or "."
     if not path.startswith("[") and not os.path.exists(os.path.expanduser(path)):
         raise ConfigError("no such file")
     check_lists(command, command.overrides)
-    if target is not None or use not in ("train", "sweep", "check-resume", "compare-impl"):
-        return command  # the other settings come from the run
-    words = [each_value(o)[0] if o.is_discrete_sweep() else o.input_line for o in parse_overrides(command.overrides)]
-    if (composed := compose(command, words)) is None:
+    if command.verb in OF_RUNS or lacks_multirun(command):
         return command
-    config = frozen(*composed, command)
+    target = None if command.multirun else target_of(command)
+    if target is not None:
+        check_target(target, command)
+    elif command.verb == "train":
+        check_new(command)
+    config = first_of(command) if command.multirun else prepared(command)
     if config.device.name not in ("auto", "cpu"):
         from trainer.run.machine import find_device  # imports torch
 
         find_device(config.device.name, config.device.options.get("index", 0))
     return command
+
+
+def lacks_multirun(command: Command) -> bool:
+    """Whether a command has lists of values and no -m."""
+    return not command.multirun and any(o.is_sweep_override() for o in parse_overrides(command.overrides))
+
+
+def prepared(command: Command) -> Config:
+    """The settings of a command that is one run."""
+    found = prepare(command, StopSignal())
+    assert found is not None, "no flags"
+    return found.config
+
+
+def first_of(command: Command) -> Config:
+    """The settings of the first job of a sweep."""
+    check_typed("sweep", command.values)
+    words = [each_value(o)[0] if o.is_discrete_sweep() else o.input_line for o in parse_overrides(command.overrides)]
+    composed = compose(command, words)
+    assert composed is not None, "no flags"
+    return frozen(*composed, command)
+
+
+def check_new(command: Command) -> None:
+    """Refuse the name of a run or sweep that there is already.
+
+    Raises:
+        ConfigError: without a message for the user.
+    """
+    if (name := command.value("name")) is None:
+        return
+    directory.check_name(name, command.folders["outputs"])
+    if directory.exists(name, command.folders["outputs"]):
+        if command.multirun or command.value("overwrite") != "true":
+            raise ConfigError("it is there already")
+    elif not command.multirun:
+        directory.check_free(directory.locate(name, **command.folders))
 
 
 def check_target(name: str, command: Command) -> None:
