@@ -322,3 +322,26 @@ def test_whole_commands_answer_a_changed_record_in_their_own_words(
             if name.startswith("outputs/s/"):
                 assert outcome.code == 0, (path, outcome)
                 assert directory.read_result(Path("outputs/s/0")) is not None
+
+
+def test_settings_that_do_not_go_together_are_taken_from_elsewhere_or_refused_by_file(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    record, said = Path("outputs/a/config.json"), "stop_at.*_accuracy does not fit data=synthetic"
+
+    def spoil(content: dict[str, Any]) -> dict[str, Any]:
+        content["config"]["stop_at"]["val_accuracy"] = 0.5
+        return content
+
+    record.write_text(json.dumps(spoil(json.loads(record.read_text()))))
+    outcome = cli("eval", "a")
+    assert outcome.code == 0, outcome.err
+    assert f"{record} cannot be read: {said}" in outcome.out
+    assert "Its settings are taken from checkpoints/a/step_" in outcome.out
+    for path in Path("checkpoints/a").iterdir():
+        torch.save(spoil(read_checkpoint(path)), path)
+    for target in ("a", "checkpoints/a/best.pt"):
+        outcome = cli("eval", target)
+        assert outcome.code == 2
+        assert outcome.err.startswith(f"error: {target if '/' in target else 'checkpoints/a'}: {said}")

@@ -1,6 +1,8 @@
 """From a command to its verb: the run it starts from and its frozen settings. Torch-free until the verb runs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from trainer.config.command_line import Command
 from trainer.config.compose import compose, frozen
@@ -55,8 +57,22 @@ def prepare(command: Command, stop: StopSignal) -> Prepared | None:
     with stop.held():
         if (composed := compose(command, words)) is None:
             return None
-        config = frozen(*composed, command, saved)
+        try:
+            config = frozen(*composed, command, saved)
+        except ConfigError as error:
+            raise told_of_file(error, found, saved) from None
     return Prepared(config, found, list(dict.fromkeys((*warnings.values(), *without_effect(use, config)))))
+
+
+def told_of_file(error: ConfigError, found: Target | None, saved: Mapping[str, Any] | None) -> ConfigError:
+    """A refusal of settings, with the name of the file that they stand in where nothing that was typed is its cause."""
+    if found is None or saved is None:
+        return error
+    try:
+        from_dict(saved)
+    except ConfigError as own:  # those of config.json were found to go together
+        return ConfigError(f"{found.file or found.run.checkpoints}: {own}") if str(own) == str(error) else error
+    return error
 
 
 def run_one(command: Command, stop: StopSignal) -> str | None:

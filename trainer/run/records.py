@@ -48,12 +48,12 @@ def all_of(key: Rule, value: Rule, most: int = MAX_FIELDS) -> Callable[[Any], bo
 
 
 def are_settings(value: Any) -> bool:
-    """Whether these are the settings of a run.
+    """Whether these are the settings of a run, which also go together.
 
     Raises:
-        ConfigError: names the one that is not.
+        ConfigError: names the one that is not, or those that do not.
     """
-    return isinstance(value, dict) and bool(from_dict(value, complete=False))
+    return isinstance(value, dict) and bool(from_dict(value))
 
 
 def is_reference(value: Any) -> bool:
