@@ -7,6 +7,7 @@ take; words with = go to main.py. Interrupted at any moment, the same command co
 """
 
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -80,10 +81,18 @@ def measured(name: str, runs: int, words: Sequence[str]) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "commit": (record["git"] or {}).get("commit", "")[:7],
         "hardware": f"{record['cpu']}, {record['threads']} threads, torch {record['versions']['torch']}",
-        "seconds": sum(result["seconds"] for result in results) / len(results),
+        # of an epoch that nothing disturbed, times the epochs: a run may have been paused
+        "seconds": statistics.fmean(map(undisturbed, folders)),
         "values": values,
         **{key: reference[key] for key in ("metric", "value", "tolerance", "source")},
     }
+
+
+def undisturbed(folder: Path) -> float:
+    """The seconds of a run, had each of its epochs taken as long as their median."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    seconds = [json.loads(line)["seconds"] for line in lines]
+    return statistics.median(seconds) * len(seconds)
 
 
 def write_page() -> None:

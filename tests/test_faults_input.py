@@ -269,7 +269,7 @@ def test_bad_settings_drawn_at_random_are_refused_before_the_data(cli: Cli, no_d
     seen: set[tuple[str, ...]] = set()
 
     def refuse(words: tuple[str, ...]) -> None:
-        outcome = cli(*words, "name=bad")
+        outcome = cli("name=bad", *words)
         assert outcome.code == 2, (words, outcome)
         assert outcome.err.startswith("error: "), words
         assert "Traceback" not in outcome.err, words

@@ -159,6 +159,8 @@ def test_files_and_runs_are_taken_and_what_is_neither_is_named(cli: Cli, photos:
     assert torch.equal(weights_of("d")["layer4.1.conv2.weight"], model.layer4[1].conv2.weight)
     Path("odd.safetensors").write_bytes(b"nothing")
     assert_refused(cli(*line, "model.weights=odd.safetensors"), "odd.safetensors cannot be read")
+    safetensors.torch.save_file({}, "empty.safetensors")
+    assert_refused(cli(*line, "model.weights=empty.safetensors"), "empty.safetensors holds no weights")
     assert_refused(cli(*line, "model.weights=nowhere"), "IMAGENET1K_V1", "no such file")
     assert_refused(cli(*line, "model.weights=imagenet1k_v7"), "Did you mean IMAGENET1K_V1?")
 

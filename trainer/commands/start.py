@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config.command_line import Command
-from trainer.config.compose import compose, frozen
+from trainer.config.compose import compose, frozen, leave_out
 from trainer.config.freeze import from_dict
 from trainer.config.roles import check_typed, without_effect
 from trainer.config.schema import Config
@@ -45,7 +45,7 @@ def prepare(command: Command, stop: StopSignal) -> Prepared | None:
     # before any file is read, which would import torch
     use = "resume" if command.verb == "train" and target is not None else command.verb
     warnings = check_typed(use, command.values)
-    command = command.without(warnings)
+    command = leave_out(command, warnings)
     found = find(target, **command.folders) if target is not None else None
     saved = found.saved_config if found is not None else None
     words = list(command.overrides)

@@ -132,7 +132,9 @@ def parse_command(args: Sequence[str]) -> Command:
         if word in ("-m", "--multirun"):  # anywhere on the line, as in Hydra
             multirun = True
         elif word == "--cfg":
-            flags += [word, what_of_cfg(words.pop(0) if words else "job")]
+            flags += [word, words.pop(0) if words else "job"]
+            if flags[-1] not in ("job", "hydra", "all"):
+                raise ConfigError(f"{' '.join(flags)} is not allowed. Allowed: --cfg job, --cfg hydra, --cfg all.")
         elif word.startswith("-"):
             raise ConfigError(
                 f"{word}: settings are written key=value, without dashes.{example(word.strip('-'), words)}"
@@ -154,13 +156,6 @@ def parse_command(args: Sequence[str]) -> Command:
         what = f"{flags[0]} prints the settings of one run" if flags else "seeds= trains one run for each of so many"
         raise ConfigError(f"{what}: with {verb}, type seed= instead of seeds=.")
     return Command(verb, tuple(overrides), multirun, flags=tuple(flags))
-
-
-def what_of_cfg(word: str) -> str:
-    """What --cfg prints."""
-    if word not in ("job", "hydra", "all"):
-        raise ConfigError(f"--cfg {word} is not allowed. Allowed: --cfg job, --cfg hydra, --cfg all.")
-    return word
 
 
 def parse_names(verb: str, words: Sequence[str]) -> Command:

@@ -6,13 +6,13 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trainer.config.command_line import RECIPES, TYPED_GROUPS, Command
+from trainer.config.command_line import RECIPES, TYPED_GROUPS, Command, split_word
 from trainer.config.freeze import freeze, with_values
-from trainer.config.options import CONFIGS, any_default, check_value, defaults_of, group_choices, unknown_key
+from trainer.config.options import CONFIGS, TYPED, any_default, check_value, defaults_of, group_choices, unknown_key
 from trainer.config.schema import Config
 from trainer.utils.errors import ConfigError
 from trainer.utils.text import emit
@@ -117,6 +117,19 @@ def each_value(override: Any) -> list[str]:
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line}: an interval is not a list. It is for hydra/sweeper=optuna.")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def leave_out(command: Command, warned: Container[str]) -> Command:
+    """The command without settings that have no effect on it, whose values have to be allowed all the same.
+
+    Raises:
+        ConfigError: as check_value.
+    """
+    for override in parse_overrides([word for word in command.overrides if split_word(word)[0] in warned]):
+        key = override.get_key_element()
+        if "/" not in key and key not in TYPED and not override.is_sweep_override():
+            check_value(key, override.value(), any_default(key))
+    return command.without(warned)
 
 
 def check_lists(command: Command, words: Sequence[str]) -> None:

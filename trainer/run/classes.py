@@ -22,9 +22,9 @@ def weights_of_classes(config: Config, splits: Splits, machine: Machine) -> Tens
     if weights == "none":
         return None
     if weights == "balanced":
-        found = len(labels) / (num_classes * labels.bincount(minlength=num_classes).clamp(min=1))
+        found = len(labels) / (num_classes * labels.bincount(minlength=num_classes).clamp(min=1)).double()
     elif len(weights) == num_classes:
-        found = torch.tensor(weights)
+        found = torch.tensor(weights, dtype=torch.float64)
     else:
         said = f"loss.class_weights has {number_of(len(weights), 'number')}"
         raise ConfigError(f"{said}. Allowed: one for each of {num_classes} classes.")

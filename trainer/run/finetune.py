@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from trainer.config.schema import Config
 from trainer.data.batches import Batches
-from trainer.data.folder import memory_available
 from trainer.data.splits import Split
 from trainer.run.backbone import last_layer
 from trainer.run.parts import Parts, eval_batches, placement, training_order
 from trainer.utils.bar import Bar
 from trainer.utils.screen import Screen
+
+MAX_FEATURES = 4 * 2**30  # bytes of features
 
 
 def on_features(config: Config, parts: Parts, screen: Screen) -> Parts:
@@ -29,7 +30,8 @@ def on_features(config: Config, parts: Parts, screen: Screen) -> Parts:
     head, splits = last_layer(parts.model, parts.splits.num_outputs)[1], parts.splits
     assert isinstance(head.weight, Tensor), "last_layer finds layers with weights"
     n, width = len(splits.train) + len(splits.val), head.weight.shape[-1]
-    if head.weight.ndim > 2 or splits.of_epoch is not None or n * width * 4 > memory_available() // 4:
+    # a limit that is the same everywhere: a run that continues elsewhere has to go the same way
+    if head.weight.ndim > 2 or splits.of_epoch is not None or n * width * 4 > MAX_FEATURES:
         return parts
     with Bar("computing features", n, "images") as bar:
         train, val = (

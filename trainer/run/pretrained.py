@@ -49,6 +49,8 @@ def with_their_images(config: Config, screen: Screen) -> Config:
     if "data.normalize" not in config.typed and shape is not None:
         grey = shape[0] == 1
         data["normalize"] = [round(sum(v) / 3, 6) if grey else list(v) for v in (found.mean, found.std)]
+    if shape is None:
+        return replace(config, model=replace(config.model, options=model))
     screen.say(
         f"model.weights={found.name}: images of {data.get('size')} x {data.get('size')} pixels, normalised by "
         f"{data['normalize']}, as it was trained (what you type wins: data.size, data.normalize)"
@@ -127,8 +129,7 @@ def read_start(config: Config) -> Weights | None:
     if (path := find_weights(config)) is None:
         return None
     weights, classes = read_weights(path)
-    if (named := named_weights(config.model)) is not None:
-        # DenseNet's files have names of an older torch: norm.1 instead of norm1
-        weights = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name): w for name, w in weights.items()}
-        classes = list(named.classes)
-    return Weights(path, weights, classes)
+    # torchvision's files for DenseNet have names of an older torch: norm.1 instead of norm1
+    weights = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name): w for name, w in weights.items()}
+    named = named_weights(config.model)
+    return Weights(path, weights, classes if named is None else list(named.classes))

@@ -154,6 +154,8 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         found = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise DamagedError(f"{path} cannot be read: {error}.") from None
+    if not found:
+        raise DamagedError(f"{path} holds no weights.")
     half = (torch.float16, torch.bfloat16)
     return {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in found.items()}
 

@@ -18,6 +18,7 @@ from trainer.config.compose import (
     each_value,
     explain_refusal,
     frozen,
+    leave_out,
     parse_overrides,
     run_hydra,
 )
@@ -64,7 +65,7 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     """
     warnings = check_typed("sweep", command.values)
     folder = Path(command.folders["outputs"]) / name_sweep(command)
-    command = command.without(warnings)
+    command = leave_out(command, warnings)
     typed = {split_word(word)[0]: word for word in command.overrides}  # the last one wins
     words = [word for key, word in typed.items() if key != "name"]
     with stop.held():
