@@ -2,12 +2,14 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +29,7 @@ from trainer.commands import predict
 from trainer.data.given import images_given
 from trainer.data.workers import signals_waiting
 from trainer.run.safe_load import read_checkpoint
-from trainer.utils.errors import ConfigError, DivergedError, Interrupted
+from trainer.utils.errors import ConfigError, DivergedError, Interrupted, ResourceError
 from trainer.utils.files import read_csv
 
 OF_IMPORTS = ("KMP_DUPLICATE_LIB_OK", "PYTEST_CURRENT_TEST")  # the first one is set when threadpoolctl is imported
@@ -187,7 +189,8 @@ def test_rows_are_predicted_as_the_model_says(cli: Cli, tmp_path: Path) -> None:
     assert found.labels is found.indices is found.probabilities is None
     assert np.array_equal(line.predict(rows[1]).outputs, found.outputs[1:])
     assert np.array_equal(line.predict(torch.tensor(rows)).outputs, found.outputs)
-    for odd in (rows.T[:, :1], [], "photos", np.zeros((2, 3)), None):
+    assert np.array_equal(line.predict(torch.tensor(rows, dtype=torch.bfloat16)).outputs, found.outputs)
+    for odd in (rows.T[:, :1], [], "photos", np.zeros((2, 3)), None, [[10**400, 1]]):
         with pytest.raises(ConfigError, match=r"2 numbers each|not allowed"):
             line.predict(odd)
     one = train({"data.w": [2.0], "epochs": 1, "name": "b"} | PLAIN).load()
@@ -219,6 +222,8 @@ def test_an_array_is_one_image_or_a_batch(given: Any, channels: int, modes: list
     [
         (COLOUR / 255.0, "type float64"),
         (torch.zeros(5, 6), "type float32"),
+        (torch.zeros(5, 6, requires_grad=True), "type float32"),
+        (torch.zeros(5, 6, dtype=torch.bfloat16), "type bfloat16"),
         (np.zeros((3, 5, 6), np.uint8), r"shape \(3, 5, 6\)"),  # of torchvision's layout, or three grey ones
         (torch.zeros(2, 3, 5, 6, dtype=torch.uint8), "permute"),
         (np.zeros(5, np.uint8), r"shape \(5\)"),
@@ -299,6 +304,84 @@ def test_other_threads_may_train_and_predict(cli: Cli) -> None:
             thread.join()
     assert len(set(ended)) == 1, ended
     assert isinstance(ended[0], float)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Where a program has chosen float64 for all that it makes."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_what_a_caller_has_switched_on_in_torch_changes_no_number(cli: Cli) -> None:
+    def numbers() -> Any:
+        run = train({"epochs": 1} | PLAIN)
+        return run.result["test"]["loss"], run.load().predict([[0.1, 0.2]]).outputs.item()
+
+    plain = numbers()
+    modes = (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu"), torch.device("meta"), in_float64())
+    for mode in modes:
+        with mode:
+            assert numbers() == plain, mode
+
+
+def test_processes_that_a_caller_starts_meanwhile_are_left_alone(cli: Cli, change_at: Callable[..., None]) -> None:
+    began: list[Any] = []
+
+    def start_one() -> None:
+        began.append(multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,)))
+        began[0].start()
+
+    change_at(5, start_one)
+    train({"epochs": 1, "record.every_steps": 1} | PLAIN)
+    try:
+        began[0].join(0.5)
+        assert began[0].is_alive()
+    finally:
+        began[0].kill()
+        began[0].join()
+
+
+@pytest.mark.parametrize("kind", [ValueError, Interrupted])
+def test_processes_that_decode_go_with_the_call_that_started_them(
+    kind: type[BaseException], cli: Cli, tmp_path: Path, change_at: Callable[..., None]
+) -> None:
+    write_class_folders(tmp_path / "p", {"train": 12, "test": 3})
+    seen: list[Any] = []
+
+    def fail() -> None:
+        seen.extend(multiprocessing.active_children())
+        if kind is ValueError:
+            raise ValueError
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    change_at(2, fail)
+    settings = {"data": "folder", "data.root": "p", "data.size": 8, "data.resident": False, "data.workers": 2}
+    with same_process(), pytest.raises(kind) as kept:  # as a notebook keeps the last one, with its frames
+        train(settings | {"model": "softmax", "batch_size": 4, "record.every_steps": 1} | PLAIN)
+    assert len(seen) == 2, kept
+    for process in seen:
+        process.join(5)
+        assert not process.is_alive()
+
+
+def test_a_working_directory_that_is_gone_is_said(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = train({"epochs": 1} | PLAIN).load()
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for call in (train, lambda: load("a"), lambda: model.predict([[0.0, 1.0]])):
+        with pytest.raises(ResourceError, match="the working directory of this command was removed"):
+            call()
+
+
+def test_a_python_inside_another_program_has_no_command_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", [])
+    assert train({"epochs": 1} | PLAIN).result["status"] == "done"
 
 
 @pytest.mark.parametrize("backend", ["svg", ""])

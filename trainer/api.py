@@ -4,7 +4,6 @@ A call becomes the words of a command line and runs what main.py runs for them, 
 last bit. It leaves the process as it found it.
 """
 
-import multiprocessing
 import os
 import sys
 import threading
@@ -21,7 +20,7 @@ from trainer.config.schema import Config
 from trainer.run import directory, folders
 from trainer.utils.errors import ConfigError
 from trainer.utils.screen import Screen
-from trainer.utils.signals import StopSignal, end_workers, handlers_kept
+from trainer.utils.signals import StopSignal, handlers_kept
 from trainer.utils.text import number_of
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ class Model:
         from trainer.run.failures import explaining
         from trainer.run.machine import resolve_auto
 
-        with as_the_program(["predict"]), explaining(self.config):
+        with folders.explained({}), as_the_program(["predict"]), explaining(self.config):
             resolve_auto(self.config)  # sets threads and the like as they were for load()
             outputs, names = self.outputs_of(inputs)
             plain = outputs.cpu().double().numpy()
@@ -175,7 +174,7 @@ def train(overrides: Overrides = (), **more: Any) -> TrainedRun:
     """
     words = [*words_of(overrides), *words_of(more)]
     command = command_of("train", words)
-    with as_the_program(words) as stop, folders.explained(command.folders):
+    with folders.explained(command.folders), as_the_program(words) as stop:
         name = run_one(command, stop)
     assert name is not None, "train has a run"
     outputs, checkpoints = (os.path.abspath(command.folders[kind]) for kind in ("outputs", "checkpoints"))
@@ -210,7 +209,7 @@ def load(
     command = command_of("predict", words)
     if odd := [key for key in OF_FILES if key in command.values]:
         raise ConfigError(f"{odd[0]}= is for the command line: predict() of what load() returns takes the images.")
-    with as_the_program(["predict", *words]) as stop, folders.explained(command.folders):
+    with folders.explained(command.folders), as_the_program(["predict", *words]) as stop:
         prepared, screen = prepare(command, stop), Screen()
         assert prepared is not None
         assert prepared.target is not None
@@ -259,17 +258,17 @@ def as_typed(value: Any, key: str) -> str:
 @contextmanager
 def as_the_program(words: Sequence[str]) -> Iterator[StopSignal]:
     """Let what is inside run as `python main.py <words>` does, and leave the process as it was found."""
-    from trainer.run.machine import settings_kept
+    from trainer.run.machine import as_in_a_new_process, settings_kept
     from trainer.run.seeds import generators_kept
 
-    with ONE_AT_A_TIME, handlers_kept(), settings_kept(), generators_kept():
-        before, hook, others = (sys.argv, sys.orig_argv), threading.excepthook, multiprocessing.active_children()
+    with ONE_AT_A_TIME, handlers_kept(), settings_kept(), as_in_a_new_process(), generators_kept():
+        before, hook = (sys.argv, sys.orig_argv), threading.excepthook
         script = CONFIGS.parent / "main.py"
         typed = [script.name if Path.cwd() == script.parent else str(script), *words]
-        sys.argv, sys.orig_argv = typed, [sys.orig_argv[0], *typed]
+        # there is none where Python runs inside another program
+        sys.argv, sys.orig_argv = typed, [*(sys.orig_argv[:1] or [sys.executable]), *typed]
         try:
             with StopSignal() as stop:
                 yield stop
         finally:
             (sys.argv, sys.orig_argv), threading.excepthook = before, hook
-            end_workers(others)

@@ -30,10 +30,11 @@ def images_given(images: Any, channels: int) -> list[Picture]:
         return [images]
     if not isinstance(images, (np.ndarray, Tensor)):
         raise ConfigError(f"{type(images).__name__} is no image. Allowed: {ALLOWED}.")
-    array = images.cpu().numpy() if isinstance(images, Tensor) else images
-    if array.dtype != np.uint8:
+    if images.dtype not in (np.uint8, torch.uint8):
         advice = "Values from 0 to 1 become such by (x * 255).round() and a change of type."
-        raise ConfigError(f"images of type {array.dtype} are not allowed. Allowed: uint8, 0 to 255. {advice}")
+        kind = str(images.dtype).removeprefix("torch.")
+        raise ConfigError(f"images of type {kind} are not allowed. Allowed: uint8, 0 to 255. {advice}")
+    array = images.cpu().numpy() if isinstance(images, Tensor) else images
     has_colours = array.ndim > 2 and array.shape[-1] in CHANNELS
     if array.ndim == 2 or (array.ndim == 3 and has_colours):
         array = array[None]
@@ -55,8 +56,9 @@ def rows_given(rows: Any, num_features: int) -> Tensor:
         ConfigError: they are no numbers, or not so many in a row.
     """
     try:
-        array = np.array(rows.detach().cpu().numpy() if isinstance(rows, Tensor) else rows, dtype=np.float64)
-    except (TypeError, ValueError):
+        # NumPy knows no bfloat16
+        array = np.array(rows.detach().cpu().double().numpy() if isinstance(rows, Tensor) else rows, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{type(rows).__name__} is not rows of {num_features} numbers each.") from None
     if array.ndim == 1 and (num_features == 1 or len(array) == num_features):
         array = array.reshape(-1, num_features)

@@ -135,6 +135,22 @@ def settings_kept() -> Iterator[None]:
                 os.environ.pop(OF_CUBLAS, None)
 
 
+@contextlib.contextmanager
+def as_in_a_new_process() -> Iterator[None]:
+    """Let torch compute as where nothing was switched on or off: a caller may be within no_grad() or autocast()."""
+    dtype = torch.get_default_dtype()
+    with contextlib.ExitStack() as held:
+        for each in (torch.inference_mode(False), torch.enable_grad()):
+            held.enter_context(each)
+        for kind in ("cpu", "cuda"):
+            held.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            held.enter_context(torch.device("cpu"))
+        held.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
+
+
 def matmul_is_there(matmul: str, device: torch.device) -> bool:
     """Whether a device has a way to multiply float32 matrices."""
     if matmul == "onednn":

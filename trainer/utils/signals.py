@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TypeVar
@@ -81,13 +81,9 @@ def handlers_kept() -> Iterator[None]:
                 signal.signal(signum, handler)
 
 
-def end_workers(others: Sequence[Any] = ()) -> None:
-    """End the worker processes that a signal left behind; Python would wait for them for ever on exit.
-
-    Args:
-        others: processes of multiprocessing that are not this program's.
-    """
-    if processes := [process for process in multiprocessing.active_children() if process not in others]:
+def end_workers() -> None:
+    """End the worker processes that a signal left behind; Python would wait for them for ever on exit."""
+    if processes := multiprocessing.active_children():
         if hasattr(signal, "SIGCHLD") and in_main_thread():  # torch would report each killed worker as an error
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for process in processes:
