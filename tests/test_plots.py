@@ -291,6 +291,27 @@ def test_the_axis_of_an_option_follows_from_its_values(values: list[Any], kind: 
     assert [scale.labels[place] for place in scale.places] == [str(value) for value in values]
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "kind"),
+    [
+        ("optimizer.lr", ["0.01", "0.03", "0.1"], "log"),
+        ("optimizer.weight_decay", ["0", "0.0001", "0.0005"], "names"),
+        ("optimizer.weight_decay", ["0", "0.0001"], "linear"),
+        ("optimizer.lr", ["0.1"], "linear"),
+        ("optimizer.lr", [f"0.{i}" for i in range(1, 9)], "linear"),  # matplotlib would label none of them
+        ("optimizer.momentum", ["0.1", "0.5", "0.9"], "linear"),
+        ("val_accuracy", [0.01, 0.9], "linear"),
+    ],
+)
+def test_rates_are_compared_by_factors(key: str, values: list[Any], kind: str) -> None:
+    assert sweep.scale_of(values, key).kind == kind
+
+
+def test_figures_of_thousands_are_written_out() -> None:
+    labels = sweep.scale_of(["999.7", "1000.4", "1135.2", "20000.5", "0.12345", "3e7"]).labels
+    assert list(labels.values()) == ["0.123", "1000", "1000", "1135", "20000", "3e+07"]
+
+
 def test_rates_are_on_a_logarithmic_axis_and_seeds_have_none(tmp_path: Path) -> None:
     rates, seeds = ("0.0001", "0.01", "1"), ("0", "1")
     rows = [job(0.3 + i / 10, lr=lr, seed=seed, model="mlp") for i, lr in enumerate(rates) for seed in seeds]

@@ -31,6 +31,7 @@ WIDTH = 16  # characters of a name
 MAX_CURVES = 2 * len(PENS)
 PALEST = 0.35  # opacity of the worst job's line, which has to be seen on white
 BELOW = -0.12  # where the lines of failed jobs end; the axis goes from 0 to 1
+RATES = ("lr", "weight_decay")  # how the names of options end that are compared by factors
 MAX_PANELS, MAX_NAMES, MAX_NUMBERS = 6, 12, 6  # options in a plot; names and numbers that an axis has room for
 
 
@@ -49,11 +50,15 @@ class Scale:
     labels: dict[float, str]
 
 
-def scale_of(values: Sequence[Any], *, shares: bool = False) -> Scale:
+def scale_of(values: Sequence[Any], key: str = "") -> Scale:
     """The axis of some values: logarithmic where all are above 0 and the largest is many times the smallest.
 
-    Where one of them is 0 beside numbers that span factors, as with weight_decay=0,0.0001,0.01, no such axis has room
-    for it: they are spaced evenly, like names. `shares` in [0, 1] have a linear axis.
+    Rates need not be so far apart, and an accuracy is never logarithmic. Where one of them is 0 beside numbers that
+    span factors, as with weight_decay=0,0.0001,0.01, no such axis has room for it: they are spaced evenly, like names.
+
+    Args:
+        values: numbers or names.
+        key: the option, or the metric, that they are of.
     """
     try:
         numbers = [float(value) for value in values]
@@ -61,12 +66,20 @@ def scale_of(values: Sequence[Any], *, shares: bool = False) -> Scale:
         return spaced(values, list(dict.fromkeys(map(str, values))))
     if not all(map(math.isfinite, numbers)):
         return spaced(values, list(dict.fromkeys(map(str, values))))
-    above = [number for number in numbers if number > 0]
-    if above and min(numbers) == 0 and spans(above) and not shares:
-        return spaced([f"{number:g}" for number in numbers], [f"{number:g}" for number in sorted(set(numbers))])
-    kind = "log" if spans(numbers) and not shares else "linear"
-    labels = {number: f"{number:g}" if number.is_integer() else f"{number:.3g}" for number in sorted(set(numbers))}
-    return Scale(kind, numbers, labels)
+    above = sorted({number for number in numbers if number > 0})
+    is_rate = key.endswith(RATES) and 1 < len(above) <= MAX_NUMBERS  # each is a tick: a decade may have none of its own
+    factors = bool(above) and (spans(above) or is_rate) and not is_share(key)
+    if factors and min(numbers) == 0:
+        return spaced([f"{number:g}" for number in numbers], [f"{number:g}" for number in (0, *above)])
+    kind = "log" if factors and min(numbers) > 0 else "linear"
+    return Scale(kind, numbers, {number: numeral(number) for number in sorted(set(numbers))})
+
+
+def numeral(number: float) -> str:
+    """A number as an axis shows it: three digits, or all in front of the point."""
+    if number.is_integer():
+        return f"{number:g}"
+    return f"{number:.0f}" if 100 <= abs(number) < 1e6 else f"{number:.3g}"
 
 
 def spaced(values: Sequence[Any], names: Sequence[str]) -> Scale:
@@ -115,7 +128,7 @@ def options_figure(
     figure, panels = side_by_side(max(1, len(keys)), width=4.4, height=4.0)
     values, metric = [row["objective"] for row in rows], rows[0]["metric"]
     for axes, key in zip(panels, keys or [""], strict=True):
-        scale = scale_of([row[key] if key else f"{len(rows)} seeds" for row in (*rows, *failed)])
+        scale = scale_of([row[key] if key else f"{len(rows)} seeds" for row in (*rows, *failed)], key)
         places = scale.places[: len(rows)]
         axes.plot(places, values, "o", color=BLUE, markersize=4, alpha=0.7)
         means = {x: fmean(v for p, v in zip(places, values, strict=True) if p == x) for x in sorted(set(places))}
@@ -123,7 +136,7 @@ def options_figure(
         axes.plot(list(means), list(means.values()), linestyle=line, marker="_", markersize=14, color=ORANGE, zorder=1)
         axes.set(title=key, ylabel=metric)
         mark(axes, scale)
-        if scale_of(values, shares=is_share(metric)).kind == "log":
+        if scale_of(values, metric).kind == "log":
             logarithmic(axes)
         if failed and key:  # at the lower edge, whatever the scale of the objective is
             edge = axes.get_xaxis_transform()
@@ -171,8 +184,8 @@ def parallel_figure(
     """
     figure, (axes,) = side_by_side(1, width=2.0 * (len(keys) + 1) + 1.2, height=4.4)
     metric, objective = rows[0]["metric"], [row["objective"] for row in rows]
-    scales = [scale_of([row[key] for row in (*rows, *failed)]) for key in keys]
-    scales.append(scale_of(objective, shares=is_share(metric)))
+    scales = [scale_of([row[key] for row in (*rows, *failed)], key) for key in keys]
+    scales.append(scale_of(objective, metric))
     columns = [heights_of(scale) for scale in scales]
     columns[-1] += [BELOW] * len(failed)
     for x, (scale, heights) in enumerate(zip(scales, columns, strict=True)):
