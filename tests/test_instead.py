@@ -105,6 +105,13 @@ def test_no_line_is_offered_where_the_data_is_refused(cli: Cli) -> None:
     assert offered(outcome.err) == [*words[:3], "model.num_hiddens=[128,64]", "epochs=3"]
 
 
+def test_no_line_is_offered_that_the_environment_refuses(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    outcome = cli("--epoch", "3", as_typed=True)
+    assert outcome.err.startswith("error: LOCAL_RANK=1, without RANK")
+    assert offered(outcome.err) is None
+
+
 def test_what_is_typed_with_a_value_of_a_like_kind_is_taken(untrained: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(start, "run_verb", lambda _verb, config, *_args: seen.append(config))

@@ -632,6 +632,16 @@ def test_a_damaged_database_ends_a_search_in_one_line_and_costs_no_job(
             assert [row["status"] for row in csv.DictReader(file)] == ["done"] * 3
 
 
+def test_a_search_that_asks_for_other_values_than_its_runs_have_needs_another_name(cli: Cli) -> None:
+    assert cli(*SEARCH).code == 0
+    DATABASE.unlink()
+    again = cli(*SEARCH, "hydra.sweeper.seed=9")
+    assert again.code == 1
+    assert "That would be another run. Choose another name= for the sweep." in again.err
+    assert "resume_allow" not in again.err
+    assert Path("outputs/b/0/result.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("message", "said"),
     [

@@ -46,7 +46,7 @@ class Prediction:
         outputs: (N, K) float64, as the module gives them: a score for each class, or the values of a regression.
         labels: (N,) names of the most probable classes; None for a regression, as the next two.
         indices: (N,) int64, their places in `Model.classes`.
-        probabilities: (N, K) float64, of each class.
+        probabilities: (N, K) float64, of each class; with a loss on sigmoids each by itself, so that no row adds to 1.
     """
 
     names: list[str] = field(repr=False)

@@ -17,6 +17,7 @@ from trainer.config.schema import Config
 from trainer.config.tasks import REGRESSION, TASK_OF_DATA
 from trainer.run import directory
 from trainer.run.target import find_run, unknown_run
+from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, TrainerError, close_to
 from trainer.utils.program import main_py
 from trainer.utils.signals import StopSignal
@@ -73,6 +74,7 @@ def check_words(words: Sequence[str]) -> Command:
     Raises:
         ConfigError: it would be refused, for what can be seen without reading data.
     """
+    ranks.of_environment()
     command = replace(parse_command(words), flags=())  # --cfg would print the settings
     if len(set(command.names)) < len(command.names):
         raise ConfigError("compare takes each run once.")

@@ -140,6 +140,8 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
         to_do = f"resume_allow=[{shown}] allows it."
         if key in NEVER_ON_RESUME:
             to_do = f"Start a new one: init_from={target.run.name} takes its weights."
+        if target.run.is_job and config.resume == "auto":  # of a search whose database is gone, or sweep.json
+            to_do = "Choose another name= for the sweep."
         raise ConfigError(f"{shown}: {was}. That would be another run. {to_do}")
     return changed
 
