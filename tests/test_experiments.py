@@ -245,6 +245,7 @@ def test_the_interval_of_an_accuracy_stays_where_accuracies_are() -> None:
     assert str(mean) == "0.8500 +- 0.0707 (n = 2), 95% interval of the mean 0.2147 to 1.0000"
     mean = mean_of([0.4, 0.3], "test_accuracy")
     assert (mean.low, mean.high) == pytest.approx((0.0, 0.9853102367599), rel=1e-9)
+    assert mean_of([0.9, 0.8], "val_macro_f1").high == 1.0
     assert mean_of([0.9, 0.8], "test_loss").high == pytest.approx(1.4853102367599, rel=1e-9)
     assert difference([0.9, 0.8], [0.4, 0.2], "test_accuracy") == pytest.approx(
         (0.55, -0.14185228300710628, 1.0), rel=1e-9

@@ -21,6 +21,7 @@ from trainer.data.stratify import balanced
 from trainer.plots import sweep
 from trainer.utils.evidence import mean_of
 from trainer.utils.metrics import classification_report
+from trainer.utils.objective import deciding_metric
 
 COUNTS = (300, 30, 10)
 
@@ -207,3 +208,8 @@ def test_compare_impl_leaves_out_the_libraries_without_weights_of_classes(cli: C
     line = ("compare-impl", *LINE, "epochs=1", "loss.class_weights=balanced")
     line = tuple(word for word in line if word != "epochs=8")
     assert_refused(cli(*line), "nothing to compare", "without scratch: loss.class_weights=balanced is for loss.impl=")
+
+
+def test_a_line_of_metrics_that_lost_its_metric_is_judged_by_another() -> None:
+    assert deciding_metric({"monitor": "val_macro_f1", "val_macro_f1": 0.5, "val_loss": 1.0}) == "val_macro_f1"
+    assert deciding_metric({"monitor": "val_macro_f1", "val_loss": 1.0, "train_loss": 1.0}) == "val_loss"

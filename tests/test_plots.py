@@ -301,10 +301,18 @@ def test_the_axis_of_an_option_follows_from_its_values(values: list[Any], kind: 
         ("optimizer.lr", [f"0.{i}" for i in range(1, 9)], "linear"),  # matplotlib would label none of them
         ("optimizer.momentum", ["0.1", "0.5", "0.9"], "linear"),
         ("val_accuracy", [0.01, 0.9], "linear"),
+        ("val_macro_f1", [0.01, 0.9], "linear"),
     ],
 )
 def test_rates_are_compared_by_factors(key: str, values: list[Any], kind: str) -> None:
     assert sweep.scale_of(values, key).kind == kind
+
+
+def test_a_job_without_the_metric_of_the_first_has_an_empty_curve() -> None:
+    with_val = [{"epoch": 1, "train_loss": 1.0, "val_loss": 1.1}, {"epoch": 2, "train_loss": 0.9, "val_loss": 1.0}]
+    without = [{"epoch": 1, "train_loss": 0.8}]
+    _, axes = sweep.curves_figure({"a": with_val, "b": without}).axes
+    assert [list(line.get_xdata()) for line in axes.get_lines()] == [[1, 2], []]
 
 
 def test_figures_of_thousands_are_written_out() -> None:

@@ -53,8 +53,9 @@ class Scale:
 def scale_of(values: Sequence[Any], key: str = "") -> Scale:
     """The axis of some values: logarithmic where all are above 0 and the largest is many times the smallest.
 
-    Rates need not be so far apart, and an accuracy is never logarithmic. Where one of them is 0 beside numbers that
-    span factors, as with weight_decay=0,0.0001,0.01, no such axis has room for it: they are spaced evenly, like names.
+    Rates need not be so far apart, and an accuracy or F1 is never logarithmic. Where one of them is 0 beside numbers
+    that span factors, as with weight_decay=0,0.0001,0.01, no such axis has room for it: they are spaced evenly, like
+    names.
 
     Args:
         values: numbers or names.
@@ -155,8 +156,9 @@ def curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         for i, (name, rows) in enumerate(curves.items()):
             shown = [(row["epoch"], row[metric]) for row in rows if metric in row]
             line = "-" if i < len(PENS) else "--"
-            axes.plot(*zip(*shown, strict=True), line, color=PENS[i % len(PENS)], linewidth=1.6, label=short(name, 40))
-            values += [value for _, value in shown]
+            x, y = [epoch for epoch, _ in shown], [value for _, value in shown]  # empty where a job has no such metric
+            axes.plot(x, y, line, color=PENS[i % len(PENS)], linewidth=1.6, label=short(name, 40))
+            values += y
         axes.set(title=metric.replace("_", " "), xlabel="epoch", ylabel=metric)
         if spans(values) and not is_share(metric):
             logarithmic(axes)

@@ -10,8 +10,13 @@ DECIDING = (*OF_CLASSES, "val_accuracy", "val_loss", "train_accuracy", "train_lo
 
 def deciding_metric(row: Mapping[str, Any]) -> str:
     """Return the metric of a line of metrics.jsonl that decides which epoch is best."""
-    named: str | None = row.get("monitor")
-    return named or next(metric for metric in DECIDING if metric in row)
+    named: str = row.get("monitor", "")
+    return named if named in row else next(metric for metric in DECIDING if metric in row)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric goes from 0 to 1 and is better the higher it is: an accuracy or F1, and no loss."""
+    return metric.endswith(("accuracy", "f1"))
 
 
 def is_share(metric: str) -> bool:
