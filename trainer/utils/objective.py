@@ -15,11 +15,6 @@ def deciding_metric(row: Mapping[str, Any]) -> str:
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric goes from 0 to 1 and is better the higher it is: an accuracy or F1, and no loss."""
-    return metric.endswith(("accuracy", "f1"))
-
-
-def is_share(metric: str) -> bool:
     """Whether a metric is in [0, 1], the higher the better: an accuracy or F1; else it is a loss."""
     return metric.endswith(("accuracy", "f1"))
 
