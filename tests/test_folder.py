@@ -527,7 +527,15 @@ def test_many_unreadable_images_are_all_listed_in_a_file(on_error: str, tmp_path
     root = write_class_folders(tmp_path / "fotos \u00fc", {"": 9})
     for i in range(7):
         sorted(root.iterdir())[0].joinpath(f"bad{i}.png").write_bytes(b"no")
-    outcome = cli("data=folder", f"data.root={root}", f"data.on_error={on_error}", "model=softmax", "plots=false")
+    words = (
+        "data=folder",
+        f"data.root={root}",
+        f"data.on_error={on_error}",
+        "model=softmax",
+        "epochs=1",
+        "plots=false",
+    )
+    outcome = cli(*words)
     assert outcome.code == (0 if on_error == "skip" else 2)
     assert "7 images cannot be read" in outcome.out + outcome.err
     listed = Path("datasets/.cache/fotos__-unreadable.txt")
@@ -536,7 +544,7 @@ def test_many_unreadable_images_are_all_listed_in_a_file(on_error: str, tmp_path
         True
     ] * 7
     Path("afile").touch()  # where no cache can be
-    again = cli("data=folder", f"data.root={root}", f"data.on_error={on_error}", "paths.cache=afile/x", "plots=false")
+    again = cli(*words, "paths.cache=afile/x")
     assert again.code == outcome.code
     assert "bad0.png: not an image" in again.out + again.err
     assert "and 2 more\n" in again.out + again.err
