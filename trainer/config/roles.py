@@ -239,7 +239,7 @@ def without_effect(use: str, config: Config) -> list[str]:
         "data.fresh": (trains and config.overfit_batches, "overfit_batches trains on the same rows in each epoch"),
         "model.init_std": (trains and config.model.options.get("start") is not None, "model.start sets all weights"),
         "finetune.backbone_lr": (
-            config.finetune.freeze != "none" and config.finetune.unfreeze_epoch is None,
+            config.finetune.is_frozen,
             "finetune.freeze=backbone without finetune.unfreeze_epoch never trains the backbone",
         ),
         "finetune.unfreeze_epoch": (

@@ -71,6 +71,11 @@ class Finetune:
     unfreeze_epoch: int | None  # the first one in which the backbone is trained too; None: never
     backbone_lr: float  # the learning rate of the backbone, as a factor
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the backbone is never trained."""
+        return self.freeze != "none" and self.unfreeze_epoch is None
+
 
 @dataclass(frozen=True)
 class Paths:

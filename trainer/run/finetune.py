@@ -23,9 +23,8 @@ def on_features(config: Config, parts: Parts, screen: Screen) -> Parts:
     As they are where the backbone is not frozen for good, or the images of each epoch are others, or one process of
     several has a part of them only.
     """
-    finetune, data = config.finetune, config.data.options
-    others = data.get("augment", "none") != "none" and not config.overfit_batches
-    if finetune.freeze == "none" or finetune.unfreeze_epoch or others or config.ema_decay or parts.ranks.world > 1:
+    others = config.data.options.get("augment", "none") != "none" and not config.overfit_batches
+    if not config.finetune.is_frozen or others or config.ema_decay or parts.ranks.world > 1:
         return parts
     head, splits = last_layer(parts.model, parts.splits.num_outputs)[1], parts.splits
     assert isinstance(head.weight, Tensor), "last_layer finds layers with weights"

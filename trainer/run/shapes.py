@@ -40,8 +40,7 @@ def check_smallest_part(config: Config, parts: Parts) -> None:
         ConfigError: names the setting that leaves it, and what to type instead.
     """
     examples, of_batch = smallest_part(parts)
-    frozen = config.finetune.freeze != "none" and config.finetune.unfreeze_epoch is None  # its statistics stay
-    if examples != 1 or frozen:
+    if examples != 1 or config.finetune.is_frozen:  # whose statistics stay
         return
     try:
         with torch.device("meta"), WithoutDraws(), torch.no_grad():
