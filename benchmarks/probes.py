@@ -41,6 +41,7 @@ def augmentation(args: argparse.Namespace) -> dict[str, float]:
     """Return the microseconds to prepare 128 CIFAR-10 images without and with crop and flip, medians of five epochs."""
     from trainer import data
     from trainer.config.schema import Choice, Paths
+    from trainer.data.augment import Augment
     from trainer.data.batches import Batches, Placement
 
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -48,7 +49,7 @@ def augmentation(args: argparse.Namespace) -> dict[str, float]:
     taken: dict[str, list[float]] = {"none": [], "crop_flip": []}
     for epoch in range(1, 7):
         for augment, values in taken.items():
-            batches = Batches(splits, splits.train, Placement(device), batch_size=128, seed=0, augment=augment)
+            batches = Batches(splits, splits.train, Placement(device), batch_size=128, seed=0, augment=Augment(augment))
             began = time.perf_counter()
             for _ in batches.epoch(epoch):
                 pass

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.augment import expanded, move, moves
+from trainer.data.augment import Augment
 from trainer.data.batches import Batches, Placement, eval_batch_size, generator, normalizer
+from trainer.data.pixels import expanded, move, moves
 from trainer.data.splits import Split, Splits, cut
 from trainer.data.synthetic import synthetic
 from trainer.data.workers import shutting_down, signals_waiting, start_worker
@@ -88,7 +89,7 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
     torch.manual_seed(1)
     first = indices(batches_of(x, seed=3), epoch=2)
     torch.manual_seed(2)
-    assert indices(batches_of(x, seed=3, batch_size=7, augment="crop_flip"), epoch=2) == first
+    assert indices(batches_of(x, seed=3, batch_size=7, augment=Augment("crop_flip")), epoch=2) == first
     assert indices(batches_of(x, seed=3), epoch=3) != first
     assert indices(batches_of(x, seed=4), epoch=2) != first
     used = batches_of(x, seed=3)
@@ -101,7 +102,7 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
 def test_batches_leave_the_global_generator_alone(streamed: bool) -> None:
     x = images(10)
     before = torch.get_rng_state()
-    indices(batches_of(Stored(x) if streamed else x, augment="crop_flip"))
+    indices(batches_of(Stored(x) if streamed else x, augment=Augment("crop_flip")))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -118,7 +119,7 @@ def test_shuffling_is_uniform() -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_start_gives_the_tail_of_the_same_epoch(augment: str, streamed: bool) -> None:
     x = images(11)
-    batches = batches_of(Stored(x) if streamed else x, augment=augment)
+    batches = batches_of(Stored(x) if streamed else x, augment=Augment(augment))
     whole = list(batches.epoch(3))
     for start in (0, 4, 8, 11, 12):
         tail = list(batches.epoch(3, start))
@@ -222,7 +223,7 @@ def test_moves_are_used_uniformly(augment: str, ways: int) -> None:
     one = torch.arange(1, 82, dtype=torch.uint8).view(1, 9, 9)
     number = {key(p): i for i, p in enumerate(by_slicing(one, augment))}
     n = 100 * ways
-    batches = batches_of(one.expand(n, 1, 9, 9), norm=UNTOUCHED, augment=augment, batch_size=1000)
+    batches = batches_of(one.expand(n, 1, 9, 9), norm=UNTOUCHED, augment=Augment(augment), batch_size=1000)
     counts = torch.zeros(ways)
     for x, _ in batches.epoch(1):
         for image in (x * 255).round().to(torch.uint8):
@@ -236,7 +237,7 @@ def test_moves_are_used_uniformly(augment: str, ways: int) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_augmented_example_is_a_move_of_itself(augment: str, channels: int) -> None:
     x = images(30, channels)
-    got = by_index(batches_of(x, norm=UNTOUCHED, augment=augment))
+    got = by_index(batches_of(x, norm=UNTOUCHED, augment=Augment(augment)))
     assert len(got) == 30
     for index, image in got.items():
         assert key((image * 255).round().to(torch.uint8)) in {key(p) for p in by_slicing(x[index], augment)}
@@ -245,12 +246,12 @@ def test_an_augmented_example_is_a_move_of_itself(augment: str, channels: int) -
 @pytest.mark.parametrize("augment", ["flip", "crop_flip", "shift"])
 def test_augmentation_is_a_function_of_seed_epoch_and_index(augment: str) -> None:
     x = images(40)
-    first = by_index(batches_of(x, augment=augment))
+    first = by_index(batches_of(x, augment=Augment(augment)))
     for batch_size in (1, 7, 40):
-        again = by_index(batches_of(x, augment=augment, batch_size=batch_size))
+        again = by_index(batches_of(x, augment=Augment(augment), batch_size=batch_size))
         assert all(torch.equal(first[i], again[i]) for i in range(40))
-    other_epoch = by_index(batches_of(x, augment=augment), epoch=2)
-    other_seed = by_index(batches_of(x, augment=augment, seed=1))
+    other_epoch = by_index(batches_of(x, augment=Augment(augment)), epoch=2)
+    other_seed = by_index(batches_of(x, augment=Augment(augment), seed=1))
     assert not all(torch.equal(first[i], other_epoch[i]) for i in range(40))
     assert not all(torch.equal(first[i], other_seed[i]) for i in range(40))
 
@@ -267,8 +268,8 @@ def test_order_and_augmentation_draw_from_different_generators() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_batches_equal_resident_ones(workers: int, channels: int) -> None:
     x = images(23, channels)
-    resident = list(batches_of(x, augment="crop_flip").epoch(2, start=4))
-    streamed = list(batches_of(Stored(x), augment="crop_flip", workers=workers).epoch(2, start=4))
+    resident = list(batches_of(x, augment=Augment("crop_flip")).epoch(2, start=4))
+    streamed = list(batches_of(Stored(x), augment=Augment("crop_flip"), workers=workers).epoch(2, start=4))
     for (x_resident, y_resident), (x_streamed, y_streamed) in zip(resident, streamed, strict=True):
         assert torch.equal(x_resident, x_streamed)
         assert torch.equal(y_resident, y_streamed)
@@ -277,7 +278,7 @@ def test_streamed_batches_equal_resident_ones(workers: int, channels: int) -> No
 @pytest.mark.parametrize("streamed", [False, True])
 def test_without_a_seed_examples_come_in_order_and_untouched(streamed: bool) -> None:
     x = images(10)
-    batches = batches_of(Stored(x) if streamed else x, norm=UNTOUCHED, seed=None, augment="crop_flip")
+    batches = batches_of(Stored(x) if streamed else x, norm=UNTOUCHED, seed=None, augment=Augment("crop_flip"))
     assert indices(batches, epoch=0) == list(range(10))
     got = torch.cat([x for x, _ in batches.epoch(5)])
     assert torch.equal((got * 255).round().to(torch.uint8), x)
@@ -295,7 +296,7 @@ def test_targets_of_a_regression_take_the_type_and_labels_keep_theirs() -> None:
 def test_the_set_itself_is_never_changed() -> None:
     x = images(10)
     kept = x.clone()
-    for batch, labels in batches_of(x, augment="crop_flip").epoch(1):
+    for batch, labels in batches_of(x, augment=Augment("crop_flip")).epoch(1):
         batch.zero_()
         labels.zero_()
     assert torch.equal(x, kept)

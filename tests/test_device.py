@@ -14,6 +14,7 @@ from trainer import build, engine
 from trainer.build import OPTIMIZERS
 from trainer.config.freeze import from_dict
 from trainer.config.schema import Config
+from trainer.data.augment import Augment
 from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Split, Splits
 from trainer.models import MODELS
@@ -171,7 +172,7 @@ def test_a_step_reads_nothing_from_the_device() -> None:
     splits = Splits(pictures, pictures, pictures, in_shape=(3, 32, 32), num_outputs=10, sha256="", **moments)
     with meta:
         model = MODELS["resnet18"](nn, (3, 32, 32), 10).to(memory_format=torch.channels_last)
-    batches = Batches(splits, pictures, Placement(meta), batch_size=128, seed=0, augment="crop_flip")
+    batches = Batches(splits, pictures, Placement(meta), batch_size=128, seed=0, augment=Augment("crop_flip"))
     totals = Totals(meta)
     steps = engine.train_epoch(
         model,
@@ -196,7 +197,7 @@ def test_no_step_waits_for_a_gpu() -> None:
     pictures = Split(torch.zeros(300, 1, 28, 28, dtype=torch.uint8), torch.zeros(300, dtype=torch.int64))
     moments = {"mean": (0.5,), "std": (0.2,), "classes": tuple("0123456789"), "task": "classification"}
     splits = Splits(pictures, pictures, pictures, in_shape=(1, 28, 28), num_outputs=10, sha256="", **moments)
-    batches = Batches(splits, pictures, Placement(GPU), batch_size=5, seed=0, augment="shift")
+    batches = Batches(splits, pictures, Placement(GPU), batch_size=5, seed=0, augment=Augment("shift"))
     totals = Totals(GPU)
     optimizer = OPTIMIZERS["sgd"](model.parameters(), lr=0.1)
     options: dict[str, Any] = {"lr_at": lambda step: 0.1, "autocast": Machine(GPU).autocast}

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from trainer.build import build_loss
 from trainer.config.schema import Choice
+from trainer.data.augment import Augment
 from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Split, Splits
 from trainer.data.stratify import balanced
@@ -118,7 +119,7 @@ def test_each_class_comes_equally_often_and_its_examples_take_turns() -> None:
 
 def test_balanced_batches_depend_on_seed_and_epoch_alone() -> None:
     labels = torch.repeat_interleave(torch.arange(3), torch.tensor(COUNTS))
-    options: dict[str, Any] = {"batch_size": 16, "seed": 3, "balance": True, "augment": "crop_flip"}
+    options: dict[str, Any] = {"batch_size": 16, "seed": 3, "balance": True, "augment": Augment("crop_flip")}
     splits = splits_of(labels)
     batches = Batches(splits, splits.train, Placement(torch.device("cpu")), **options)
     first = list(batches.epoch(1))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainer import engine
 from trainer.config.options import run_settings
+from trainer.data.augment import Augment
 from trainer.data.batches import Batches, Placement, part_of
 from trainer.data.splits import Split, Splits
 from trainer.run.distributed import loss_or_zero
@@ -45,7 +46,9 @@ def splits(streamed: bool) -> Splits:
 
 def batches(streamed: bool, rank: int = 0, world: int = 1, batch_size: int = 4) -> Batches:
     of = splits(streamed)
-    return Batches(of, of.train, CPU, batch_size=batch_size, seed=0, augment="crop_flip", rank=rank, world=world)
+    return Batches(
+        of, of.train, CPU, batch_size=batch_size, seed=0, augment=Augment("crop_flip"), rank=rank, world=world
+    )
 
 
 @pytest.mark.parametrize("streamed", [False, True])

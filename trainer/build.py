@@ -41,12 +41,13 @@ def cross_entropy(
 ) -> Tensor:
     """Mean softmax cross-entropy in nats of (N, K) logits and (N,) int64 labels, each times its class's weight (K,).
 
-    The mean is over the examples, not over the weights as torch has it, so that the parts of a batch add up.
+    Labels may also be shares of the classes (N, K). The mean is over the examples, not over the weights as torch has
+    it, so that the parts of a batch add up.
     """
     if class_weights is None:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     each = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
-    return (each * class_weights[labels]).mean()
+    return (each * (labels @ class_weights if labels.is_floating_point() else class_weights[labels])).mean()
 
 
 def sigmoid_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class Totals:
     device: torch.device
     num_examples: int = 0
     is_sum: bool = False  # the losses that are added are sums over their batch, not means
+    soft: bool = False  # floating-point labels are shares of the classes (N, K), not targets
     by_rank: Tensor | None = None  # (world,): what loss_sum was added up from, with several processes
     loss_sum: Tensor = field(init=False)  # 0-d float64: sum over examples of the loss
     _num_correct: Tensor = field(init=False)  # 0-d int64, without the batches in _uncounted
@@ -51,10 +52,12 @@ class Totals:
         self._num_correct = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def add(self, loss: Tensor, y_hat: Tensor, y: Tensor) -> None:
-        """Add a batch: its loss (0-d), outputs (N, K) and labels (N,), or targets (N, M) for regression."""
+        """Add a batch: its loss (0-d), outputs (N, K) and labels (N,) or (N, K), or targets (N, M) for regression."""
         self.num_examples += len(y)
         # a mean becomes the sum over its examples again, so that the short last batch counts by its size
         self.loss_sum.add_(loss.detach(), alpha=1 if self.is_sum else len(y))
+        if self.soft and y.is_floating_point():
+            y = y.argmax(1)  # the class that most of the image is of
         if y.dtype == torch.int64:
             self._uncounted.append((y_hat.detach(), y))
             if len(self._uncounted) == COUNTED_AT_ONCE or y_hat.numel() * len(self._uncounted) > HELD_AT_ONCE:

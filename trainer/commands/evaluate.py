@@ -121,7 +121,7 @@ def prepared_as_trained(config: Config, trained: Trained) -> Choice:
     """
     options = dict(config.data.options)
     if "fit" in options:
-        options["fit"] = fit_of(trained)
+        options |= {key: option_of(trained, key) for key in ("fit", "augment")}
     if options.get("size", 0) is None:
         options["size"] = trained.in_shape[-1]
     choice = replace(config.data, options=options)
@@ -130,9 +130,15 @@ def prepared_as_trained(config: Config, trained: Trained) -> Choice:
     return choice
 
 
-def fit_of(trained: Trained) -> str:
-    """How the images of the training were fitted to their size."""
-    return str(trained.content["config"].get("data", {}).get("fit", "crop"))
+def option_of(trained: Trained, key: str) -> Any:
+    """data.fit, or data.augment, of the training, as far as they say how a file becomes an image.
+
+    Images of a published set were never larger than the model sees them: augment is none for these.
+    """
+    saved = trained.content["config"]
+    default = {"fit": "crop", "augment": "none"}[key]
+    of_folder = saved.get("choices", {}).get("data") == "folder"
+    return saved.get("data", {}).get(key, default) if of_folder or key == "fit" else default
 
 
 def check_cut(config: Config, content: Mapping[str, Any], splits: Splits, split_name: str) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from trainer import build, engine
-from trainer.commands.evaluate import Trained, count_look, evaluate_data, fit_of, load_trained
+from trainer.commands.evaluate import Trained, count_look, evaluate_data, load_trained, option_of
 from trainer.config.schema import Config
+from trainer.data.augment import centered, stored_size
 from trainer.data.batches import eval_batch_size, normalizer
 from trainer.data.images import (
     MEGAPIXELS,
@@ -167,7 +168,9 @@ def frame_of(config: Config, trained: Trained) -> Frame:
     depth = config.data.options.get("depth", 16)
     depth = trained.content["preprocess"].get("depth", 16) if depth == "auto" else depth
     limit = config.data.options.get("max_megapixels", MEGAPIXELS)
-    return Frame(trained.in_shape, depth, fit_of(trained), limit)
+    channels, size, _ = trained.in_shape
+    size = stored_size(size, option_of(trained, "augment"))
+    return Frame((channels, size, size), depth, option_of(trained, "fit"), limit)
 
 
 def images_of(target: Path, screen: Screen) -> dict[Path, Path]:
@@ -262,7 +265,8 @@ def label_pictures(trained: Trained, pictures: Sequence[Picture], frame: Frame, 
                 except ImageError as error:
                     unreadable.append(f"{one_line(picture)}: {error}")
             if batch:
-                inputs = normalize(torch.stack(batch).to(trained.machine.device))
+                images = centered(torch.stack(batch), trained.in_shape[1:])
+                inputs = normalize(images.to(trained.machine.device))
                 outputs.append(engine.predict(trained.model, [inputs], trained.machine.autocast))
     screen.say(*losses(seen, frame.depth))
     if told := mixed_floats(seen):

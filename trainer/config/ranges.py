@@ -99,6 +99,23 @@ class Normalize:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """none, a name of AUGMENTS, or a list of some, each once; a list of one becomes its name."""
+
+    def __str__(self) -> str:
+        return f"{', '.join(('none', *AUGMENTS))}, or a list of them, each once"
+
+    def __call__(self, value: Any) -> Any:
+        """Return the value in its final type, or raise ValueError."""
+        names = value if isinstance(value, list) else [value]
+        if value == "none" or not names:
+            return "none"
+        if any(name not in AUGMENTS for name in names) or len(set(names)) < len(names):
+            raise ValueError
+        return names if len(names) > 1 else names[0]
+
+
+@dataclass(frozen=True)
 class ClassWeights:
     """A list of numbers from 0 on, one of them above 0."""
 
@@ -200,6 +217,7 @@ SHARE = Range(0, 1, open_high=True)
 POSITIVE = Range(0, 1e6, open_low=True)
 LAYER = r"conv[1-9]\d{0,4}x[1-9]\d{0,2}(p\d{1,2})?|(max|avg)[1-9]\d?|fc[1-9]\d{0,5}"  # of model=convnet
 REFERENCE_METRICS = ("test_accuracy", "test_loss", "train_loss", "weight_error", "vote_accuracy")
+AUGMENTS = ("flip", "crop_flip", "shift", "resized_crop", "color", "trivial", "randaugment", "erasing")
 IMPLS = ("concise", "autograd", "scratch", "numpy")
 RANGES: dict[str, Rule] = {
     **{key: FilePath() for key in ("resume", "checkpoint", "output", "init_from", "data.root", "model.weights")},
@@ -248,7 +266,8 @@ RANGES: dict[str, Rule] = {
     **dict.fromkeys(("data.limit", "data.eval_limit"), Range(1, 10**9, whole=True)),
     "data.normalize": Normalize(),
     "data.expand": OneOf(("none", "shift")),
-    "data.augment": OneOf(("none", "flip", "crop_flip", "shift")),
+    "data.augment": Steps(),
+    **dict.fromkeys(("data.mixup", "data.cutmix"), Range(0, 100)),
     "data.size": Range(8, 1024, whole=True),
     "data.channels": OneOf((1, 3)),
     "data.fit": OneOf(("crop", "pad", "squash")),

@@ -40,6 +40,7 @@ NUMBERS   experiment recipe recipe/                          +     -      +     
 NUMBERS   data data.                                         +     +      +     +     +         +            +
 NUMBERS   data.val_fraction data.split_seed data.limit       +     +      +     -     -         +            +
 NUMBERS   data.normalize data.augment data.expand data.fit   +     +      +     -     -         +            +
+NUMBERS   data.mixup data.cutmix                             +     +      +     -     -         +            +
 NUMBERS   data.order_seed data.drop_last data.balance        +     +      +     -     -         +            +
 COMMAND   data.mirror                                        +     +      +     +     +         +            +
 MACHINE   data.resident data.workers                         +     +      +     +     +         +            +
@@ -236,6 +237,8 @@ def without_effect(use: str, config: Config) -> list[str]:
     void = {
         "epochs": (trains and config.fast_dev_run, "fast_dev_run=true trains one epoch"),
         "data.augment": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
+        "data.mixup": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
+        "data.cutmix": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
         "data.fresh": (trains and config.overfit_batches, "overfit_batches trains on the same rows in each epoch"),
         "model.init_std": (trains and config.model.options.get("start") is not None, "model.start sets all weights"),
         "finetune.backbone_lr": (

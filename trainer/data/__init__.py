@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.schema import Choice, Paths
-from trainer.data.adapt import measured, normalized, scaled
+from trainer.data.adapt import measured, normalized, scaled, seen_smaller
+from trainer.data.augment import stored_size
 from trainer.data.folder import class_folders
 from trainer.data.splits import Source, Splits, cut
 from trainer.data.synthetic import random, synthetic
@@ -25,7 +26,8 @@ DATASETS: dict[str, Callable[..., Source]] = {
 CUT = ("val_fraction", "split_seed", "limit", "expand")
 ADAPTED = ("normalize", "eval_limit")  # options that adapt.py handles, and for these sets their size:
 SCALED = ("mnist", "fashion_mnist", "cifar10")
-BATCHES = ("augment", "workers", "resident", "order_seed", "drop_last", "balance")  # options that batches.py handles
+# options that batches.py handles
+BATCHES = ("augment", "mixup", "cutmix", "workers", "resident", "order_seed", "drop_last", "balance")
 
 
 def load(
@@ -48,6 +50,7 @@ def load(
     own = {key: value for key, value in choice.options.items() if key not in (*CUT, *ADAPTED, *BATCHES)}
     if choice.name == "folder":  # class_folders() decides whether its images stay on disk
         own["resident"] = choice["resident"]
+        own["size"] = stored_size(choice["size"], choice["augment"])
     size = own.pop("size", None) if choice.name in SCALED else None
     if choice.name == "cifar10":  # where it lies as image files, they are decoded to the size
         own["size"] = size
@@ -66,4 +69,5 @@ def load(
         emit(f"warning: {mixed}")  # a run of an earlier version, which took them so
     splits = cut(sources[key], **cuts, spares=like is None or "spares" in like["data"])
     splits = normalized(splits, choice.options.get("normalize", "own"))
-    return scaled(measured(splits, choice.options.get("eval_limit")), size)
+    splits = measured(splits, choice.options.get("eval_limit"))
+    return seen_smaller(splits, choice["size"]) if choice.name == "folder" else scaled(splits, size)

@@ -51,6 +51,12 @@ def some(split: Split, limit: int) -> Split:
     return split.take(stratified(labels, len(split), limit, MEASURED_SEED, each=True)[0])
 
 
+def seen_smaller(splits: Splits, size: int) -> Splits:
+    """The splits for a model that sees size x size pixels of images that may be stored larger."""
+    seen, stored = (splits.in_shape[0], size, size), splits.in_shape
+    return splits if seen == stored else replace(splits, in_shape=seen, stored_shape=stored)
+
+
 def scaled(splits: Splits, size: int | None) -> Splits:
     """The splits with images of size x size pixels (antialiased bilinear); None or their own size: as they are.
 

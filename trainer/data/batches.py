@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from trainer.data.augment import move, moves
+from trainer.data.augment import UNCHANGED, Augment, Augmentation
 from trainer.data.splits import Split, Splits
 from trainer.data.stratify import balanced
 from trainer.data.workers import shutting_down, start_worker
@@ -40,7 +41,7 @@ class Batches:
         placement: device and type of the batches.
         batch_size: number of examples in a batch of all ranks together; None: eval_batch_size().
         seed: shuffles and augments; None takes the examples in order and unchanged.
-        augment: none, or as augment.moves has it.
+        augment: what is done to training images.
         drop_last: leave out a last batch that is smaller than the others.
         balance: draw each class equally often, see balanced().
         resident: whether a set in memory is copied to the device once (auto: if it needs at most half of what is free
@@ -58,7 +59,7 @@ class Batches:
         *,
         batch_size: int | None = None,
         seed: int | None = None,
-        augment: str = "none",
+        augment: Augment = UNCHANGED,
         drop_last: bool = False,
         balance: bool = False,
         resident: str | bool = "auto",
@@ -67,15 +68,14 @@ class Batches:
         world: int = 1,
     ) -> None:
         self.placement, self.seed, self.workers = placement, seed, workers
-        self.rank, self.world, self.in_shape = rank, world, splits.in_shape
+        self.rank, self.world, self.stored_shape = rank, world, splits.stored_shape or splits.in_shape
         self.batch_size, self.drop_last = batch_size or eval_batch_size(splits.in_shape), drop_last
         self.resident, self.of_epoch = resident, splits.of_epoch if seed is not None else None
         self.hold(split)
         self.normalize = normalizer(splits.mean, splits.std, placement)
         self.balance = balance and seed is not None
-        self.augment = augment if seed is not None else "none"  # evaluation sees the images unchanged
-        if self.augment != "none":
-            self.moves = moves(self.augment, *splits.in_shape[1:]).to(placement.device)
+        augment = augment if seed is not None else UNCHANGED  # evaluation sees the images unchanged
+        self.augmentation = Augmentation(augment, self.stored_shape[1:], splits.in_shape[1:], placement.device)
 
     def hold(self, split: Split) -> None:
         """Take the examples of a split, on the device where they fit there."""
@@ -119,24 +119,24 @@ class Batches:
             if self.balance:
                 order = balanced(self.y.cpu(), order)
         used = order[start : start + sum(self.sizes(start))]
-        rank, world = (0, 1) if whole else (self.rank, self.world)
+        part = (0, 1) if whole else (self.rank, self.world)
+        # An image is mixed with its neighbour, which another rank may have: a batch is then cut into parts at last.
+        early, late = ((0, 1), part) if self.augmentation.mixing else (part, (0, 1))
         # The order goes to the device once an epoch: a copy for each batch would make the CPU wait for a GPU.
         batches, on_device = (
-            [part_of(indices, rank, world) for indices in each.split(self.batch_size) if len(indices)]
+            [part_of(indices, *early) for indices in each.split(self.batch_size) if len(indices)]
             for each in (used, used.to(self.placement.device))
         )
-        if self.augment != "none":
-            assert self.seed is not None
-            # A draw belongs to an example, not to a place in a batch: batch size and number of ranks do not change it.
-            # An example that comes several times in an epoch gets others.
-            draws = torch.randint(len(self.moves), (n,), generator=generator(self.seed, epoch, "augment"))
-            draws = (draws if self.balance else draws[order])[start:].to(self.placement.device)
-            of_batch = iter([part_of(each, rank, world) for each in draws.split(self.batch_size)])
+        # A draw belongs to an example, not to a place in a batch: batch size and number of ranks do not change it. An
+        # example that comes several times in an epoch gets others.
+        drawn = self.augmentation.draw(n, partial(generator, self.seed or 0, epoch), None if self.balance else order)
+        drawn = [each[start:].split(self.batch_size) for each in drawn]
         with closing(self._inputs(batches, on_device)) as inputs:
-            for indices, x in zip(on_device, inputs, strict=True):
-                if self.augment != "none":
-                    x = move(x, self.moves.index_select(0, next(of_batch)))  # places: (B, H * W)
-                yield self.normalize(x), self.y.index_select(0, indices)
+            for i, (indices, x) in enumerate(zip(on_device, inputs, strict=True)):
+                of_batch = [part_of(each[i], *early) for each in drawn]
+                x, y = self.normalize(self.augmentation.apply(x, of_batch)), self.y.index_select(0, indices)
+                x, y = self.augmentation.mix(x, y, of_batch)
+                yield part_of(x, *late), part_of(y, *late)
 
     def _inputs(self, batches: Sequence[Tensor], on_device: Sequence[Tensor]) -> Generator[Tensor, None, None]:
         """Yield x of each batch on the device, as it was read."""
@@ -161,7 +161,7 @@ class Batches:
         )
         with shutting_down(loader) as images:
             for indices in batches:
-                x = next(images) if len(indices) else torch.empty(0, *self.in_shape, dtype=torch.uint8)
+                x = next(images) if len(indices) else torch.empty(0, *self.stored_shape, dtype=torch.uint8)
                 yield x.to(self.placement.device, non_blocking=True)
 
 

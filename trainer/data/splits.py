@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from trainer.data.augment import expanded
+from trainer.data.pixels import expanded
 from trainer.data.stratify import missing_classes, stratified
 from trainer.utils.errors import ConfigError
 
@@ -99,6 +99,7 @@ class Splits:
     depth: int = 16
     spares: bool = True  # as in cut()
     of_epoch: Callable[[int, int], Split] | None = None  # see Source
+    stored_shape: tuple[int, ...] = ()  # of the images in memory or on disk, where they are larger than in_shape says
 
 
 def cut(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config.schema import Config
+from trainer.data.augment import UNCHANGED, augment_of
 from trainer.data.batches import Batches
 from trainer.data.splits import Split
 from trainer.run.backbone import last_layer
@@ -23,7 +24,7 @@ def on_features(config: Config, parts: Parts, screen: Screen) -> Parts:
     As they are where the backbone is not frozen for good, or the images of each epoch are others, or one process of
     several has a part of them only.
     """
-    others = config.data.options.get("augment", "none") != "none" and not config.overfit_batches
+    others = augment_of(config.data.options, 0) != UNCHANGED and not config.overfit_batches
     if not config.finetune.is_frozen or others or config.ema_decay or parts.ranks.world > 1:
         return parts
     head, splits = last_layer(parts.model, parts.splits.num_outputs)[1], parts.splits

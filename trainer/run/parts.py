@@ -13,6 +13,7 @@ from trainer import build, engine
 from trainer.config.fit import NEEDS_VALIDATION, needs_validation
 from trainer.config.roles import fingerprint
 from trainer.config.schema import Config
+from trainer.data.augment import UNCHANGED, augment_of
 from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Split, Splits
 from trainer.data.stratify import stratified
@@ -59,7 +60,7 @@ class Parts:
 
     def totals(self) -> Totals:
         """Fresh sums on the run's device."""
-        return Totals(self.machine.device, is_sum=self.is_sum)
+        return Totals(self.machine.device, is_sum=self.is_sum, soft=bool(self.splits.classes))
 
     def steps(self, batches: Iterable[Batch], step: int, totals: Totals) -> Iterator[int]:
         """engine.train_epoch on these parts; `step` counts the updates done before."""
@@ -207,7 +208,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         splits.train,
         placement(machine),
         # memorising means the same pixels each time
-        augment="none" if config.overfit_batches else config.data.options.get("augment", "none"),
+        augment=UNCHANGED if config.overfit_batches else augment_of(config.data.options, splits.num_outputs),
         rank=ranks.rank,
         world=ranks.world,
         **training_order(config),

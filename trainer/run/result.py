@@ -1,6 +1,6 @@
 """What a finished run leaves behind for people: result.json, plots, and the last lines on the screen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
@@ -245,8 +245,17 @@ def first_batch(splits: Splits, batches: Batches, path: Path) -> None:
     shown = x[:NUM_IMAGES].float().cpu()
     mean, std = (torch.tensor(values)[:, None, None] for values in (splits.mean, splits.std))
     pixels = ((shown * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    titles = [one_line(splits.classes[k]) for k in y[:NUM_IMAGES].tolist()]
+    titles = [title_of(splits.classes, label) for label in y[:NUM_IMAGES].cpu()]
     plots.prediction_grid(pixels, titles, None, path, heading="the first batch as the model sees it: true class")
+
+
+def title_of(classes: Sequence[str], label: Tensor) -> str:
+    """The class of a label, 0-d int64, or the shares of classes (K,) that a mixed image is of."""
+    if not label.ndim:
+        return one_line(classes[int(label)])
+    best = label.topk(min(2, len(label)))
+    shares = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return ", ".join(f"{one_line(classes[k])} {share:.0%}" for k, share in shares if share > 0)
 
 
 def first(split: Split) -> Tensor:

@@ -318,8 +318,7 @@ class CrossEntropy(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         log_p, labels = ctx.saved_tensors
         s, (n, num_classes) = ctx.label_smoothing, log_p.shape
-        difference = log_p.exp().sub_(s / num_classes)
-        difference.scatter_add_(1, labels[:, None], log_p.new_full((n, 1), s - 1))
+        difference = log_p.exp().sub_(s / num_classes).sub_(formulas.one_hot(labels, log_p), alpha=1 - s)
         return difference.mul_(g / n), None, None
 
 

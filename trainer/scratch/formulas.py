@@ -194,7 +194,10 @@ def huber(y_hat: Tensor, y: Tensor, *, delta: float) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
-    """Mean of -sum_k q_k log softmax(z)_k with q = (1 - s) onehot(y) + s / K. (N, K) and (N,) int64 -> nats."""
+    """Mean of -sum_k q_k log softmax(z)_k with q = (1 - s) onehot(y) + s / K. (N, K) and (N,) int64 -> nats.
+
+    Labels may also be shares of the classes (N, K), which then stand for onehot(y).
+    """
     return mean_surprise(log_softmax(logits), labels, label_smoothing)
 
 
@@ -206,7 +209,8 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 def mean_surprise(log_p: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """Mean of -sum_k q_k log p_k over the examples."""
-    of_label = log_p.gather(1, labels[:, None]).mean()
+    soft = labels.is_floating_point()  # shares of the classes (N, K)
+    of_label = (log_p * labels).sum(1).mean() if soft else log_p.gather(1, labels[:, None]).mean()
     if not label_smoothing:
         return -of_label
     return (label_smoothing - 1) * of_label - label_smoothing * log_p.mean()

@@ -84,6 +84,8 @@ def obstacle(config: Config) -> str:
         "overfit_batches": bool(config.overfit_batches),
         "fast_dev_run": config.fast_dev_run,
         "monitor": config.monitor != "auto",
+        "data.mixup": config.data.options.get("mixup", 0) > 0,
+        "data.cutmix": config.data.options.get("cutmix", 0) > 0,
         "loss.class_weights": config.loss.options.get("class_weights", "none") != "none",
         "init_from": config.init_from is not None,
         "finetune.backbone_lr": config.finetune.backbone_lr != 1,
