@@ -80,6 +80,7 @@ def every_default() -> dict[str, Any]:
 FREE_BY_HAND = {
     *(
         "checkpoint",
+        "ensemble",
         "input",
         "output",
         "split",
@@ -112,7 +113,7 @@ REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, device
     *("data.mirror", "data.root", "data.workers", "data.resident"),
     *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache", "paths.weights"),
     *("choices.device", "device.index", "device.num_threads", "device.compile", "device.deterministic"),
-    *("overwrite", "checkpoint", "input", "output", "split", "tta", "resume", "resume_allow", "plots"),
+    *("overwrite", "checkpoint", "ensemble", "input", "output", "split", "tta", "resume", "resume_allow", "plots"),
 }
 
 

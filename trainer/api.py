@@ -184,7 +184,7 @@ def train(overrides: Overrides = (), **more: Any) -> TrainedRun:
 
 
 def load(
-    run: str | os.PathLike[str],
+    run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     overrides: Overrides = (),
     *,
     outputs: str | os.PathLike[str] | None = None,
@@ -193,7 +193,8 @@ def load(
     """The model of a run or a checkpoint file, as `python main.py predict` loads it.
 
     Args:
-        run: a run's name, `name:best`, `name:last`, `last`, `SWEEP:best`, or the path of a file.
+        run: a run's name, `name:best`, `name:last`, `last`, `SWEEP:best`, or the path of a file; of a
+            list of them: the mean of their probabilities.
         overrides: settings of predict, such as {"device": "cpu"}.
         outputs: the folder of the runs' files, where it is not `outputs`.
         checkpoints: the folder of their checkpoints, where it is not `checkpoints`.

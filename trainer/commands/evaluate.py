@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainer import build, data
+from trainer.commands.ensemble import Ensemble, Mirrored, option_of, others_of
 from trainer.config.fit import shape_of
 from trainer.config.ranges import as_yaml
 from trainer.config.schema import Choice, Config
@@ -24,7 +25,7 @@ from trainer.run.safe_load import weights_to_use
 from trainer.run.shapes import check_targets
 from trainer.run.target import Target
 from trainer.totals import Totals
-from trainer.utils.errors import ConfigError
+from trainer.utils.errors import ConfigError, listed
 from trainer.utils.files import write_json
 from trainer.utils.screen import Screen, shown, table
 from trainer.utils.text import number_of
@@ -45,19 +46,7 @@ class Trained:
     content: Mapping[str, Any]
     path: Path
     folder: Path  # where results go
-
-
-class Mirrored(nn.Module):
-    """The mean of a model's outputs for images (N, C, H, W) and for their mirror images."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K)."""
-        mean: Tensor = (self.model(x) + self.model(x.flip(-1))) / 2
-        return mean
+    others: Mapping[Path, Mapping[str, Any]]  # further files whose models are in it too, and their contents
 
 
 def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
@@ -74,16 +63,21 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
     model = build.build_model(config.model, config.impl, in_shape, arch["num_outputs"])
     model = place(model, machine)  # first, so that fp64 weights are not rounded on the way
     load_model(model, weights_to_use(content), path)
-    if config.tta == "flip":
-        if len(in_shape) != 3:
-            raise ConfigError(f"tta=flip is for images, and {path} takes rows of {in_shape[0]} numbers.")
-        model = Mirrored(model)
+    if config.tta == "flip" and len(in_shape) != 3:
+        raise ConfigError(f"tta=flip is for images, and {path} takes rows of {in_shape[0]} numbers.")
+    others = others_of(config, path, content, machine)
+    models = [model, *(other for other, _ in others.values())]
+    models = [Mirrored(each) for each in models] if config.tta == "flip" else models
+    if others:
+        classes = bool(content["classes"])
+        models = [Ensemble(models, sigmoids=build.has_sigmoids(config.loss), classes=classes)]
+        screen.say(f"the mean of {len(others) + 1} models: {listed([str(each) for each in (path, *others)])}")
     by = config.impls()["model"]
     screen.say(f"{config.model.name} from {path} on {machine.device}{f', impl={by}' if by != 'concise' else ''}")
     name = content["config"]["name"]
     own = path.parent.resolve() == (Path(config.paths.checkpoints) / name).resolve()
     return Trained(
-        model,
+        models[0],
         machine,
         tuple(content["classes"]),
         in_shape,
@@ -92,6 +86,7 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
         content,
         path,
         Path(config.paths.outputs) / (name if own else f"eval-{path.stem}"),
+        {path: content for path, (_, content) in others.items()},
     )
 
 
@@ -100,7 +95,8 @@ def evaluate_data(config: Config, trained: Trained, split_name: str) -> tuple[Sp
     choice = prepared_as_trained(config, trained)
     splits = replace(data.load(choice, config.paths, like=trained.content), mean=trained.mean, std=trained.std)
     check_fits(dict(trained.content), splits, trained.path)
-    check_cut(config, trained.content, splits, split_name)
+    for content in (trained.content, *trained.others.values()):
+        check_cut(config, content, splits, split_name)
     check_targets(config, splits, "The model was trained with this loss: name data with such targets.")
     split = getattr(splits, split_name)
     if not len(split):
@@ -121,24 +117,13 @@ def prepared_as_trained(config: Config, trained: Trained) -> Choice:
     """
     options = dict(config.data.options)
     if "fit" in options:
-        options |= {key: option_of(trained, key) for key in ("fit", "augment")}
+        options |= {key: option_of(trained.content, key) for key in ("fit", "augment")}
     if options.get("size", 0) is None:
         options["size"] = trained.in_shape[-1]
     choice = replace(config.data, options=options)
     if (shape := shape_of(choice)) is not None:
         check_shape(trained.content, shape, trained.path, is_folder=choice.name == "folder")
     return choice
-
-
-def option_of(trained: Trained, key: str) -> Any:
-    """data.fit, or data.augment, of the training, as far as they say how a file becomes an image.
-
-    Images of a published set were never larger than the model sees them: augment is none for these.
-    """
-    saved = trained.content["config"]
-    default = {"fit": "crop", "augment": "none"}[key]
-    of_folder = saved.get("choices", {}).get("data") == "folder"
-    return saved.get("data", {}).get(key, default) if of_folder or key == "fit" else default
 
 
 def check_cut(config: Config, content: Mapping[str, Any], splits: Splits, split_name: str) -> None:
@@ -175,9 +160,11 @@ def run_eval(config: Config, target: Target) -> None:
     splits, evaluation = evaluate_data(config, trained, config.split)
     trained.folder.mkdir(parents=True, exist_ok=True)
     views = {} if config.tta == "none" else {"tta": config.tta}
-    stem = "-".join(["eval", config.data.name, config.split, *views.values()])
+    together = [f"mean-of-{len(trained.others) + 1}"] if trained.others else []
+    stem = "-".join(["eval", config.data.name, config.split, *views.values(), *together])
     figures: dict[str, Any] = {
         "checkpoint": str(trained.path),
+        "ensemble": [str(path) for path in trained.others] or None,
         "data": config.data.name,
         "split": config.split,
         **views,
@@ -204,9 +191,11 @@ def run_eval(config: Config, target: Target) -> None:
 
 
 def count_look(trained: Trained, splits: Splits, screen: Screen) -> None:
-    """Count that a run's own test split was measured once more, and say so."""
-    if looks_of(trained.folder)["sha256"] == splits.sha256:
-        count = note_look(trained.folder, splits.sha256)
+    """Count that a run's own test split was measured once more, of each run that took part, and say so."""
+    runs = [trained.folder, *(trained.folder.parent / path.parent.name for path in trained.others)]
+    counts = [note_look(run, splits.sha256) for run in runs if looks_of(run)["sha256"] == splits.sha256]
+    if counts:
+        count = max(counts)
         screen.say(f"look {count} at this run's test split: choose between runs by their validation figures")
 
 

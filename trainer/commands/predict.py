@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from trainer import build, engine
-from trainer.commands.evaluate import Trained, count_look, evaluate_data, load_trained, option_of
+from trainer.commands.ensemble import option_of, stored_of
+from trainer.commands.evaluate import Trained, count_look, evaluate_data, load_trained
 from trainer.config.schema import Config
-from trainer.data.augment import centered, stored_size
+from trainer.data.augment import centered
 from trainer.data.batches import eval_batch_size, normalizer
 from trainer.data.images import (
     MEGAPIXELS,
@@ -86,6 +87,7 @@ def place_of(config: Config, trained: Trained) -> Path:
         if targets := inputs_of(config):
             stem += "-" + re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.abspath(targets[0])))[:59]
             stem += f"-and-{len(targets) - 1}-more" if len(targets) > 1 else ""
+        stem += f"-mean-of-{len(trained.others) + 1}" if trained.others else ""
         return trained.folder / f"{stem}.csv"
     path = Path(config.output)
     if path.suffix != ".csv":
@@ -168,9 +170,8 @@ def frame_of(config: Config, trained: Trained) -> Frame:
     depth = config.data.options.get("depth", 16)
     depth = trained.content["preprocess"].get("depth", 16) if depth == "auto" else depth
     limit = config.data.options.get("max_megapixels", MEGAPIXELS)
-    channels, size, _ = trained.in_shape
-    size = stored_size(size, option_of(trained, "augment"))
-    return Frame((channels, size, size), depth, option_of(trained, "fit"), limit)
+    size = stored_of(trained.content)
+    return Frame((trained.in_shape[0], size, size), depth, option_of(trained.content, "fit"), limit)
 
 
 def images_of(target: Path, screen: Screen) -> dict[Path, Path]:

@@ -24,8 +24,10 @@ from trainer.config.options import (
 )
 from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import GROUPS
+from trainer.config.tasks import EXTRAS, LAUNCHERS
 from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed
 from trainer.utils.program import main_py
+from trainer.utils.text import in_brackets
 
 VERBS = ("train", "eval", "predict", "check-resume", "compare-impl", "compare", "experiments")
 OF_RUNS = ("compare", "experiments")  # they take names, and no settings but where the runs are
@@ -38,14 +40,6 @@ PLAIN_TEXT = re.compile(
 SCALARS = re.compile(r"(?!null$)[-+.\w]+(,[-+.\w]+)*")
 QUOTED_NUMBER = re.compile(r"""^(["'])([-+.\deE]+)\1$""")
 ENGINES = ("hydra/sweeper", "hydra/launcher")
-PLUGINS = {  # the package of each launcher
-    "processes": "hydra-joblib-launcher",
-    "gpus": "hydra-joblib-launcher",
-    "slurm_local": "hydra-submitit-launcher",
-    "slurm": "hydra-submitit-launcher",
-    "ray_cluster": "hydra-ray-launcher",
-}
-EXTRAS = dict.fromkeys(PLUGINS, "requirements-launchers.txt") | {"ray_cluster": "requirements-ray.txt"}
 
 
 @dataclass(frozen=True)
@@ -252,7 +246,7 @@ def check_engines(words: Sequence[str], multirun: bool) -> None:
     chosen = {key: value for key, value in engines.items() if value != "basic"}
     for group, choice in chosen.items():
         check_choice(group, choice)
-        package = PLUGINS.get(choice)
+        package = LAUNCHERS.get(choice)
         if package and importlib.util.find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
             raise ConfigError(f"{group}={choice} needs {package}: pip install -r {EXTRAS[choice]}")
     for key, value in typed:
@@ -319,10 +313,12 @@ def expand(word: str, multirun: bool, choices: Mapping[str, str] | None) -> list
     value = QUOTED_NUMBER.sub(r"\2", value) if not PLAIN_TEXT.match(key) else value
     if SCALARS.fullmatch(value) and isinstance(any_default(key), list) and (multirun or "," not in value):
         value = ",".join(f"[{item}]" for item in value.split(","))  # model.num_hiddens=128
+    if key == "checkpoint" and (names := in_brackets(value)):
+        names = [quote(FilePath()(unquote(name))) for name in names]
+        return [f"{key}={names[0]}", f"ensemble=[{','.join(names[1:])}]"]
     if value and isinstance(rule := RANGES.get(key), FilePath):  # here, since a run is looked up before Hydra composes
         value = rule(value)
-    is_list = key == "input" and value.startswith("[") and value.endswith("]") and not os.path.exists(value)
-    if not PLAIN_TEXT.match(key) or is_list:
+    if not PLAIN_TEXT.match(key) or (key == "input" and in_brackets(value)):
         return [f"{key}={value}"]
     swept = multirun and key in ("init_from", "model.weights") and value[:1] not in "'\"" and not os.path.exists(value)
     return [f"{key}={','.join(map(quote, value.split(',') if swept else [value]))}"]

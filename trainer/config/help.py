@@ -52,9 +52,11 @@ A run's files are in outputs/NAME and checkpoints/NAME, with name=NAME. resume=N
 run; resume=auto name=NAME starts or continues it. seeds=N and -m train several.""",
     "eval": """\
 RUN is a run's name, last the newest one; RUN:best and RUN:last choose its file. A checkpoint's path works too.
+checkpoint=[a,b,c] takes the mean of the probabilities of several; tta=flip the mean over each image and its mirror.
 split=train, val or test: the examples are those that the run had there.""",
     "predict": """\
 RUN is a run's name, last the newest one; RUN:best and RUN:last choose its file. A checkpoint's path works too.
+checkpoint=[a,b,c] takes the mean of the probabilities of several; tta=flip the mean over each image and its mirror.
 It writes a CSV file and a plot into the run's folder, or to output=FILE.csv; folders that are named after the classes
 give an accuracy.""",
     "check-resume": """\

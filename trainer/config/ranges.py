@@ -220,7 +220,10 @@ REFERENCE_METRICS = ("test_accuracy", "test_loss", "train_loss", "weight_error",
 AUGMENTS = ("flip", "crop_flip", "shift", "resized_crop", "color", "trivial", "randaugment", "erasing")
 IMPLS = ("concise", "autograd", "scratch", "numpy")
 RANGES: dict[str, Rule] = {
-    **{key: FilePath() for key in ("resume", "checkpoint", "output", "init_from", "data.root", "model.weights")},
+    **{
+        key: FilePath()
+        for key in ("resume", "checkpoint", "ensemble", "output", "init_from", "data.root", "model.weights")
+    },
     "input": FilePaths(),
     **{f"paths.{folder}": FilePath() for folder in ("data", "outputs", "checkpoints", "cache", "weights")},
     "seed": SEED,

@@ -75,7 +75,7 @@ NAME      name                                               +     +      +     
 COMMAND   resume                                             +     +      x     x     x         x            x
 COMMAND   resume_allow                                       +     +      +     x     x         x            x
 COMMAND   overwrite                                          +     x      x     x     x         x            x
-COMMAND   checkpoint                                         x     x      x     +     +         x            x
+COMMAND   checkpoint ensemble                                x     x      x     +     +         x            x
 COMMAND   split                                              x     x      x     +     x         x            x
 COMMAND   tta                                                x     x      x     +     +         x            x
 COMMAND   input output                                       x     x      x     x     +         x            x

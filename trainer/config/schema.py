@@ -123,6 +123,7 @@ class Config:
     resume_allow: Sequence[str]  # settings that may be others than before, although the numbers depend on them
     overwrite: bool  # whether a new run takes the place of one of the same name
     checkpoint: str | None  # what eval and predict measure
+    ensemble: Sequence[str]  # further runs and files, whose probabilities are averaged with it
     input: str | list[str] | None  # what predict labels; None: the test split
     output: str | None  # where predict writes; None: a name of its own making
     split: str  # that eval measures

@@ -1,4 +1,4 @@
-"""What each choice is for: the task of a data set, the tasks of models and losses, the libraries that have a part."""
+"""What each choice is for and needs: the tasks of data sets, models and losses, the libraries, the launchers."""
 
 REGRESSION, CLASSIFICATION = "regression", "classification"
 BOTH = (REGRESSION, CLASSIFICATION)
@@ -51,3 +51,11 @@ IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the libraries of each par
     },
     "optimizer": {"sgd": ALL, "adam": TENSORS, "adamw": TENSORS},
 }
+LAUNCHERS = {  # the package of each launcher
+    "processes": "hydra-joblib-launcher",
+    "gpus": "hydra-joblib-launcher",
+    "slurm_local": "hydra-submitit-launcher",
+    "slurm": "hydra-submitit-launcher",
+    "ray_cluster": "hydra-ray-launcher",
+}
+EXTRAS = dict.fromkeys(LAUNCHERS, "requirements-launchers.txt") | {"ray_cluster": "requirements-ray.txt"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config.command_line import PLUGINS, RECIPES, TYPED_GROUPS, Command, quote, split_word, unquote
+from trainer.config.command_line import RECIPES, TYPED_GROUPS, Command, quote, split_word, unquote
 from trainer.config.compose import (
     check_lists,
     composing,
@@ -25,6 +25,7 @@ from trainer.config.compose import (
 from trainer.config.freeze import with_values
 from trainer.config.options import CONFIGS, chosen_engines
 from trainer.config.roles import check_typed, identifies, without_effect
+from trainer.config.tasks import LAUNCHERS
 from trainer.run import directory, folders, records
 from trainer.sweep.board import Board
 from trainer.sweep.job import INTERRUPTED, Job
@@ -122,7 +123,7 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
         typed, pairs = dict(map(split_word, words)), zip(words, parse_overrides(words), strict=True)
         # a job's name and its line in the table are made of the other settings
         fixed = {split_word(word)[0] for word, override in pairs if not override.is_sweep_override()}
-        has_children = PLUGINS.get(chosen_engines(typed)["hydra/launcher"]) == "hydra-joblib-launcher"
+        has_children = LAUNCHERS.get(chosen_engines(typed)["hydra/launcher"]) == "hydra-joblib-launcher"
         with stop.forwarded() if has_children else contextlib.nullcontext():
             run_hydra(command, [*words, f"hydra.sweep.dir={quote(str(folder))}"], RunJob(folder, fixed, command))
         if "joblib" in sys.modules:  # else loky warns about its worker processes when this one exits

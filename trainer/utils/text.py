@@ -6,6 +6,7 @@ line of printable characters that the stream can take.
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,3 +100,10 @@ def drawing() -> Iterator[None]:
         yield
     except OSError:
         silence(sys.stdout)
+
+
+def in_brackets(text: str) -> list[str]:
+    """The items of `[a,'b c']`; [] where that is the name of a file, or no list."""
+    if not (text.startswith("[") and text.endswith("]")) or os.path.exists(text):
+        return []
+    return [item.strip() for item in re.findall(r"""'[^']*'|"[^"]*"|[^,]+""", text[1:-1]) if item.strip()]
