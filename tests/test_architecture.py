@@ -49,6 +49,7 @@ PACKAGES = {
     "optuna": ("hydra_plugins", "trainer.sweep.trial", "trainer.sweep.study", "trainer.sweep.search_space"),
     "cmaes": ("trainer.sweep.study",),
     "torchvision": ("trainer.data", "trainer.models.torchvision"),
+    "timm": ("trainer.models.timm",),
     "matplotlib": ("trainer.plots",),
     "tensorboard": ("trainer.run.recorder",),
     "rich": ("trainer.utils.screen", "trainer.utils.bar", "trainer.sweep.board"),
@@ -60,7 +61,17 @@ PACKAGES = {
     "torch": ("trainer",),
 }
 # these take long to import, so they are imported where they are used
-LAZY = ("torchvision", "hydra", "rich", "tensorboard", "torch.utils.tensorboard", "trainer.plots", "optuna", "cmaes")
+LAZY = (
+    "torchvision",
+    "timm",
+    "hydra",
+    "rich",
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "trainer.plots",
+    "optuna",
+    "cmaes",
+)
 TORCH_FREE = (
     *(
         "main",
@@ -146,7 +157,7 @@ def eager_heavy_imports(source: str, path: str) -> list[str]:
 
 def layers_taken_from_torch(source: str, path: str) -> list[str]:
     """In models/ layers arrive as `nn`; only Module itself comes from torch.nn."""
-    if not path.startswith("trainer/models/") or path == "trainer/models/torchvision.py":
+    if not path.startswith("trainer/models/") or path in ("trainer/models/torchvision.py", "trainer/models/timm.py"):
         return []
     tree = ast.parse(source)
     taken = [m for m in imports(tree) if within(m, ("torch.nn",)) and m != "torch.nn.Module"]

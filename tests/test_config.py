@@ -41,7 +41,7 @@ from trainer.utils.errors import ConfigError
 
 TABLES = {"data": DATASETS, "model": MODELS, "loss": LOSSES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 PICTURE_SETS = ("mnist", "fashion_mnist", "cifar10", "folder")
-PICTURE_MODELS = ("softmax", "lenet", "convnet", "resnet18", "resnet34", "torchvision")
+PICTURE_MODELS = ("softmax", "lenet", "convnet", "resnet18", "resnet34", "timm", "torchvision")
 # written by hand from the contract: linreg is for regression, mlp for both, the others for classification
 FITTING = (
     {(data, model) for data in ("synthetic", "random") for model in ("linreg", "mlp")}

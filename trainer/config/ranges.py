@@ -108,9 +108,9 @@ class Steps:
     def __call__(self, value: Any) -> Any:
         """Return the value in its final type, or raise ValueError."""
         names = value if isinstance(value, list) else [value]
-        if value == "none" or not names:
-            return "none"
-        if any(name not in AUGMENTS for name in names) or len(set(names)) < len(names):
+        if value == "none":
+            return value
+        if not names or any(name not in AUGMENTS for name in names) or len(set(names)) < len(names):
             raise ValueError
         return names if len(names) > 1 else names[0]
 

@@ -20,6 +20,7 @@ TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the tasks of each model a
         "resnet18": (CLASSIFICATION,),
         "resnet34": (CLASSIFICATION,),
         "torchvision": (CLASSIFICATION,),
+        "timm": (CLASSIFICATION,),
     },
     "loss": {
         "mse": (REGRESSION,),

@@ -14,6 +14,7 @@ from trainer.models.lenet import LeNet
 from trainer.models.linear import LinearRegression, SoftmaxRegression
 from trainer.models.mlp import MLP
 from trainer.models.resnet import ResNet18, ResNet34
+from trainer.models.timm import timm_model
 from trainer.models.torchvision import torchvision_model
 
 MODELS: dict[str, Callable[..., Module]] = {
@@ -25,4 +26,5 @@ MODELS: dict[str, Callable[..., Module]] = {
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "torchvision": torchvision_model,
+    "timm": timm_model,
 }

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TypeVar
 
+import torch
 from torch.nn import Module
 
 from trainer.utils.errors import ConfigError, listed, nearest
@@ -47,3 +48,23 @@ def image_shape(model: str, in_shape: tuple[int, ...]) -> tuple[int, int, int]:
         )
     channels, height, width = in_shape
     return channels, height, width
+
+
+def try_forward(model: Module, arch: str, in_shape: tuple[int, ...], num_outputs: int) -> None:
+    """Send two blank images through a network of a library.
+
+    Raises:
+        ConfigError: it cannot take images of this size.
+    """
+    # In eval mode, so that neither the batch statistics nor the random numbers change.
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(2, *in_shape))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"model.arch={arch} cannot take examples of shape {in_shape} ({error}): use larger images or another "
+            "architecture; resnet18 takes every size."
+        ) from error
+    model.train()
+    assert logits.shape == (2, num_outputs), f"{arch} returned {tuple(logits.shape)}"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from trainer.models.checks import image_shape
+from trainer.models.checks import image_shape, try_forward
 from trainer.utils.errors import ConfigError, nearest
 
 LIST_COMMAND = 'python -c "import torchvision.models as m; print(*m.list_models(module=m))"'
@@ -51,29 +51,31 @@ def torchvision_model(nn: ModuleType, in_shape: tuple[int, ...], num_outputs: in
         # Repeat the input slices 0, 1, 2, 0, ... of the stem, which keeps the spread that the architecture chose.
         stem.in_channels = channels
         stem.weight = torch.nn.Parameter(stem.weight.detach()[:, [c % 3 for c in range(channels)]])
-    _try_forward(model, arch, in_shape, num_outputs)
+    try_forward(model, arch, in_shape, num_outputs)
     return model
 
 
 @dataclass(frozen=True)
 class Published:
-    """Weights of torchvision.
+    """Weights of torchvision or of timm.
 
     Attributes:
         name: such as IMAGENET1K_V1.
         address: where the file is.
-        classes: names, in the order of the outputs.
+        classes: names, in the order of the outputs; None: nobody says.
         size: pixels of the images.
         mean: of each channel, for pixels in [0, 1].
         std: likewise.
+        file: its name on disk; "": as the address has it.
     """
 
     name: str
     address: str
-    classes: Sequence[str]
+    classes: Sequence[str] | None
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    file: str = ""
 
 
 def published(arch: str, wanted: str) -> Published | None:
@@ -98,18 +100,3 @@ def weight_names(arch: str) -> list[str]:
 
     known = arch in torchvision.models.list_models(module=torchvision.models)
     return [each.name for each in torchvision.models.get_model_weights(arch)] if known else []
-
-
-def _try_forward(model: Module, arch: str, in_shape: tuple[int, ...], num_outputs: int) -> None:
-    # In eval mode, so that neither the batch statistics nor the random numbers change.
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(2, *in_shape))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ConfigError(
-            f"model.arch={arch} cannot take examples of shape {in_shape} ({error}): use larger images or another "
-            "architecture; resnet18 takes every size."
-        ) from error
-    model.train()
-    assert logits.shape == (2, num_outputs), f"{arch} returned {tuple(logits.shape)}"

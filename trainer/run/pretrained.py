@@ -10,7 +10,7 @@ import torch
 from trainer.config.fit import shape_of
 from trainer.config.schema import Choice, Config
 from trainer.data import files
-from trainer.models import torchvision
+from trainer.models import timm, torchvision
 from trainer.models.torchvision import Published
 from trainer.run.checkpoint import Weights
 from trainer.run.safe_load import read_weights
@@ -23,13 +23,14 @@ LARGEST = 4 * 2**30  # bytes; torchvision's largest file has 2.6 GB
 
 
 def named_weights(model: Choice) -> Published | None:
-    """What model.weights= names of torchvision's; None: nothing, a file or a run."""
+    """What model.weights= names of torchvision's, or timm's; None: nothing, a file or a run."""
     wanted = model.options.get("weights", "none")
-    return None if wanted == "none" else torchvision.published(arch_of(model), wanted)
+    find = timm.published_by_timm if model.name == "timm" else torchvision.published
+    return None if wanted == "none" else find(arch_of(model), wanted)
 
 
 def arch_of(model: Choice) -> str:
-    """The name that torchvision has for the network."""
+    """The name that its library has for the network."""
     return str(model.options.get("arch", model.name))
 
 
@@ -73,13 +74,14 @@ def find_weights(config: Config) -> Path | None:
         try:
             return path_of(wanted, **folders)
         except ConfigError as error:
-            names = torchvision.weight_names(arch_of(config.model))
+            whose = "timm" if config.model.name == "timm" else "torchvision"
+            names = (timm.tags_of if whose == "timm" else torchvision.weight_names)(arch_of(config.model))
             close = nearest(wanted, ["none", "default", *names])
-            own = f"torchvision has {listed(names) or 'none'} for {arch_of(config.model)}"
+            own = f"{whose} has {listed(names) or 'none'} for {arch_of(config.model)}"
             raise ConfigError(f"model.weights={wanted}: {own}.{close} Else it is a file or a run: {error}") from None
     folder = config.paths.weights
     where = Path(folder) if folder is not None else Path(torch.hub.get_dir(), "checkpoints")
-    path = where / Path(urlsplit(found.address).path).name
+    path = where / (found.file or Path(urlsplit(found.address).path).name)
     if not path.is_file():
         download_weights(found.address, path)
     elif not files.digest(files.read(path)).startswith(digest_in(path.name)):
@@ -132,4 +134,4 @@ def read_start(config: Config) -> Weights | None:
     # torchvision's files for DenseNet have names of an older torch: norm.1 instead of norm1
     weights = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", name): w for name, w in weights.items()}
     named = named_weights(config.model)
-    return Weights(path, weights, classes if named is None else list(named.classes))
+    return Weights(path, weights, named.classes if named is not None and named.classes is not None else classes)
