@@ -103,12 +103,13 @@ def test_weights_bring_the_size_and_the_mean_of_their_images_unless_it_is_typed(
     cli: Cli, photos: Path, theirs: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, content = theirs
-    serve(server, named(content), content, monkeypatch, size=40, mean=(0.1, 0.2, 0.3))
+    serve(server, named(content), content, monkeypatch, size=40, mean=(0.1, 0.2, 0.3), interpolation="bicubic")
     words = tuple(word for word in SMALL if not word.startswith("data.size"))
     outcome = cli(*words, "model=resnet18", "model.weights=default", "epochs=1", "name=a", "paths.weights=w")
     assert outcome.code == 0, outcome.err
-    assert "images of 40 x 40 pixels, normalised by [[0.1, 0.2, 0.3], [0.229, 0.224, 0.225]]" in outcome.out
+    assert "images of 40 x 40 pixels, normalised by [[0.1, 0.2, 0.3], [0.229, 0.224, 0.225]], bicubic" in outcome.out
     config = json.loads(Path("outputs/a/config.json").read_text())["config"]
+    assert config["data"]["interpolation"] == "bicubic"
     assert (config["data"]["size"], config["data"]["normalize"]) == (40, [[0.1, 0.2, 0.3], [0.229, 0.224, 0.225]])
     typed = (*SMALL, "data.normalize=none", "data.channels=1", "model=resnet18", "model.weights=DEFAULT")
     outcome = cli(*typed, "epochs=1", "name=b", "paths.weights=w", "optimizer.lr=1e-30")

@@ -562,7 +562,7 @@ def test_fit_size_and_limit_are_those_of_the_training_in_eval_and_predict(cli: C
                 Image.fromarray(pixels).save(tmp_path / "p" / part / f"k{k}" / f"{i}.png")
     (tmp_path / "p/other").rename(tmp_path / "other")
     words = ("data=folder", "data.root=p", "data.size=8", "model=softmax", "epochs=3", "plots=false", "name=a")
-    outcome = cli(*words, "data.fit=squash", "data.augment=none", "data.eval_limit=6")
+    outcome = cli(*words, "data.fit=squash", "data.interpolation=bicubic", "data.augment=none", "data.eval_limit=6")
     assert "squashed to 8 x 8 pixels (data.fit, data.size)" in outcome.out
     assert "accuracy 1.0000" in outcome.out
     assert "on 6 examples" in outcome.out

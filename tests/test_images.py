@@ -204,6 +204,16 @@ def test_the_cap_is_looked_at_before_decoding_and_can_be_raised(
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_interpolation_is_pillows(fit: str, tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8))
+    image.save(tmp_path / "a.png")
+    got = read_image(tmp_path / "a.png", Frame((3, 12, 12), fit=fit, interpolation="bicubic"))
+    wanted = np.asarray(image.resize((12, 12), Image.Resampling.BICUBIC))
+    assert np.array_equal(got.permute(1, 2, 0).numpy(), wanted)
+    assert not torch.equal(got, read_image(tmp_path / "a.png", Frame((3, 12, 12), fit=fit)))
+
+
 def test_fit_says_what_becomes_of_the_longer_side(tmp_path: Path) -> None:
     Image.fromarray(np.tile(np.array([0, 0, 100, 100, 200, 200, 255, 255], np.uint8), (4, 1))).save(tmp_path / "a.png")
     Image.new("L", (1000, 1), 255).save(tmp_path / "line.png")

@@ -101,7 +101,11 @@ def check_together(first: Mapping[str, Any], other: Mapping[str, Any], path: Pat
         "number of outputs": [content["arch"]["num_outputs"] for content in (first, other)],
         "normalisation": [[content["preprocess"][key] for key in ("mean", "std")] for content in (first, other)],
         "way from a file to an image": [
-            [option_of(content, "fit"), stored_of(content), content["preprocess"].get("depth", 16)]
+            [
+                *(option_of(content, key) for key in ("fit", "interpolation")),
+                stored_of(content),
+                content["preprocess"].get("depth", 16),
+            ]
             for content in (first, other)
         ],
     }
@@ -112,14 +116,14 @@ def check_together(first: Mapping[str, Any], other: Mapping[str, Any], path: Pat
 
 
 def option_of(content: Mapping[str, Any], key: str) -> Any:
-    """data.fit, or data.augment, of the training, as far as they say how a file becomes an image.
+    """data.fit, data.interpolation or data.augment of the training: how a file becomes an image.
 
     Images of a published set were never larger than the model sees them: augment is none for these.
     """
     saved = content["config"]
-    default = {"fit": "crop", "augment": "none"}[key]
+    default = {"fit": "crop", "interpolation": "bilinear", "augment": "none"}[key]
     of_folder = saved.get("choices", {}).get("data") == "folder"
-    return saved.get("data", {}).get(key, default) if of_folder or key == "fit" else default
+    return saved.get("data", {}).get(key, default) if of_folder or key != "augment" else default
 
 
 def stored_of(content: Mapping[str, Any]) -> int:

@@ -117,7 +117,7 @@ def prepared_as_trained(config: Config, trained: Trained) -> Choice:
     """
     options = dict(config.data.options)
     if "fit" in options:
-        options |= {key: option_of(trained.content, key) for key in ("fit", "augment")}
+        options |= {key: option_of(trained.content, key) for key in ("fit", "interpolation", "augment")}
     if options.get("size", 0) is None:
         options["size"] = trained.in_shape[-1]
     choice = replace(config.data, options=options)

@@ -171,7 +171,13 @@ def frame_of(config: Config, trained: Trained) -> Frame:
     depth = trained.content["preprocess"].get("depth", 16) if depth == "auto" else depth
     limit = config.data.options.get("max_megapixels", MEGAPIXELS)
     size = stored_of(trained.content)
-    return Frame((trained.in_shape[0], size, size), depth, option_of(trained.content, "fit"), limit)
+    return Frame(
+        (trained.in_shape[0], size, size),
+        depth,
+        option_of(trained.content, "fit"),
+        limit,
+        option_of(trained.content, "interpolation"),
+    )
 
 
 def images_of(target: Path, screen: Screen) -> dict[Path, Path]:

@@ -274,6 +274,7 @@ RANGES: dict[str, Rule] = {
     "data.size": Range(8, 1024, whole=True),
     "data.channels": OneOf((1, 3)),
     "data.fit": OneOf(("crop", "pad", "squash")),
+    "data.interpolation": OneOf(("bilinear", "bicubic")),
     "data.max_megapixels": Range(0, 10_000, open_low=True),
     "data.depth": OneOf(("auto", *DEPTHS)),
     "data.test_fraction": Range(0, 1, open_low=True, open_high=True),

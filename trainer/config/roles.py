@@ -39,7 +39,8 @@ role      settings                                         train resume sweep ev
 NUMBERS   experiment recipe recipe/                          +     -      +     -     -         +            +
 NUMBERS   data data.                                         +     +      +     +     +         +            +
 NUMBERS   data.val_fraction data.split_seed data.limit       +     +      +     -     -         +            +
-NUMBERS   data.normalize data.augment data.expand data.fit   +     +      +     -     -         +            +
+NUMBERS   data.normalize data.augment data.expand           +     +      +     -     -         +            +
+NUMBERS   data.fit data.interpolation                        +     +      +     -     -         +            +
 NUMBERS   data.mixup data.cutmix                             +     +      +     -     -         +            +
 NUMBERS   data.order_seed data.drop_last data.balance        +     +      +     -     -         +            +
 COMMAND   data.mirror                                        +     +      +     +     +         +            +

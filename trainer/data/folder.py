@@ -55,6 +55,7 @@ def class_folders(
     depth: int | str = 16,
     fit: str = "crop",
     max_megapixels: float = MEGAPIXELS,
+    interpolation: str = "bilinear",
     test_fraction: float = 0.1,
     resident: str | bool = "auto",
     on_error: str = "fail",
@@ -67,7 +68,7 @@ def class_folders(
         cache: folder for the decoded images.
         root: the images' folder, relative to the working directory.
         size: height and width in pixels.
-        channels: as in images.Frame, like fit and max_megapixels.
+        channels: as in images.Frame, like fit, max_megapixels and interpolation.
         depth: likewise; auto: the fewest bits that hold the values of the set.
         test_fraction: share of the training files that becomes the test part, where there is no test folder.
         resident: auto, True (in memory) or False (decoded again for every batch).
@@ -83,7 +84,7 @@ def class_folders(
         raise ConfigError("data.root is missing. Name the folder of your images: data.root=FOLDER.")
     listing = scan(Path(root).expanduser())
     n = len(listing.names)
-    frame = Frame((channels, size, size), 16 if isinstance(depth, str) else depth, fit, max_megapixels)
+    frame = Frame((channels, size, size), 16 if isinstance(depth, str) else depth, fit, max_megapixels, interpolation)
     in_memory = _in_memory(listing, frame, resident)
     wanted = _sample(listing) if not in_memory and on_error == "fail" else None
     decode = partial(cached, listing.root, listing.names, listing.stamps, cache, keep=in_memory, wanted=wanted)

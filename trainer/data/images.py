@@ -49,12 +49,14 @@ class Frame:
         fit: crop (the shorter side is fitted and the middle cut out), pad (the longer side is fitted and the rest
             black) or squash (both sides are fitted, which changes the proportions).
         max_megapixels: larger images are not decoded.
+        interpolation: bilinear or bicubic, both over all pixels that one of the result covers.
     """
 
     shape: tuple[int, ...]
     depth: int = 16
     fit: str = "crop"
     max_megapixels: float = MEGAPIXELS
+    interpolation: str = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class ImageError(Exception):
 
 
 def read_image(path: Path | str, frame: Frame) -> Tensor:
-    """Decode an image and fit it to the frame (antialiased bilinear).
+    """Decode an image and fit it to the frame.
 
     The image is turned upright by its EXIF orientation; of an animation the first frame counts; transparent pixels
     become white, as viewers show them; grey with more than 8 bits is scaled to 8. Not for several threads at once.
@@ -156,7 +158,7 @@ def decode(source: Picture, frame: Frame) -> tuple[Tensor, Values]:
             plain, values = _plain(_shrunk(image, height, width), frame.depth)
             plain = plain.convert("L" if channels == 1 else "RGB")
         if plain.size != (width, height):
-            plain = FITS[frame.fit](plain, width, height)
+            plain = FITS[frame.fit](plain, width, height, RESAMPLING[frame.interpolation])
         pixels = torch.from_numpy(np.array(plain))  # (H, W) or (H, W, C)
     except (ImageError, MemoryError):
         raise
@@ -168,23 +170,26 @@ def decode(source: Picture, frame: Frame) -> tuple[Tensor, Values]:
     return (pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()), values
 
 
-def _cropped(image: Image.Image, width: int, height: int) -> Image.Image:
-    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+def _cropped(image: Image.Image, width: int, height: int, by: Image.Resampling) -> Image.Image:
+    return ImageOps.fit(image, (width, height), by)
 
 
-def _padded(image: Image.Image, width: int, height: int) -> Image.Image:
+def _padded(image: Image.Image, width: int, height: int, by: Image.Resampling) -> Image.Image:
     scale = min(width / image.width, height / image.height)
     inner = [max(1, round(scale * side)) for side in image.size]  # a line of pixels stays one
     whole = Image.new(image.mode, (width, height))
-    whole.paste(squashed(image, *inner), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    whole.paste(image.resize((inner[0], inner[1]), by), ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return whole
 
 
-def squashed(image: Image.Image, width: int, height: int) -> Image.Image:
+def squashed(
+    image: Image.Image, width: int, height: int, by: Image.Resampling = Image.Resampling.BILINEAR
+) -> Image.Image:
     """The image in another size, whatever its proportions were; each pixel is a mean over those that it covers."""
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    return image.resize((width, height), by)
 
 
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FITS = {"crop": _cropped, "pad": _padded, "squash": squashed}
 
 

@@ -76,7 +76,9 @@ def published_by_timm(arch: str, wanted: str) -> Published | None:
     server = os.environ.get("HF_ENDPOINT", FILES).rstrip("/")
     address = f"{server}/{found.hf_hub_id}/resolve/main/model.safetensors"
     file = f"{arch}.{found.tag}.safetensors"
-    return Published(found.tag, address, None, found.input_size[-1], tuple(found.mean), tuple(found.std), file)
+    way = found.interpolation if found.interpolation in ("bilinear", "bicubic") else "bilinear"
+    size, moments = found.input_size[-1], (tuple(found.mean), tuple(found.std))
+    return Published(found.tag, address, None, size, *moments, way, file)
 
 
 def tags_of(arch: str) -> list[str]:

@@ -66,6 +66,7 @@ class Published:
         size: pixels of the images.
         mean: of each channel, for pixels in [0, 1].
         std: likewise.
+        interpolation: bilinear or bicubic.
         file: its name on disk; "": as the address has it.
     """
 
@@ -75,6 +76,7 @@ class Published:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: str
     file: str = ""
 
 
@@ -91,7 +93,9 @@ def published(arch: str, wanted: str) -> Published | None:
     # torchvision puts a conversion to (x - 0.5) / 0.5 in front of these two, from what it normalises by
     halves = arch in ("googlenet", "inception_v3")
     mean, std = ((0.5,) * 3,) * 2 if halves else (tuple(images.mean), tuple(images.std))
-    return Published(found.name, found.url, found.meta["categories"], images.crop_size[0], mean, std)
+    return Published(
+        found.name, found.url, found.meta["categories"], images.crop_size[0], mean, std, images.interpolation.value
+    )
 
 
 def weight_names(arch: str) -> list[str]:

@@ -35,7 +35,7 @@ def arch_of(model: Choice) -> str:
 
 
 def with_their_images(config: Config, screen: Screen) -> Config:
-    """The config of a new run with the size, mean and std of the images that its weights were trained on.
+    """The config of a new run with size, interpolation, mean and std of the images that its weights were trained on.
 
     What was typed stays. A ResNet gets the stem of torchvision's. Grey images get the means over the colours.
     """
@@ -46,6 +46,8 @@ def with_their_images(config: Config, screen: Screen) -> Config:
         model["stem"] = "imagenet"
     if "data.size" not in config.typed and "size" in data:
         data["size"] = found.size
+    if "data.interpolation" not in config.typed and "interpolation" in data:
+        data["interpolation"] = found.interpolation
     shape = shape_of(replace(config.data, options=data))
     if "data.normalize" not in config.typed and shape is not None:
         grey = shape[0] == 1
@@ -54,7 +56,8 @@ def with_their_images(config: Config, screen: Screen) -> Config:
         return replace(config, model=replace(config.model, options=model))
     screen.say(
         f"model.weights={found.name}: images of {data.get('size')} x {data.get('size')} pixels, normalised by "
-        f"{data['normalize']}, as it was trained (what you type wins: data.size, data.normalize)"
+        f"{data['normalize']}, {data.get('interpolation', 'bilinear')}, as it was trained (what you type wins: "
+        "data.size, data.normalize, data.interpolation)"
     )
     return replace(config, model=replace(config.model, options=model), data=replace(config.data, options=data))
 
