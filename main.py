@@ -14,6 +14,7 @@ from trainer.commands.start import run_one
 from trainer.config.command_line import parse_command
 from trainer.config.help import help_for
 from trainer.run import folders
+from trainer.run.plugged import plugged
 from trainer.sweep.compare import run_compare
 from trainer.sweep.launch import run_sweep
 from trainer.utils import ranks
@@ -28,14 +29,16 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 def main() -> int:
     """Run the command line; returns the exit code."""
+    args, held = sys.argv[1:], contextlib.ExitStack()
     try:
-        if (told := help_for(args := sys.argv[1:])) is not None:
-            emit(*told.splitlines())
-            return 0
         if not ranks.of_environment().is_first:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (rank 0 speaks for all, to the end)
         quiet_libraries()
         with StopSignal() as stop:
+            held.enter_context(plugged(args))
+            if (told := help_for(args)) is not None:
+                emit(*told.splitlines())
+                return 0
             with stop.held():
                 command = parse_command(args)
             with folders.explained(command.folders):
@@ -46,6 +49,7 @@ def main() -> int:
     except Interrupted as error:
         return ranks.leave(error, str(error))
     finally:
+        held.close()
         end_workers()
     return 0
 

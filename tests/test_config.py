@@ -510,7 +510,7 @@ def bad_values(key: str, default: Any) -> st.SearchStrategy[Any]:
         )
     number = NULL_BY_DEFAULT.get(key, default)
     if is_number(number) and key != "data.channels":
-        bad = bad_numbers(key, isinstance(number, int) and key != "save.every_seconds")
+        bad = bad_numbers(key, isinstance(number, int) and key not in ("save.every_seconds", "data.max_megapixels"))
         return bad if default is None else st.one_of(bad, st.none())
     if key == "data.channels":
         return st.sampled_from([0, 2, 4, -1, 1.0, 3.0, "3", True, None, [3]])

@@ -90,6 +90,7 @@ FREE_BY_HAND = {
         "overwrite",
         "name",
         "plots",
+        "plugins",
         "epochs",
         "sweep.stack",
     ),
@@ -114,6 +115,7 @@ REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, device
     *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache", "paths.weights"),
     *("choices.device", "device.index", "device.num_threads", "device.compile", "device.deterministic"),
     *("overwrite", "checkpoint", "ensemble", "input", "output", "split", "tta", "resume", "resume_allow", "plots"),
+    "plugins",
 }
 
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from trainer.commands.start import prepare, run_one
 from trainer.config.command_line import Command, parse_command
 from trainer.config.options import CONFIGS
+from trainer.config.plugins import as_word, typed_in
 from trainer.config.schema import Config
 from trainer.run import directory, folders
+from trainer.run.plugged import plugged
 from trainer.utils.errors import ConfigError
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal, handlers_kept
@@ -156,10 +158,13 @@ class TrainedRun:
     checkpoints: str
     result: dict[str, Any]
     metrics: list[dict[str, Any]] = field(repr=False)
+    plugins: Sequence[str] = field(default=(), repr=False)  # files that brought choices
 
     def load(self, overrides: Overrides = ()) -> Model:
         """The model with the weights of its best epoch."""
-        return load(self.name, overrides, outputs=self.outputs, checkpoints=self.checkpoints)
+        words = words_of(overrides)
+        words += [as_word(self.plugins)] if self.plugins and not typed_in(words) else []
+        return load(self.name, words, outputs=self.outputs, checkpoints=self.checkpoints)
 
 
 def train(overrides: Overrides = (), **more: Any) -> TrainedRun:
@@ -173,14 +178,15 @@ def train(overrides: Overrides = (), **more: Any) -> TrainedRun:
         Interrupted: a KeyboardInterrupt: the run is saved, and resume=NAME continues it.
     """
     words = [*words_of(overrides), *words_of(more)]
-    command = command_of("train", words)
-    with folders.explained(command.folders), as_the_program(words) as stop:
-        name = run_one(command, stop)
+    with folders.explained({}), as_the_program(words) as stop:
+        command = command_of("train", words)
+        with folders.explained(command.folders):
+            name = run_one(command, stop)
     assert name is not None, "train has a run"
     outputs, checkpoints = (os.path.abspath(command.folders[kind]) for kind in ("outputs", "checkpoints"))
     run = directory.locate(name, outputs=outputs, checkpoints=checkpoints)
-    result = directory.read_result(run.outputs) or {}
-    return TrainedRun(name, outputs, checkpoints, result, directory.read_metrics(run.outputs))
+    result, metrics = directory.read_result(run.outputs) or {}, directory.read_metrics(run.outputs)
+    return TrainedRun(name, outputs, checkpoints, result, metrics, typed_in(words))
 
 
 def load(
@@ -207,15 +213,16 @@ def load(
     paths = {"paths.outputs": outputs, "paths.checkpoints": checkpoints}
     words = words_of({"checkpoint": run} | {key: path for key, path in paths.items() if path is not None})
     words += words_of(overrides)
-    command = command_of("predict", words)
-    if odd := [key for key in OF_FILES if key in command.values]:
-        raise ConfigError(f"{odd[0]}= is for the command line: predict() of what load() returns takes the images.")
-    with folders.explained(command.folders), as_the_program(["predict", *words]) as stop:
-        prepared, screen = prepare(command, stop), Screen()
+    with folders.explained({}), as_the_program(["predict", *words]) as stop:
+        command = command_of("predict", words)
+        if odd := [key for key in OF_FILES if key in command.values]:
+            raise ConfigError(f"{odd[0]}= is for the command line: predict() of what load() returns takes the images.")
+        with folders.explained(command.folders):
+            prepared, screen = prepare(command, stop), Screen()
         assert prepared is not None
         assert prepared.target is not None
         screen.say(*prepared.lines)
-        with explaining(prepared.config):
+        with folders.explained(command.folders), explaining(prepared.config):
             return Model(prepared.config, load_trained(prepared.config, prepared.target, screen))
 
 
@@ -269,7 +276,7 @@ def as_the_program(words: Sequence[str]) -> Iterator[StopSignal]:
         # there is none where Python runs inside another program
         sys.argv, sys.orig_argv = typed, [*(sys.orig_argv[:1] or [sys.executable]), *typed]
         try:
-            with StopSignal() as stop:
+            with StopSignal() as stop, plugged(words):
                 yield stop
         finally:
             (sys.argv, sys.orig_argv), threading.excepthook = before, hook

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from trainer.commands.train import train
 from trainer.config.freeze import from_dict
+from trainer.config.plugins import as_word, paths_recorded
 from trainer.config.schema import Config, Save
 from trainer.run import directory
 from trainer.run.checkpoint_files import step_of, steps_in
+from trainer.run.plugged import plugged
 from trainer.run.pretrained import find_weights, with_their_images
 from trainer.run.safe_load import read_checkpoint
 from trainer.utils.errors import Interrupted, TrainerError, failure
@@ -124,7 +126,7 @@ def train_child(plain: Mapping[str, Any], log: str) -> None:
     os.dup2(sys.stdout.fileno(), 2)
     code = 0
     try:
-        with StopSignal() as stop:
+        with StopSignal() as stop, plugged([as_word(paths_recorded(plain["plugins"]))]):
             train(from_dict(plain), stop, batches=BATCHES)
     except (TrainerError, Interrupted) as error:
         emit(*str(error).split("\n"))

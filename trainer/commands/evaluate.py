@@ -11,6 +11,7 @@ from torch import nn
 from trainer import build, data
 from trainer.commands.ensemble import Ensemble, Mirrored, option_of, others_of
 from trainer.config.fit import shape_of
+from trainer.config.options import origin_of
 from trainer.config.ranges import as_yaml
 from trainer.config.schema import Choice, Config
 from trainer.data.splits import Splits
@@ -22,7 +23,7 @@ from trainer.run.machine import Machine, resolve_auto
 from trainer.run.parts import eval_batches, evaluate_split, place
 from trainer.run.result import without_none
 from trainer.run.safe_load import weights_to_use
-from trainer.run.shapes import check_targets
+from trainer.run.shapes import check_outputs, check_targets
 from trainer.run.target import Target
 from trainer.totals import Totals
 from trainer.utils.errors import ConfigError, listed
@@ -63,6 +64,10 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
     model = build.build_model(config.model, config.impl, in_shape, arch["num_outputs"])
     model = place(model, machine)  # first, so that fp64 weights are not rounded on the way
     load_model(model, weights_to_use(content), path)
+    if origin_of("model", config.model.name):  # it may have changed since
+        with torch.inference_mode(), machine.autocast():
+            x = torch.zeros(2, *in_shape, device=machine.device, dtype=machine.dtype)
+            check_outputs(config, model.eval(), x, arch["num_outputs"])
     if config.tta == "flip" and len(in_shape) != 3:
         raise ConfigError(f"tta=flip is for images, and {path} takes rows of {in_shape[0]} numbers.")
     others = others_of(config, path, content, machine)

@@ -18,7 +18,7 @@ from trainer.config.tasks import REGRESSION, TASK_OF_DATA
 from trainer.run import directory
 from trainer.run.target import find_run, unknown_run
 from trainer.utils import ranks
-from trainer.utils.errors import ConfigError, TrainerError, close_to
+from trainer.utils.errors import ConfigError, PluginError, TrainerError, close_to
 from trainer.utils.program import main_py
 from trainer.utils.signals import StopSignal
 
@@ -30,7 +30,7 @@ def type_instead(error: TrainerError, args: Sequence[str]) -> str:
     """A line that says what to type after a refusal, or "" where nothing was found that would be accepted."""
     words = None
     with contextlib.suppress(Exception):  # it is a guess: whatever is wrong with it must not hide the refusal
-        words = mended(args) if isinstance(error, ConfigError) else None
+        words = mended(args) if isinstance(error, ConfigError) and not isinstance(error, PluginError) else None
     if words is None or words == list(args):
         return ""
     return f"\ntype: {main_py()} {shlex.join(words)}"

@@ -60,11 +60,14 @@ def run_predict(config: Config, target: Target) -> None:
     trained = load_trained(config, target, screen)
     if not trained.classes:
         raise ConfigError(f"{trained.path} predicts numbers, not classes: predict is for images; eval measures it.")
+    if (has_rows := len(trained.in_shape) == 1) and config.input is not None:
+        advice = "Leave it out to label the test split, or label rows from Python: trainer.load(RUN).predict(rows)."
+        raise ConfigError(f"input= is for images, and {trained.path} takes rows of numbers. {advice}")
     directory.check_writable(Path(config.paths.outputs))
     label = predict_split if config.input is None else predict_files
     path, unreadable = label(config, trained, place_of(config, trained), screen)
     screen.say(f"written  {path}")
-    if config.plots:
+    if config.plots and not has_rows:
         screen.say(f"plot     {path.with_suffix('.png')}")
     if unreadable:
         said = f"{number_of(len(unreadable), 'file')} could not be read, the others are labelled:"
@@ -114,7 +117,7 @@ def predict_split(config: Config, trained: Trained, path: Path, screen: Screen) 
     figures = f"accuracy {evaluation.accuracy:.4f}, loss {shown(evaluation.loss)}"
     screen.say(f"test: {figures} on {number_of(len(names), 'example')}")
     count_look(trained, splits, screen)
-    if config.plots:
+    if config.plots and len(splits.in_shape) == 3:
         grid(splits, splits.test, chances, rows, path.with_suffix(".png"))
     return path, []
 

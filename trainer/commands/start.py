@@ -61,7 +61,8 @@ def prepare(command: Command, stop: StopSignal) -> Prepared | None:
             config = frozen(*composed, command, saved)
         except ConfigError as error:
             raise told_of_file(error, found, saved) from None
-    return Prepared(config, found, list(dict.fromkeys((*warnings.values(), *without_effect(use, config)))))
+    changed = found.changed_plugins() if found is not None and use != "resume" else []  # resume says more of it
+    return Prepared(config, found, list(dict.fromkeys((*warnings.values(), *without_effect(use, config), *changed))))
 
 
 def told_of_file(error: ConfigError, found: Target | None, saved: Mapping[str, Any] | None) -> ConfigError:

@@ -22,6 +22,7 @@ from trainer.config.options import (
     swept_by,
     unknown_key,
 )
+from trainer.config.plugins import as_word, paths_of
 from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import GROUPS
 from trainer.config.tasks import EXTRAS, LAUNCHERS
@@ -306,12 +307,12 @@ def expand(word: str, multirun: bool, choices: Mapping[str, str] | None) -> list
             if (key, choice) != ("experiment", "null"):
                 check_choice(key, choice)
         return [f"{key}={value}"]
-    if key == "seeds":  # with_lists() writes it out
-        return [word]
+    if key in ("seeds", "plugins"):  # with_lists() writes seeds out
+        return [as_word(paths_of(value))] if key == "plugins" else [word]
     if key not in all_keys():
         raise unknown_key(key, choices)
     value = QUOTED_NUMBER.sub(r"\2", value) if not PLAIN_TEXT.match(key) else value
-    if SCALARS.fullmatch(value) and isinstance(any_default(key), list) and (multirun or "," not in value):
+    if SCALARS.fullmatch(value) and isinstance(any_default(key, choices), list) and (multirun or "," not in value):
         value = ",".join(f"[{item}]" for item in value.split(","))  # model.num_hiddens=128
     if key == "checkpoint" and (names := in_brackets(value)):
         names = [quote(FilePath()(unquote(name))) for name in names]

@@ -10,9 +10,21 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trainer.config.command_line import RECIPES, TYPED_GROUPS, Command, split_word
+from trainer.config.command_line import RECIPES, TYPED_GROUPS, Command, choices_in, split_word
 from trainer.config.freeze import freeze, with_values
-from trainer.config.options import CONFIGS, TYPED, any_default, check_value, defaults_of, group_choices, unknown_key
+from trainer.config.options import (
+    CONFIGS,
+    PLUGGED,
+    TYPED,
+    any_default,
+    check_value,
+    defaults_of,
+    group_choices,
+    load_yaml,
+    plugged_rules,
+    unknown_key,
+)
+from trainer.config.plugins import recorded
 from trainer.config.schema import Config
 from trainer.utils.errors import ConfigError
 from trainer.utils.text import emit
@@ -72,9 +84,14 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any])
 @contextlib.contextmanager
 def hydra_alone(words: Sequence[str]) -> Iterator[None]:
     """Let hydra.main read these words as its command line; at the end, what others set up in Hydra is there again."""
+    from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
+    store = ConfigStore.instance()
+    for path in PLUGGED:  # a launcher hands these on to its processes
+        package = "_global_" if path.parent.name == "data" else None
+        store.store(name=path.stem, group=path.parent.name, node=load_yaml(path), package=package)
     alone, own = GlobalHydra.instance(), HydraConfig.instance()
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), alone.hydra, own.cfg
     # hydra.main reads the command line itself; there is no other public way to run sweepers and launchers
@@ -84,6 +101,8 @@ def hydra_alone(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
+        for path in PLUGGED:
+            del store.repo[path.parent.name][path.name]
         GlobalHydra.set_instance(alone)  # initialize_config_dir leaves another
         sys.argv, full, alone.hydra, own.cfg = before
         if full is None:
@@ -98,7 +117,8 @@ def frozen(
     """The Config of what Hydra composed from these group choices, with the files of the recipes it found."""
     config = freeze(composed, choices, list(command.values), saved)
     found = [CONFIGS / group / f"{choices[group]}.yaml" for group in RECIPES] if saved is None else []
-    return replace(config, recipes=[path.relative_to(CONFIGS.parent).as_posix() for path in found if path.is_file()])
+    recipes = [path.relative_to(CONFIGS.parent).as_posix() for path in found if path.is_file()]
+    return replace(config, recipes=recipes, plugins=recorded())
 
 
 def parse_overrides(words: Sequence[str], loader: Any = None) -> list[Any]:
@@ -145,6 +165,8 @@ def check_lists(command: Command, words: Sequence[str]) -> None:
         overrides = parse_overrides(words)
     except HydraException as error:
         raise ConfigError(explain_refusal(str(error), command)) from None
+    choices = choices_in(words)
+    rules = plugged_rules(choices)
     for override in overrides:
         key = override.get_key_element()
         is_list = override.is_discrete_sweep() and "glob(" not in override.input_line
@@ -152,7 +174,7 @@ def check_lists(command: Command, words: Sequence[str]) -> None:
             continue
         for text in each_value(override):
             try:
-                check_value(key, parse_overrides([text])[0].value(), any_default(key))
+                check_value(key, parse_overrides([text])[0].value(), any_default(key, choices), rules.get(key))
             except ConfigError as error:
                 refused.append(str(error))
     if refused:

@@ -11,7 +11,8 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.config.fit import check_fit
-from trainer.config.options import check_value, defaults_of, flatten, unknown_key
+from trainer.config.options import check_value, defaults_of, flatten, plugged_rules, unknown_key
+from trainer.config.plugins import check_plugged
 from trainer.config.ranges import as_yaml
 from trainer.config.roles import OF_THE_COMMAND
 from trainer.config.schema import BUILT, GROUPS, Choice, Config
@@ -36,12 +37,15 @@ def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = (), *, complete: 
         or not all(isinstance(v, str) for v in choices.values())
     ):
         raise ConfigError(f"choices={as_yaml(choices)}: a saved config names one choice for each of {listed(GROUPS)}.")
-    defaults = defaults_of(choices)
+    check_plugged(plain)
+    defaults, rules = defaults_of(choices), plugged_rules(choices)
     given = flatten({k: v for k, v in plain.items() if k != "choices"})
     for key in given:
         if key not in defaults:
             raise unknown_key(key, choices)
-    flat = {key: check_value(key, given.get(key, default), default) for key, default in defaults.items()}
+    flat = {
+        key: check_value(key, given.get(key, default), default, rules.get(key)) for key, default in defaults.items()
+    }
     impls = {group: flat.pop(f"{group}.impl") for group in BUILT}
     values: dict[str, Any] = {
         group: Choice(choices[group], _frozen_options(flat, group), impls.get(group)) for group in GROUPS

@@ -4,12 +4,11 @@ import itertools
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 from trainer.config.command_line import TYPED_GROUPS, VERBS
-from trainer.config.options import CONFIGS, choices_of
+from trainer.config.options import CONFIGS, choices_of, text_of_yaml
 from trainer.config.roles import ROWS, USED, USES
 from trainer.config.schema import GROUPS
 from trainer.utils.errors import ConfigError, listed, nearest
@@ -42,6 +41,7 @@ examples
   python main.py eval first
   python main.py predict last photos/
   python main.py -m data=mnist model=softmax,mlp optimizer.lr=0.1,0.5
+  python main.py plugins=[my_net.py] model=my_net data=mnist     a network, data set or loss of your own: docs/adding.md
   python main.py -m hydra/launcher=processes hydra.launcher.n_jobs=2 model=mlp data=mnist seed=0,1,2,3
   python main.py -m hydra/sweeper=optuna model=mlp data=mnist optimizer.lr='tag(log, interval(1e-3,1))'
   tensorboard --logdir outputs
@@ -152,7 +152,7 @@ def help_on_choice(group: str, name: str) -> str:
 
 def head_of(group: str, name: str) -> list[str]:
     """The comment at the head of a choice's file."""
-    lines = (CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = text_of_yaml(CONFIGS / group / f"{name}.yaml").splitlines()
     lines = lines[1:] if lines[0].startswith("# @package") else lines
     return [line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
 
@@ -160,7 +160,7 @@ def head_of(group: str, name: str) -> list[str]:
 def options_in(path: Path, prefix: str) -> dict[str, str]:
     """{setting: its line for the screen} of a file of configs/."""
     found, node = {}, ""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text_of_yaml(path).splitlines():
         if match := NODE.match(line):
             node = f"{match[1]}."
         elif match := LINE.match(line):
@@ -169,11 +169,10 @@ def options_in(path: Path, prefix: str) -> dict[str, str]:
     return found
 
 
-@cache
 def settings() -> Mapping[str, Sequence[str]]:
     """{setting: a line for each choice that has it, where they differ}."""
     found: dict[str, dict[str, None]] = {}
-    files = [(path, f"{group}.") for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
+    files = [(CONFIGS / group / f"{name}.yaml", f"{group}.") for group in GROUPS for name in choices_of(group)]
     for path, prefix in [(CONFIGS / "config.yaml", ""), *files]:
         for key, line in options_in(path, prefix).items():
             found.setdefault(key, {}).setdefault(line)

@@ -8,6 +8,7 @@ import importlib.util
 import re
 import types
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -26,15 +27,46 @@ MAX_ITEMS = 1000  # of a list: a model of that many layers is built in half a se
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
+@dataclass(frozen=True)
+class Plugged:
+    """A choice that a file of plugins= brings."""
+
+    text: str  # what its file in configs/ would say
+    rules: Mapping[str, Rule]  # what each of its own options takes
+    origin: str  # the file and line, for messages
+
+
+PLUGGED: dict[Path, Plugged] = {}  # by the path that the file would have; empty without plugins=
+
+
+def text_of_yaml(path: Path) -> str:
+    """What a file of configs/ says, or would say of a choice that plugins= brings."""
+    return PLUGGED[path].text if path in PLUGGED else path.read_text(encoding="utf-8")
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of configs/ as plain data, with nothing resolved."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text_of_yaml(path))))
 
 
 @cache
 def choices_of(group: str) -> tuple[str, ...]:
-    """The names that can be chosen in a group, from its YAML files."""
-    return tuple(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+    """The names that can be chosen in a group, from its YAML files and from plugins=."""
+    plugged = [path for path in PLUGGED if path.parent == CONFIGS / group]
+    return tuple(sorted(path.stem for path in (*(CONFIGS / group).glob("*.yaml"), *plugged)))
+
+
+def origin_of(group: str, name: str) -> str:
+    """The file and line of a choice that plugins= brings; "" where it is the program's own."""
+    path = CONFIGS / group / f"{name}.yaml"
+    return PLUGGED[path].origin if path in PLUGGED else ""
+
+
+def plugged_rules(choices: Mapping[str, str]) -> dict[str, Rule]:
+    """What the options take that plugins= brings with these choices, by dotted name."""
+    paths = {group: CONFIGS / group / f"{name}.yaml" for group, name in choices.items()}
+    found = {group: PLUGGED[path].rules for group, path in paths.items() if path in PLUGGED}
+    return {f"{group}.{name}": rule for group, rules in found.items() for name, rule in rules.items()}
 
 
 def check_choice(group: str, name: str) -> None:
@@ -60,12 +92,17 @@ def of_torchvision() -> frozenset[str]:
     return frozenset(name for text in texts for name in re.findall(r"^def ([a-z]\w+)\(\*, weights", text, re.MULTILINE))
 
 
-@cache
 def _options_of(group: str, name: str) -> Mapping[str, Any]:
     check_choice(group, name)
-    loaded = load_yaml(CONFIGS / group / f"{name}.yaml")
+    path = CONFIGS / group / f"{name}.yaml"
+    return _options_in(path, PLUGGED[path].text if path in PLUGGED else "")
+
+
+@cache
+def _options_in(path: Path, _text: str) -> Mapping[str, Any]:
+    loaded = load_yaml(path)
     # A data set's file also brings settings of the run (epochs, batch_size), so its own options are one level deeper.
-    return types.MappingProxyType(loaded["data"] if group == "data" else loaded)
+    return types.MappingProxyType(loaded["data"] if path.parent.name == "data" else loaded)
 
 
 @cache
@@ -86,7 +123,8 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _defaults_in(path: str) -> dict[str, str]:
     """The group choices in the defaults list of a YAML file of configs/; none where there is no such file."""
-    return _named_in(load_yaml(CONFIGS / path)) if (CONFIGS / path).is_file() else {}
+    is_there = CONFIGS / path in PLUGGED or (CONFIGS / path).is_file()
+    return _named_in(load_yaml(CONFIGS / path)) if is_there else {}
 
 
 def _named_in(loaded: Mapping[str, Any]) -> dict[str, str]:
@@ -145,10 +183,11 @@ def defaults_of(choices: Mapping[str, str]) -> dict[str, Any]:
     return flat
 
 
-def any_default(key: str) -> Any:
-    """The default of a setting, of an option under the first choice that has it."""
-    if key in run_settings():
-        return run_settings()[key]
+def any_default(key: str, choices: Mapping[str, str] | None = None) -> Any:
+    """The default of a setting, of an option under these choices or under the first one that has it."""
+    of_choices = run_settings() if choices is None else defaults_of(choices)
+    if key in of_choices:
+        return of_choices[key]
     group, _, option = key.partition(".")
     options = [flatten(_options_of(group, name)) for name in choices_of(group)]
     return next((found[option] for found in options if option in found), None)
@@ -188,14 +227,19 @@ def unknown_key(key: str, choices: Mapping[str, str] | None = None) -> ConfigErr
     return error.instead(key, "", f"{close[0]}=" if close else "")
 
 
-def check_value(key: str, value: Any, default: Any) -> Any:
+def check_value(key: str, value: Any, default: Any, rule: Rule | None = None) -> Any:
     """The value of one setting in its final type.
 
+    Args:
+        key: its dotted name.
+        value: to check.
+        default: of the setting.
+        rule: what it takes, where plugins= brings it; None: RANGES says it.
     Raises:
         ConfigError: wrong type, not finite, or out of range; names key, value and what is allowed.
     """
     # every number and every word out of a few is in RANGES: what remains is true, false or free text
-    rule = RANGES.get(key) or (OneOf((True, False)) if isinstance(default, bool) else TEXT)
+    rule = rule or RANGES.get(key) or (OneOf((True, False)) if isinstance(default, bool) else TEXT)
     try:
         if value is None:
             if default is not None:

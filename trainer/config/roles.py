@@ -66,6 +66,7 @@ FAR       epochs                                             +     +      +     
 FAR       early_stopping. stop_at.                           +     +      +     -     -         +            -
 RECORDS   save. reference.                                   +     +      +     -     -         -            -
 RECORDS   record.                                            +     +      +     -     -         +            -
+COMMAND   plugins                                            +     +      +     +     +         +            +
 COMMAND   plots                                              +     +      +     +     +         -            +
 COMMAND   paths.outputs                                      +     +      +     +     +         +            +
 COMMAND   paths.checkpoints                                  +     +      +     +     +         +            -

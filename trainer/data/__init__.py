@@ -67,7 +67,25 @@ def load(
         if like is None:
             raise ConfigError(f"data.root={choice['root']}: {mixed}")
         emit(f"warning: {mixed}")  # a run of an earlier version, which took them so
+    check_options(choice, sources[key].in_shape)
     splits = cut(sources[key], **cuts, spares=like is None or "spares" in like["data"])
     splits = normalized(splits, choice.options.get("normalize", "own"))
     splits = measured(splits, choice.options.get("eval_limit"))
     return seen_smaller(splits, choice["size"]) if choice.name == "folder" else scaled(splits, size)
+
+
+def check_options(choice: Choice, in_shape: tuple[int, ...]) -> None:
+    """Refuse options for images where there are rows, or of another number of channels.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    for key in ("augment", "mixup", "cutmix"):
+        if (value := choice.options.get(key, "none")) not in ("none", 0) and len(in_shape) != 3:
+            raise ConfigError(f"data.{key}={value} is for images: data={choice.name} has rows. Leave it out.")
+    normalize = choice.options.get("normalize")
+    for values in normalize if isinstance(normalize, list) and len(in_shape) == 3 else ():
+        if isinstance(values, list) and len(values) != in_shape[0]:
+            raise ConfigError(
+                f"data.normalize: {values} is not for images of {in_shape[0]} channels. Allowed: one each."
+            )

@@ -1,5 +1,6 @@
 """Images and rows of numbers as a caller has them in memory, made into what the rest of the program takes."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainer.data.decoded import mean_std, pixel_sums
 from trainer.data.images import Picture
+from trainer.data.splits import Source, Split
 from trainer.utils.errors import ConfigError
+from trainer.utils.text import number_of
 
+GIVEN_PARTS = ("train", "test", "val")  # of a data set, in the order in which they are given
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 ALLOWED = "a path, a PIL image, a uint8 array or tensor (H, W) or (H, W, C), a batch (N, H, W, C), or a list of these"
 
@@ -73,3 +78,114 @@ def rows_given(rows: Any, num_features: int) -> Tensor:
 def names_of(classes: Sequence[str], indices: Tensor) -> np.ndarray:
     """The class names (N,) of class indices (N,)."""
     return np.array(classes)[indices.cpu().numpy()]
+
+
+def numbers_given(values: Any, where: str) -> Tensor:
+    """An array, a tensor or a list of numbers as a tensor on the CPU, which the caller has no other hold of.
+
+    Raises:
+        ConfigError: it is none, or has numbers that are not finite; `where` begins the message.
+    """
+    try:
+        found = values.detach().cpu().clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        kind = getattr(values, "dtype", type(values).__name__)
+        raise ConfigError(f"{where} is not numbers ({kind}). Allowed: an array of NumPy or a tensor.") from None
+    if found.is_complex():
+        raise ConfigError(f"{where} is complex. Allowed: real numbers.")
+    if found.is_floating_point() and not bool(found.isfinite().all()):
+        bad = int((~found.isfinite()).sum())
+        row = int((~found.isfinite()).nonzero()[0, 0]) if found.ndim else 0
+        raise ConfigError(
+            f"{where} has {number_of(bad, 'value')} that are NaN or infinite, the first in example {row}."
+        )
+    return found
+
+
+def inputs_given(values: Any, where: str) -> Tensor:
+    """Inputs as Split has them: (N, C, H, W) uint8 images, or (N, D) float32 rows.
+
+    Args:
+        values: (N, D) numbers, or uint8 images (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 or 3 channels C.
+        where: the beginning of a message.
+    Raises:
+        ConfigError: they are something else.
+    """
+    x = numbers_given(values, where)
+    if x.ndim == 2 and x.shape[1]:
+        return x.to(torch.float32).contiguous()
+    is_image = x.dtype == torch.uint8 and (x.ndim == 3 or (x.ndim == 4 and {x.shape[1], x.shape[3]} & {1, 3}))
+    if not is_image or 0 in x.shape:
+        kind = f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
+        advice = "rows of numbers (N, D), or uint8 images (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 or 3 channels"
+        how = " Values from 0 to 1 become such by (x * 255).round() and a change of type." if x.ndim > 2 else ""
+        raise ConfigError(f"{where} is {kind}. Allowed: {advice}.{how}")
+    if x.ndim == 3:
+        x = x[:, None]
+    return (x if x.shape[1] in (1, 3) else x.permute(0, 3, 1, 2)).contiguous()
+
+
+def targets_given(values: Any, where: str, *, classes: bool) -> Tensor:
+    """Targets as Split has them: (N,) int64 classes, or (N, M) float32 targets of a regression.
+
+    Raises:
+        ConfigError: they are something else.
+    """
+    y = numbers_given(values, where)
+    kind = f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}"
+    if not classes:
+        if y.ndim not in (1, 2) or 0 in y.shape:
+            raise ConfigError(f"{where} is {kind}. Allowed: the targets of a regression, (N,) or (N, M).")
+        return y.reshape(len(y), -1).to(torch.float32)
+    if y.is_floating_point() or y.ndim != 1:
+        line = 'TASKS = {"NAME": "regression"}'.replace("NAME", where.partition("data=")[2].partition(":")[0])
+        raise ConfigError(
+            f"{where} is {kind}. Allowed: class numbers 0, 1, ... of shape (N,); for a regression write {line}."
+        )
+    if len(y) and int(y.min()) < 0:
+        raise ConfigError(f"{where} has the class {int(y.min())}. Allowed: 0, 1, ...")
+    return y.to(torch.int64)
+
+
+def source_given(returned: Any, where: str, *, classes: bool) -> Source:
+    """A data set as a caller has it in memory, checked.
+
+    Args:
+        returned: ((x_train, y_train), (x_test, y_test)), perhaps with (x_val, y_val) after these; arrays or tensors.
+        where: the beginning of a message.
+        classes: y are class numbers (N,); else the targets of a regression, (N,) or (N, M).
+    Raises:
+        ConfigError: it is none of these, or the parts do not go together.
+    """
+    form = "Return ((x_train, y_train), (x_test, y_test)), or a third pair for validation."
+    parts = returned if isinstance(returned, (tuple, list)) else ()
+    if len(parts) not in (2, 3) or not all(isinstance(part, (tuple, list)) and len(part) == 2 for part in parts):
+        found = f"a {type(returned).__name__}" + (f" of {len(returned)}" if parts else "")
+        raise ConfigError(f"{where}: it returns {found}. {form}")
+    xs, ys = [], []
+    for part, (x, y) in zip(GIVEN_PARTS, parts, strict=False):
+        xs.append(inputs_given(x, f"{where}: x of {part}"))
+        ys.append(targets_given(y, f"{where}: y of {part}", classes=classes))
+        if len(xs[-1]) != len(ys[-1]) or not len(ys[-1]):
+            said = f"{part} has {len(xs[-1]):,} x and {len(ys[-1]):,} y"
+            raise ConfigError(f"{where}: {said}. Allowed: as many of both, 1 or more.")
+    if len({(x.shape[1:], x.dtype, y.shape[1:]) for x, y in zip(xs, ys, strict=True)}) > 1:
+        shapes = [
+            f"{part} {tuple(x.shape)} and {tuple(y.shape)}" for part, x, y in zip(GIVEN_PARTS, xs, ys, strict=False)
+        ]
+        raise ConfigError(f"{where}: its parts have examples of different shapes: {', '.join(shapes)}.")
+    num_classes, highest = (int(ys[0].max()) + 1, max(int(y.max()) for y in ys)) if classes else (0, 0)
+    if classes and not 1 <= highest < num_classes:
+        found = f"the classes of train go to {num_classes - 1}, those of all parts to {highest}"
+        raise ConfigError(f"{where}: {found}. Allowed: 0 to K - 1 with K of 2 or more, and the highest one in train.")
+    digest = hashlib.sha256()
+    for tensor in (*xs, *ys):
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().data)
+    has_pixels = xs[0].dtype == torch.uint8
+    mean, std = mean_std(pixel_sums(xs[0]), xs[0][0, 0].numel()) if has_pixels else ((), ())
+    splits = [Split(x, y) for x, y in zip(xs, ys, strict=True)]
+    val = splits[2] if len(splits) > 2 else None
+    names = tuple(map(str, range(num_classes)))
+    shape, ignores = tuple(xs[0].shape[1:]), () if has_pixels else ("normalize",)
+    return Source(splits[0], splits[1], shape, digest.hexdigest(), names, mean, std, val, ignores)

@@ -30,12 +30,12 @@ def moves(augment: str, height: int, width: int) -> Tensor:
     table = []
     for oy, ox, is_mirrored in offsets:
         rows, columns = torch.arange(height)[:, None] + oy, torch.arange(width) + ox  # (H, 1) and (W,)
-        places = places_of(rows, columns, height, width)
+        places = pixel_places(rows, columns, height, width)
         table.append((places.flip(1) if is_mirrored else places).flatten())  # mirrored after the shift
     return torch.stack(table)
 
 
-def places_of(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+def pixel_places(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
     """The numbers of the pixels in these rows and columns (..., H, W) int64; height * width outside the image."""
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     return torch.where(inside, rows * width + columns, height * width)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainer.data.pixels import blend, brightness, contrast, move, places_of, saturation
+from trainer.data.pixels import blend, brightness, contrast, move, pixel_places, saturation
 
 LEVELS = 31
 MAGNITUDE, AT_ONCE = 9, 2  # of RandAugment: the level, and how many operations an image gets
@@ -113,7 +113,7 @@ def moved(name: str, x: Tensor, m: Tensor) -> Tensor:
     else:
         rows = rows - m.trunc()
     rows, columns = (v.floor().long() for v in torch.broadcast_tensors(rows, columns))
-    places = places_of(rows, columns, height, width)
+    places = pixel_places(rows, columns, height, width)
     return move(x, places.expand(len(x), height, width).flatten(1))
 
 

@@ -13,7 +13,10 @@ def last_layer(model: nn.Module, num_outputs: int) -> tuple[str, nn.Module]:
         for name, module in model.named_modules()
         if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.shape[:1] == (num_outputs,)
     ]
-    return [(name, module) for name, module in found if module.weight.ndim > 1][-1]
+    layers = [(name, module) for name, module in found if module.weight.ndim > 1]
+    if not layers:  # of a network of a user's own
+        raise ConfigError(f"finetune.* and init_from= are for networks whose last layer has {num_outputs} outputs.")
+    return layers[-1]
 
 
 def backbone_of(model: nn.Module, num_outputs: int) -> list[nn.Parameter]:

@@ -25,7 +25,7 @@ from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder, SilentRecorder
 from trainer.run.resume import Start
 from trainer.run.session import Reporter, Session
-from trainer.run.shapes import check_images, check_smallest_part, check_targets
+from trainer.run.shapes import check_images, check_plugged_parts, check_smallest_part, check_targets
 from trainer.run.target import Target, find, resolve_resume
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import remove_temporary, write_json
@@ -179,6 +179,7 @@ def make_parts(
     with ranks.together():
         check_smallest_part(config, parts)
         check_targets(config, parts.splits)
+        check_plugged_parts(config, parts)
         progress = Progress()
         if start is not None:
             progress = put_in(start, config, parts, screen)

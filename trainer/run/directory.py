@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from trainer.config.plugins import as_word, paths_recorded
 from trainer.config.schema import Config
 from trainer.run import records
 from trainer.run.folders import in_brief, is_broken_link, newest_file, why
@@ -319,7 +320,8 @@ def is_held(folder: Path) -> bool:
 def command_for(config: Config, words: str) -> str:
     """What to type for this run: command_for(config, "resume") -> python main.py resume=NAME."""
     moved = moved_folders(config.paths.outputs, config.paths.checkpoints)
-    return " ".join([main_py(), f"{words}={config.name}", *moved])
+    files = [shlex.quote(as_word(paths))] if (paths := paths_recorded(config.plugins)) else []
+    return " ".join([main_py(), f"{words}={config.name}", *moved, *files])
 
 
 def moved_folders(outputs: str, checkpoints: str) -> list[str]:

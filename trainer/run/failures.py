@@ -6,12 +6,22 @@ from collections.abc import Iterator
 
 import torch
 
+from trainer.config.plugins import blamed
 from trainer.config.schema import Config
 from trainer.run import directory, folders
 from trainer.run.checkpoint_files import FULL
 from trainer.run.directory import Run, command_for
 from trainer.run.environment import peak_memory
-from trainer.utils.errors import ConfigError, DivergedError, Interrupted, ProcessLost, ResourceError, WorkerError
+from trainer.utils.errors import (
+    ConfigError,
+    DivergedError,
+    Interrupted,
+    PluginError,
+    ProcessLost,
+    ResourceError,
+    TrainerError,
+    WorkerError,
+)
 from trainer.utils.screen import Screen
 
 
@@ -38,10 +48,12 @@ def explain(error: BaseException, config: Config, run: Run | None = None) -> Bas
         return ConfigError(str(error.args[0]).strip().splitlines()[-1].partition("ConfigError: ")[2])
     if isinstance(error, OSError) and error.errno in FULL:
         return ResourceError(f"the disk is full: {error}. Make room, then give the command again or resume=.")
+    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
+    if not no_memory and (told := blamed(error)) is not None:
+        return PluginError(told) if run is None else TrainerError(told)
     if (told := folders.trouble(error, filter(None, vars(config.paths).values()))) is not None:
         saved = directory.how_to_continue(run) if run is not None else ""
         return ResourceError(f"{told}{saved or ' Then give the same command again.'}")
-    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
     if (no_memory or "shared memory" in text) and not isinstance(error, ResourceError):
         peak = f", {peak_memory() / 2**20:,.0f} MiB at the peak" if peak_memory() else ""
         return ResourceError(
@@ -73,7 +85,7 @@ def explaining(config: Config) -> Iterator[None]:
     """Explain what is raised inside; see explain."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file of plugins= may call sys.exit()
         raise explain(error, config) from error.__cause__
 
 

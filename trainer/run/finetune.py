@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from trainer.config.options import origin_of
 from trainer.config.schema import Config
 from trainer.data.augment import UNCHANGED, augment_of
 from trainer.data.batches import Batches
@@ -22,9 +23,10 @@ def on_features(config: Config, parts: Parts, screen: Screen) -> Parts:
     """The parts with what the frozen backbone makes of each image, computed once; the last layer trains on that.
 
     As they are where the backbone is not frozen for good, or the images of each epoch are others, or one process of
-    several has a part of them only.
+    several has a part of them only, or the network is a user's own, which may compute on after its last layer.
     """
     others = augment_of(config.data.options, 0) != UNCHANGED and not config.overfit_batches
+    others |= origin_of("model", config.model.name) != ""
     if not config.finetune.is_frozen or others or config.ema_decay or parts.ranks.world > 1:
         return parts
     head, splits = last_layer(parts.model, parts.splits.num_outputs)[1], parts.splits

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.config.freeze import from_dict
 from trainer.config.ranges import REFERENCE_METRICS, OneOf, Range, Rule, Such
-from trainer.utils.errors import ConfigError, DamagedError
+from trainer.utils.errors import ConfigError, DamagedError, MissingPluginError
 from trainer.utils.files import open_regular
 from trainer.utils.objective import DECIDING, OF_CLASSES
 from trainer.utils.text import one_line, short_repr
@@ -159,6 +159,8 @@ def read_record(path: Path, fields: Fields) -> dict[str, Any]:
         content = parse(text_of(path))
         if fault := fault_of(content, fields):
             raise ConfigError(fault)
+    except MissingPluginError:
+        raise
     except ConfigError as error:
         raise DamagedError(f"{path} cannot be read: {str(error).removesuffix('.')}.") from None
     assert isinstance(content, dict)

@@ -193,9 +193,11 @@ def draw_run(
     if splits.task == "classification" and not few:
         confusion = classification_report(test.outputs, test.labels).confusion
         plots.confusion(confusion, splits.classes, folder / "confusion.png")
+        names.append("confusion")
+    if splits.task == "classification" and len(splits.in_shape) == 3 and not few:  # images
         chances = build.probabilities(config.loss, test.outputs)
         grid(splits, splits.test, chances, mixed(splits.test.y, NUM_IMAGES), folder / "predictions.png")
-        names += ["confusion", "predictions"]
+        names.append("predictions")
         if len(wrong := most_confident_mistakes(chances, test.labels)):
             grid(splits, splits.test, chances, wrong, folder / "wrong.png", "the most confident mistakes: ")
             names.append("wrong")

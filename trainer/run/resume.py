@@ -18,7 +18,7 @@ from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.safe_load import read_checkpoint
 from trainer.run.target import Target, decisive_elsewhere
-from trainer.utils.errors import ConfigError, DamagedError, ResourceError, nearest
+from trainer.utils.errors import ConfigError, DamagedError, MissingPluginError, ResourceError, nearest
 from trainer.utils.screen import Screen
 from trainer.utils.text import number_of
 
@@ -117,11 +117,13 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
     try:
         saved, now = target.saved_config, flatten(config.to_dict())
     except DamagedError as error:
-        if config.resume != "auto":
+        if config.resume != "auto" or isinstance(error, MissingPluginError):
             raise
         check_never_saved(target.run)
         screen.say(f"warning: {error} Nothing was saved: {target.run.name} starts anew.")
         return []
+    for line in target.changed_plugins():
+        screen.say(f"{line} The run continues with it as it is now: no bit for bit as if it had never stopped.")
     known = flatten(saved)  # what a file does not choose did not have its default
     before = {k: was for k, was in flat_settings(saved).items() if k in known or not k.startswith(OF_THIS_MACHINE)}
     for name in config.resume_allow:

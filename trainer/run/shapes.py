@@ -1,14 +1,21 @@
 """What a model or a loss will refuse, found before the first step."""
 
+from contextlib import closing
+
 import torch
+from torch import Tensor, nn
 
 from trainer import build
 from trainer.config.fit import shape_of
+from trainer.config.options import origin_of
+from trainer.config.plugins import blamed
 from trainer.config.schema import Config
 from trainer.data.splits import Splits
 from trainer.run.checkpoint import WithoutDraws
-from trainer.run.parts import Parts
-from trainer.utils.errors import ConfigError
+from trainer.run.parts import Parts, eval_batches
+from trainer.run.plugged import kind_of
+from trainer.run.seeds import generators_kept
+from trainer.utils.errors import ConfigError, PluginError
 
 
 def check_images(config: Config) -> None:
@@ -17,7 +24,7 @@ def check_images(config: Config) -> None:
     Raises:
         ConfigError: as the model raises it.
     """
-    if (shape := shape_of(config.data)) is not None:
+    if (shape := shape_of(config.data)) is not None and not origin_of("model", config.model.name):
         with torch.device("meta"), WithoutDraws():
             build.build_model(config.model, config.impl, shape, 2)
 
@@ -43,9 +50,11 @@ def check_smallest_part(config: Config, parts: Parts) -> None:
     if examples != 1 or config.finetune.is_frozen:  # whose statistics stay
         return
     try:
-        with torch.device("meta"), WithoutDraws(), torch.no_grad():
+        # the user's own code may read numbers, which tensors without memory do not have
+        place = "cpu" if origin_of("model", config.model.name) else "meta"
+        with generators_kept(), torch.device(place), WithoutDraws(), torch.no_grad():
             model = build.build_model(config.model, config.impl, parts.splits.in_shape, parts.splits.num_outputs)
-            model.train()(torch.empty(1, *parts.splits.in_shape))
+            model.train()(torch.zeros(1, *parts.splits.in_shape))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -69,4 +78,53 @@ def check_targets(config: Config, splits: Splits, advice: str = "Allowed here: l
         raise ConfigError(
             f"loss={config.loss.name} is for targets in [0, 1], but they go from {y.min():.3g} to {y.max():.3g}. "
             f"{advice}"
+        )
+
+
+def check_outputs(config: Config, model: nn.Module, x: Tensor, num_outputs: int) -> Tensor:
+    """The outputs for x of a model that plugins= brought.
+
+    Raises:
+        PluginError: they are no numbers of shape (examples, num_outputs).
+    """
+    y_hat, wanted = model(x), (len(x), num_outputs)
+    if not isinstance(y_hat, Tensor) or tuple(y_hat.shape) != wanted or not y_hat.is_floating_point():
+        found = f"{origin_of('model', config.model.name)}: inputs of shape {tuple(x.shape)} give {kind_of(y_hat)}"
+        raise PluginError(f"{found}. Allowed: numbers of shape {wanted}, which is (examples, num_outputs).")
+    return y_hat
+
+
+def check_plugged_parts(config: Config, parts: Parts) -> None:
+    """Try what plugins= brought on a few examples, so that a mistake in it is found before the first step.
+
+    Raises:
+        PluginError: the outputs have a wrong shape, there are no gradients, or the loss is a sum over the examples.
+    """
+    origins = {group: where for group in ("model", "loss") if (where := origin_of(group, getattr(config, group).name))}
+    if not origins:
+        return
+    model, few = parts.model, parts.splits.train.take(torch.arange(min(4, len(parts.splits.train))))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with generators_kept(), closing(eval_batches(config, parts.splits, few, parts.machine).epoch(0)) as batches:
+        x, y = next(batches)
+        for training in (False, True):
+            with parts.machine.autocast():
+                y_hat = check_outputs(config, model.train(training), x, parts.splits.num_outputs)
+                loss = parts.loss_fn(y_hat, y)
+                twice = parts.loss_fn(y_hat.repeat(2, 1), torch.cat([y, y]))
+    for name, buffer in model.named_buffers():
+        if name in before:
+            buffer.copy_(before[name])
+    try:
+        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    except RuntimeError as error:
+        if blamed(error):
+            raise
+        culprit = "model" if not y_hat.requires_grad else "loss" if not loss.requires_grad else ""
+        where = origins.get(culprit) or " and ".join(origins.values())
+        why = str(error).split(". ")[0]
+        raise PluginError(f"{where}: the gradient of the loss cannot be computed: {why}.") from error
+    if "loss" in origins and loss and abs(float(twice.detach() / loss.detach()) - 2) < 1e-3:
+        raise PluginError(
+            f"{origins['loss']}: the loss of twice the examples is twice as large. Allowed: the mean over them."
         )

@@ -10,10 +10,11 @@ from typing import Any
 
 from trainer.config.freeze import from_dict
 from trainer.config.options import flatten
+from trainer.config.plugins import changes_since, check_plugged
 from trainer.config.roles import OF_THE_COMMAND, OF_THIS_MACHINE, decisive
 from trainer.run import directory, records
 from trainer.run.directory import Run
-from trainer.utils.errors import ConfigError, DamagedError, close_to, did_you_mean
+from trainer.utils.errors import ConfigError, DamagedError, MissingPluginError, close_to, did_you_mean
 from trainer.utils.text import emit
 
 
@@ -39,6 +40,13 @@ class Target:
         except DamagedError:  # the file was brought here
             record = {}
         return checked(settings_of_file(self.content["config"], record), self.file)
+
+    def changed_plugins(self) -> list[str]:
+        """A warning for each file of plugins= that is not what it was in the training."""
+        with contextlib.suppress(DamagedError):
+            saved = directory.read_config(self.run.outputs) if self.file is None else self.content["config"]
+            return changes_since(saved.get("plugins"))
+        return []
 
     def path(self) -> Path:
         """The file to measure: the one that was named, the run's newest for RUN:last, else the run's best.
@@ -82,6 +90,8 @@ def settings_of_run(run: Run) -> dict[str, Any]:
     """
     try:
         return without(directory.read_config(run.outputs), OF_THE_COMMAND)
+    except MissingPluginError:
+        raise
     except DamagedError as error:
         from trainer.run.checkpoint_files import steps_in  # imports torch
         from trainer.run.safe_load import read_checkpoint
@@ -108,6 +118,7 @@ def settings_of_file(saved: Mapping[str, Any], record: Mapping[str, Any]) -> dic
         saved: what stands in the file.
         record: the settings of this machine's run of the same name; empty where it has none.
     """
+    check_plugged(saved, is_own=False)
     kept = without(saved, (*OF_THE_COMMAND, *OF_THIS_MACHINE))
     if isinstance(kept.get("choices"), dict):
         kept["choices"]["device"] = "auto"

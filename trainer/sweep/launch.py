@@ -27,6 +27,7 @@ from trainer.config.options import CONFIGS, chosen_engines
 from trainer.config.roles import check_typed, identifies, without_effect
 from trainer.config.tasks import LAUNCHERS
 from trainer.run import directory, folders, records
+from trainer.run.plugged import plugged
 from trainer.sweep.board import Board
 from trainer.sweep.job import INTERRUPTED, Job
 from trainer.sweep.runner import on_a_gpu, run_all, run_job, wait_for_jobs
@@ -81,7 +82,9 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
         run_all(jobs, folder, stop)
         return
     directory.check_writable(*map(Path, command.folders.values()))
-    paths = [f"{key}={unquote(value)}" for key, value in map(split_word, words) if key.startswith("paths.")]
+    paths = [
+        f"{key}={unquote(value)}" for key, value in map(split_word, words) if key.startswith(("paths.", "plugins"))
+    ]
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     with contextlib.ExitStack() as held:
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,10 +216,11 @@ class RunJob:
         overrides = {key: value for key, value in overrides.items() if key not in self.fixed}
         searches = own.runtime.choices["hydra/sweeper"] == "optuna"
         number = int(own.job.name) if searches else own.job.num  # a study numbers its trials itself
-        job = make_job(number, overrides, composed, own.runtime.choices, self.command)
         with contextlib.ExitStack() as held:
             quiet_libraries()  # in the launcher's process
             stop = held.enter_context(StopSignal())
+            held.enter_context(plugged(self.command.overrides))
+            job = make_job(number, overrides, composed, own.runtime.choices, self.command)
             if multiprocessing.parent_process() is not None:  # else a killed sweep would leave its jobs running
                 end_with_parent(saving=True)
             if own.runtime.choices["hydra/launcher"] == "gpus":

@@ -58,6 +58,14 @@ class DamagedError(ConfigError):
     """A file of this program whose content is not what was written: resuming from an older one may help."""
 
 
+class PluginError(ConfigError):
+    """A file of plugins= that cannot be used."""
+
+
+class MissingPluginError(DamagedError):
+    """A run whose settings name what a file of plugins= brought, which was not typed."""
+
+
 class WorkerError(TrainerError):
     """A process that decodes images was ended from outside."""
 

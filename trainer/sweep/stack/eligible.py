@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config.options import flatten
+from trainer.config.options import flatten, origin_of
 from trainer.config.roles import OF_THE_RUN
 from trainer.config.schema import Config
 from trainer.run.machine import find_device
@@ -73,6 +73,7 @@ def obstacle(config: Config) -> str:
         "torchrun's processes train one run after the other": ranks.of_environment().world > 1,
         "sweep.stack=false": config.sweep.stack is False,
         f"model={model.name}: only {listed(STACKABLE_MODELS)} can be stacked": model.name not in STACKABLE_MODELS,
+        "a loss of plugins=": bool(origin_of("loss", config.loss.name)),
         f"optimizer={config.optimizer.name}: only {listed(STACKABLE_OPTIMIZERS)} can be stacked": config.optimizer.name
         not in STACKABLE_OPTIMIZERS,
         "only impl=concise can be stacked": set(config.impls().values()) != {"concise"},
