@@ -50,8 +50,23 @@ def test_headings_and_numbers_end_in_the_same_columns(epochs: int, capfd: pytest
     screen = Screen()
     for epoch in (1, epochs):
         screen.row(row(epoch), epochs)
-    ends = [[m.end() for m in re.finditer(r"\S+", line)][1:] for line in capfd.readouterr().out.splitlines()]
+    lines = [line.partition("   (each")[0] for line in capfd.readouterr().out.splitlines()]
+    ends = [[m.end() for m in re.finditer(r"\S+", line)][1:] for line in lines]
     assert ends[0] == ends[1] == ends[2]
+
+
+def test_of_many_epochs_some_are_shown_and_all_are_in_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for epochs, shown_ones in ((200, list(range(1, 201))), (625, [1, *range(12, 625, 12), 625])):
+        screen = Screen()
+        screen.log_to(tmp_path / f"{epochs}.log")
+        for epoch in range(1, epochs + 1):
+            screen.row(row(epoch), epochs)
+        head, *lines = capfd.readouterr().out.splitlines()
+        assert [int(line.partition("/")[0]) for line in lines] == shown_ones
+        assert ("(each 12th epoch; all are in train.log)" in head) == (epochs > 200)
+        assert len((tmp_path / f"{epochs}.log").read_text().splitlines()) == epochs + 1
 
 
 def test_the_log_gets_every_line_also_the_earlier_ones(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the user sees: one line per epoch everywhere, and on a terminal a progress bar within the epoch."""
+"""What the user sees: a line per epoch, of very many each N-th, and on a terminal a progress bar within the epoch."""
 
 import os
 import time
@@ -11,6 +11,7 @@ from trainer.utils.files import open_regular
 from trainer.utils.objective import OF_CLASSES
 from trainer.utils.text import drawing, emit, is_terminal, one_line
 
+MANY_EPOCHS = 200  # of more about 50 lines are shown
 MAX_CELL = 1000  # characters in a column of a table
 REDRAW_SECONDS = 0.2  # a redraw costs as much as a step of a small model
 
@@ -95,11 +96,14 @@ class Screen:
         """Print a line for an epoch, with the metrics that the row has."""
         columns = [(name, row[name]) for name in METRICS if row.get(name) is not None]
         heads = [f" {name.replace('accuracy', 'acc'):>11}" for name, _ in columns]
+        every = 1 if epochs <= MANY_EPOCHS else epochs // 50
         if not self._headed:
-            self.say(f"{'epoch':>9}{''.join(heads)}   examples/s")
+            note = f"   (each {every}th epoch; all are in train.log)" if every > 1 else ""
+            self.say(f"{'epoch':>9}{''.join(heads)}   examples/s{note}")
             self._headed = True
         values = "".join(shown(value).rjust(len(head)) for (_, value), head in zip(columns, heads, strict=True))
-        self.say(f"{row['epoch']:>4}/{epochs:<4}{values}{row['samples_per_second']:13,.0f}")
+        line = f"{row['epoch']:>4}/{epochs:<4}{values}{row['samples_per_second']:13,.0f}"
+        (self.note if row["epoch"] % every and row["epoch"] not in (1, epochs) else self.say)(line)
         if self._job and not is_terminal():
             said = "  ".join(f"{name} {shown(value)}" for name, value in columns)
             emit(f"[{self._job}] epoch {row['epoch']}/{epochs}  {said}")
