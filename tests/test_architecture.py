@@ -58,6 +58,7 @@ PACKAGES = {
     "scipy": ("trainer.utils.evidence",),
     "safetensors": ("trainer.run.safe_load",),
     "threadpoolctl": ("trainer.run.machine",),
+    "pyarrow": ("trainer.data.table_file",),
     "torch": ("trainer",),
 }
 # these take long to import, so they are imported where they are used
@@ -71,6 +72,7 @@ LAZY = (
     "trainer.plots",
     "optuna",
     "cmaes",
+    "pyarrow",
 )
 TORCH_FREE = (
     *(

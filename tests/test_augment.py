@@ -322,6 +322,10 @@ def test_a_run_with_a_list_of_steps_resumes_and_is_measured_on_the_middle(cli: C
     assert split == files, "predict sees other pixels than eval"
 
 
+def test_shares_of_classes_are_no_targets_of_a_regression(cli: Cli) -> None:
+    assert_refused(cli(*FOLDER, "data.mixup=0.2", "loss=auto"), "data.mixup", "loss=auto", "Name a loss")
+
+
 @pytest.mark.parametrize("value", ["crop", "[flip,flip]", "[flip,none]", "3", "true", "[[flip]]"])
 def test_what_is_no_augmentation_is_refused(cli: Cli, value: str) -> None:
     assert_refused(cli(*FOLDER, f"data.augment={value}"), "data.augment", "resized_crop")

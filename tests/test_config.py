@@ -47,6 +47,7 @@ FITTING = (
     {(data, model) for data in ("synthetic", "random") for model in ("linreg", "mlp")}
     | {(data, "mlp") for data in PICTURE_SETS}
     | set(product(PICTURE_SETS, PICTURE_MODELS))
+    | set(product(["table"], ["linreg", "mlp", *PICTURE_MODELS]))  # what its target is decides when it is read
 )
 
 
@@ -68,8 +69,9 @@ def every_setting() -> list[tuple[str, Any]]:
 def plain(nodes: dict[str, Any] | None = None, **choices: str) -> dict[str, Any]:
     """A saved config that names its choices and, but for the settings in `nodes`, nothing else."""
     settled = settled_for(choices.get("data", "synthetic")) | choices
-    root = {"data": {"root": "pictures"}} if settled["data"] == "folder" else {}
-    return {"choices": settled} | root | (nodes or {})
+    needed = {"folder": {"root": "pictures"}, "table": {"path": "houses.csv", "target": "price"}}
+    own = {"data": needed[settled["data"]]} if settled["data"] in needed else {}
+    return {"choices": settled} | own | (nodes or {})
 
 
 @cache
@@ -157,7 +159,8 @@ def test_options_of_a_data_set_are_its_keywords_and_the_common_ones(name: str) -
     common |= {"normalize", "augment", "mixup", "cutmix", "balance"} if name in PICTURE_SETS else set()
     common |= {"resident"} if name in PICTURE_SETS else set()
     common |= {"workers"} if name == "folder" else {"expand"} if name in PICTURE_SETS else set()
-    of_the_tests = {"digests", "archive_sha256"}
+    common |= {"balance"} if name == "table" else set()
+    of_the_tests = {"digests", "archive_sha256", "known"}  # and what a checkpoint gives
     assert set(options_of("data", name)) == keywords(DATASETS[name]) - of_the_tests | common
 
 
@@ -236,7 +239,7 @@ def test_a_recipe_is_named_after_choices_and_sets_their_options_only(path: Path)
     data = max((name for name in choices_of("data") if path.stem.startswith(f"{name}_")), key=len)
     model, _, choice = path.stem.removeprefix(f"{data}_").partition("_")
     assert (data, model) in FITTING
-    allowed = {"epochs", "batch_size", "data", "model"}
+    allowed = {"epochs", "batch_size", "monitor", "data", "model"}
     if group != "recipe":
         assert choice in choices_of(group)
         allowed = {group}
@@ -262,8 +265,8 @@ def test_models_are_refused_for_the_wrong_task(data: str, model: str) -> None:
 @pytest.mark.parametrize(("data", "loss"), list(product(choices_of("data"), choices_of("loss"))))
 def test_losses_are_refused_for_the_wrong_task(data: str, loss: str) -> None:
     saved = plain(data=data, model="mlp", loss=loss)
-    of_sigmoids = loss in ("quadratic", "sigmoid_cross_entropy")  # for labels, and for targets in [0, 1]
-    if of_sigmoids or (TASK_OF_DATA[data] == REGRESSION) == (loss in ("mse", "l1", "huber")):
+    for_both = loss in ("quadratic", "sigmoid_cross_entropy", "auto")  # of sigmoids: for labels, and targets in [0, 1]
+    if data == "table" or for_both or (TASK_OF_DATA[data] == REGRESSION) == (loss in ("mse", "l1", "huber")):
         assert from_dict(saved).loss.name == loss
     else:
         with pytest.raises(ConfigError, match=f"loss={loss} does not fit data={data}"):

@@ -94,7 +94,8 @@ class Model:
 
         Args:
             inputs: the path of an image or a folder, a PIL image, a uint8 array or tensor (H, W) or (H, W, C), a batch
-                (N, H, W, C), or a list of these; for a model of rows, numbers (N, D).
+                (N, H, W, C), or a list of these; for a model of rows, numbers (N, D); for one of a table, the path of
+                a file, {column: cells} or a data frame.
         Raises:
             ConfigError: it is none of these, or an image cannot be read.
         """
@@ -115,20 +116,26 @@ class Model:
 
     def outputs_of(self, inputs: Any) -> "tuple[Tensor, list[str]]":
         """What the module gives for what predict() was given (N, K), and what each of it is called."""
-        from trainer.commands.predict import frame_of, label_pictures, label_rows
+        from trainer.commands.outputs import label_rows
+        from trainer.commands.predict import frame_of, label_pictures
+        from trainer.commands.predict_table import label_given
         from trainer.data.given import rows_given
+        from trainer.run.tables import own_outputs
 
+        if self.trained.table is not None:
+            found = label_given(self.trained, self.trained.table, inputs, Screen())
+            return own_outputs(self.trained.table, found), [str(i) for i in range(len(found))]
         if len(self.in_shape) == 1:
             rows = rows_given(inputs, *self.in_shape)
             return label_rows(self.trained, rows), [str(i) for i in range(len(rows))]
         pictures = self.pictures(inputs)
-        found = label_pictures(self.trained, pictures, frame_of(self.config, self.trained), Screen())
+        labelled = label_pictures(self.trained, pictures, frame_of(self.config, self.trained), Screen())
         if not pictures:
             raise ConfigError("there is no image in what predict() was given.")
-        if found.unreadable:
-            number = f"{len(found.unreadable)} of {number_of(len(pictures), 'image')} could not be read"
-            raise ConfigError(number, *(f"  {reason}" for reason in found.unreadable))
-        return found.outputs, [str(one) if isinstance(one, Path) else str(i) for i, one in enumerate(pictures)]
+        if labelled.unreadable:
+            number = f"{len(labelled.unreadable)} of {number_of(len(pictures), 'image')} could not be read"
+            raise ConfigError(number, *(f"  {reason}" for reason in labelled.unreadable))
+        return labelled.outputs, [str(one) if isinstance(one, Path) else str(i) for i, one in enumerate(pictures)]
 
     def pictures(self, images: Any) -> "list[Picture]":
         """What predict() was given, one by one: files below a folder, images of a batch."""

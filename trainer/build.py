@@ -65,15 +65,28 @@ def quadratic(logits: Tensor, labels: Tensor) -> Tensor:
     return F.mse_loss(logits.sigmoid(), y, reduction="sum") / (2 * len(logits))
 
 
+def by_target(losses: Mapping[str, Callable[..., Tensor]]) -> dict[str, Callable[..., Tensor]]:
+    """The losses with `auto`: of (N,) class numbers the cross-entropy, of (N, M) targets half the squared error."""
+
+    def auto(y_hat: Tensor, y: Tensor) -> Tensor:
+        if y.dtype == torch.int64:
+            return losses["cross_entropy"](y_hat, y, label_smoothing=0.0)
+        return losses["mse"](y_hat, y, form="half")
+
+    return {**losses, "auto": auto}
+
+
 NO_DECAY = {"weight_decay": 0.0}
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "mse": mse,
-    "l1": l1,
-    "huber": huber,
-    "cross_entropy": cross_entropy,
-    "sigmoid_cross_entropy": sigmoid_cross_entropy,
-    "quadratic": quadratic,
-}
+LOSSES: dict[str, Callable[..., Tensor]] = by_target(
+    {
+        "mse": mse,
+        "l1": l1,
+        "huber": huber,
+        "cross_entropy": cross_entropy,
+        "sigmoid_cross_entropy": sigmoid_cross_entropy,
+        "quadratic": quadratic,
+    }
+)
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {  # fused: one kernel for all tensors, never slower
     "sgd": partial(without_wrappers(torch.optim.SGD), fused=True),
     "adam": partial(without_wrappers(torch.optim.Adam), fused=True),
@@ -94,7 +107,8 @@ class Library:
 
 def by_name(impl: str, operations: Any) -> dict[str, Callable[..., Tensor]]:
     """The losses that a library has, by tasks.IMPLS_OF, from its operations."""
-    return {name: getattr(operations, name) for name, impls in IMPLS_OF["loss"].items() if impl in impls}
+    own = {name for name, impls in IMPLS_OF["loss"].items() if impl in impls} - {"auto"}
+    return by_target({name: getattr(operations, name) for name in own})
 
 
 LIBRARIES = {

@@ -100,6 +100,7 @@ def check_together(first: Mapping[str, Any], other: Mapping[str, Any], path: Pat
         "shape of the inputs": [content["arch"]["in_shape"] for content in (first, other)],
         "number of outputs": [content["arch"]["num_outputs"] for content in (first, other)],
         "normalisation": [[content["preprocess"][key] for key in ("mean", "std")] for content in (first, other)],
+        "columns of the table": [content.get("table") for content in (first, other)],
         "way from a file to an image": [
             [
                 *(option_of(content, key) for key in ("fit", "interpolation")),

@@ -14,6 +14,7 @@ from trainer.config.fit import shape_of
 from trainer.config.options import origin_of
 from trainer.config.ranges import as_yaml
 from trainer.config.schema import Choice, Config
+from trainer.data.columns import Encoding, from_plain
 from trainer.data.splits import Splits
 from trainer.engine import Evaluation
 from trainer.run import directory
@@ -24,6 +25,7 @@ from trainer.run.parts import eval_batches, evaluate_split, place
 from trainer.run.result import without_none
 from trainer.run.safe_load import weights_to_use
 from trainer.run.shapes import check_outputs, check_targets
+from trainer.run.tables import draw_table, figures_of, said_of_numbers
 from trainer.run.target import Target
 from trainer.totals import Totals
 from trainer.utils.errors import ConfigError, listed
@@ -48,6 +50,7 @@ class Trained:
     path: Path
     folder: Path  # where results go
     others: Mapping[Path, Mapping[str, Any]]  # further files whose models are in it too, and their contents
+    table: Encoding | None = None  # how the rows of a table become inputs
 
 
 def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
@@ -92,6 +95,7 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
         path,
         Path(config.paths.outputs) / (name if own else f"eval-{path.stem}"),
         {path: content for path, (_, content) in others.items()},
+        from_plain(content["table"], content["classes"]) if "table" in content else None,
     )
 
 
@@ -155,6 +159,11 @@ def check_cut(config: Config, content: Mapping[str, Any], splits: Splits, split_
             f"{now['root']} is not what it was in the training, so that nobody knows any more which of its images are "
             f"{split_name}. Name a folder with other images: data.root=FOLDER."
         )
+    elif keys and now.get("path") and now["path"] == before.get("path"):
+        raise ConfigError(
+            f"{now['path']} is not what it was in the training, so that nobody knows any more which of its rows are "
+            f"{split_name}. Name a file with other rows: data.test_path=FILE."
+        )
 
 
 def run_eval(config: Config, target: Target) -> None:
@@ -177,7 +186,8 @@ def run_eval(config: Config, target: Target) -> None:
         "loss": evaluation.loss,
         "accuracy": evaluation.accuracy,
     }
-    accuracy = f"accuracy {evaluation.accuracy:.4f}, " if evaluation.accuracy is not None else ""
+    figures |= figures_of(splits.table, evaluation)
+    accuracy = f"accuracy {evaluation.accuracy:.4f}, " if evaluation.accuracy is not None else said_of_numbers(figures)
     screen.say(
         f"{config.split}: {accuracy}loss {shown(evaluation.loss)} on {number_of(len(evaluation.labels), 'example')}"
     )
@@ -189,6 +199,10 @@ def run_eval(config: Config, target: Target) -> None:
             plot = trained.folder / "plots" / f"{stem}-confusion.png"
             plots.confusion(torch.tensor(figures["confusion"]), splits.classes, plot)
             screen.say(f"plot     {plot}")
+    elif splits.table is not None and config.plots:
+        plots_folder = trained.folder / "plots" / stem
+        draw_table(splits.table, evaluation, None, plots_folder)
+        screen.say(f"plots    {plots_folder}")
     if config.split == "test":
         count_look(trained, splits, screen)
     write_json(trained.folder / f"{stem}.json", without_none(figures))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.commands.start import prepare, target_of
-from trainer.config.command_line import OF_RUNS, VERBS, Command, parse_command, split_word, unquote
+from trainer.config.command_line import OF_RUNS, VERBS, Command, parse_command, split_word
 from trainer.config.compose import check_lists, compose, each_value, frozen, parse_overrides
 from trainer.config.options import all_keys
 from trainer.config.ranges import RANGES, FilePath
@@ -20,6 +20,7 @@ from trainer.run.target import find_run, unknown_run
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, PluginError, TrainerError, close_to
 from trainer.utils.program import main_py
+from trainer.utils.quotes import unquote
 from trainer.utils.signals import StopSignal
 
 ROUNDS = 8  # one for each mistake that is mended on a line, one for the spaces, one for -m

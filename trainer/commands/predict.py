@@ -1,8 +1,6 @@
 """The predict command: what a trained model says about images."""
 
-import itertools
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,8 @@ from torch import Tensor
 from trainer import build, engine
 from trainer.commands.ensemble import option_of, stored_of
 from trainer.commands.evaluate import Trained, count_look, evaluate_data, load_trained
+from trainer.commands.outputs import inputs_of, place_of, write_beside
+from trainer.commands.predict_table import predict_table
 from trainer.config.schema import Config
 from trainer.data.augment import centered
 from trainer.data.batches import eval_batch_size, normalizer
@@ -36,7 +36,6 @@ from trainer.run.result import NUM_IMAGES, grid
 from trainer.run.target import Target
 from trainer.utils.bar import Bar
 from trainer.utils.errors import ConfigError, listed
-from trainer.utils.files import csv_bytes, replacing
 from trainer.utils.screen import Screen, shown
 from trainer.utils.text import number_of, one_line
 
@@ -58,8 +57,11 @@ def run_predict(config: Config, target: Target) -> None:
     """
     screen = Screen()
     trained = load_trained(config, target, screen)
+    if trained.table is not None:
+        predict_table(config, trained, trained.table, screen)
+        return
     if not trained.classes:
-        raise ConfigError(f"{trained.path} predicts numbers, not classes: predict is for images; eval measures it.")
+        raise ConfigError(f"{trained.path} predicts numbers, not classes, and of no table: eval measures it.")
     if (has_rows := len(trained.in_shape) == 1) and config.input is not None:
         advice = "Leave it out to label the test split, or label rows from Python: trainer.load(RUN).predict(rows)."
         raise ConfigError(f"input= is for images, and {trained.path} takes rows of numbers. {advice}")
@@ -72,36 +74,6 @@ def run_predict(config: Config, target: Target) -> None:
     if unreadable:
         said = f"{number_of(len(unreadable), 'file')} could not be read, the others are labelled:"
         raise ConfigError(said, *(f"  {reason}" for reason in unreadable))
-
-
-def inputs_of(config: Config) -> list[str]:
-    """What input= names, each once."""
-    return list(dict.fromkeys([config.input] if isinstance(config.input, str) else config.input or []))
-
-
-def place_of(config: Config, trained: Trained) -> Path:
-    """The CSV file to write: output=, or one that is named after the input, in the run's folder.
-
-    Raises:
-        ConfigError: output= exists, is no name of a CSV file, or none that Windows allows.
-    """
-    if config.output is None:
-        stem = "predictions"
-        if targets := inputs_of(config):
-            stem += "-" + re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.abspath(targets[0])))[:59]
-            stem += f"-and-{len(targets) - 1}-more" if len(targets) > 1 else ""
-        stem += f"-mean-of-{len(trained.others) + 1}" if trained.others else ""
-        return trained.folder / f"{stem}.csv"
-    path = Path(config.output)
-    if path.suffix != ".csv":
-        raise ConfigError(f"output={path}: the name has to end in .csv.")
-    if directory.OF_WINDOWS.fullmatch(path.name):
-        raise ConfigError(f"output={path} is not allowed: no file on Windows has such a name. Choose another one.")
-    for place in (path, path.with_suffix(".png")):
-        if place.exists():
-            raise ConfigError(f"output={path}: {place} exists already. Choose another name, or delete it first.")
-    directory.check_writable(path.parent, key="output")
-    return path
 
 
 def predict_split(config: Config, trained: Trained, path: Path, screen: Screen) -> tuple[Path, list[str]]:
@@ -284,13 +256,6 @@ def label_pictures(trained: Trained, pictures: Sequence[Picture], frame: Frame, 
     return Labelled(found, torch.cat(outputs) if outputs else torch.empty(0), unreadable)
 
 
-def label_rows(trained: Trained, rows: Tensor) -> Tensor:
-    """Put rows of numbers (N, D) through the model, in the batches of eval; returns its outputs (N, K)."""
-    normalize = normalizer(trained.mean, trained.std, placement(trained.machine))
-    batches = (normalize(part).to(trained.machine.device) for part in rows.split(eval_batch_size(trained.in_shape)))
-    return engine.predict(trained.model, batches, trained.machine.autocast)
-
-
 def write_predictions(
     path: Path, classes: Sequence[str], names: list[str], chances: Tensor, labels: Sequence[int | str]
 ) -> Path:
@@ -304,12 +269,4 @@ def write_predictions(
         {"input": name, "label": k, "class": classes[k], "probability": f"{p:.6f}", "true_label": t}
         for name, k, p, t in zip(names, best.indices.tolist(), best.values.tolist(), labels, strict=True)
     ]
-    content, first = csv_bytes(rows), path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(2):
-        if not path.exists() or (path.is_file() and path.read_bytes() == content):
-            break
-        path = first.with_name(f"{first.stem}-{number}.csv")
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-    return path
+    return write_beside(path, rows)

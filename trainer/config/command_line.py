@@ -28,6 +28,7 @@ from trainer.config.schema import GROUPS
 from trainer.config.tasks import EXTRAS, LAUNCHERS
 from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed
 from trainer.utils.program import main_py
+from trainer.utils.quotes import quote, quote_items, unquote
 from trainer.utils.text import in_brackets
 
 VERBS = ("train", "eval", "predict", "check-resume", "compare-impl", "compare", "experiments")
@@ -36,8 +37,10 @@ TYPED_GROUPS = (*GROUPS, "experiment")
 RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 # Text whatever it looks like: name=1e3 is no number. It is quoted, so that Hydra's grammar does not parse it.
 PLAIN_TEXT = re.compile(
-    r"(checkpoint|resume|input|output|init_from|name|paths\.\w+|model\.weights|data\.(root|mirror)|reference\.source)$"
+    r"(checkpoint|resume|input|output|init_from|name|paths\.\w+|model\.weights|reference\.source|"
+    r"data\.(root|mirror|path|test_path|target))$"
 )
+OF_COLUMNS = ("data.features", "data.drop")  # lists of names, which may hold anything
 SCALARS = re.compile(r"(?!null$)[-+.\w]+(,[-+.\w]+)*")
 QUOTED_NUMBER = re.compile(r"""^(["'])([-+.\deE]+)\1$""")
 ENGINES = ("hydra/sweeper", "hydra/launcher")
@@ -78,23 +81,6 @@ def split_word(word: str) -> tuple[str, str]:
     """`++optimizer.lr=0.1` -> ("optimizer.lr", "0.1"); + and ++ are Hydra's signs for "add" and "add or override"."""
     key, _, value = word.partition("=")
     return key.lstrip("+"), value
-
-
-def unquote(text: str) -> str:
-    """The text between quotes that `quote` put round it."""
-    if len(text) < 2 or not text[0] == text[-1] == "'":
-        return text
-    return re.sub(r"(\\+)('|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], text[1:-1])
-
-
-def quote(text: str) -> str:
-    """Text as a quoted value of Hydra's grammar; null stays null, which is how a setting is unset."""
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    if text == "null" or quoted:
-        return text
-    # in the grammar a backslash is one by itself, as in C:\images, but not in front of a quote or at the end
-    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
-    return f"'{text}'"
 
 
 def parse_command(args: Sequence[str]) -> Command:
@@ -319,6 +305,8 @@ def expand(word: str, multirun: bool, choices: Mapping[str, str] | None) -> list
         return [f"{key}={names[0]}", f"ensemble=[{','.join(names[1:])}]"]
     if value and isinstance(rule := RANGES.get(key), FilePath):  # here, since a run is looked up before Hydra composes
         value = rule(value)
+    if key in OF_COLUMNS:
+        value = quote_items(value, multirun)
     if not PLAIN_TEXT.match(key) or (key == "input" and in_brackets(value)):
         return [f"{key}={value}"]
     swept = multirun and key in ("init_from", "model.weights") and value[:1] not in "'\"" and not os.path.exists(value)

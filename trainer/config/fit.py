@@ -1,8 +1,10 @@
 """Which settings fit together: tasks and losses, models and libraries, options that contradict each other."""
 
+from collections.abc import Sequence
+
 from trainer.config.ranges import as_yaml
 from trainer.config.schema import BUILT, Choice, Config
-from trainer.config.tasks import IMPLS_OF, REGRESSION, TASK_OF_DATA, TASKS_OF
+from trainer.config.tasks import CLASSIFICATION, IMPLS_OF, TASKS_OF, tasks_of
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.text import number_of
 
@@ -31,13 +33,7 @@ def check_fit(config: Config) -> None:
     Raises:
         ConfigError: names both settings and the choices that fit.
     """
-    task = TASK_OF_DATA[config.data.name]
-    for group, choice in (("model", config.model), ("loss", config.loss)):
-        if task not in TASKS_OF[group][choice.name]:
-            fit = listed([name for name, tasks in TASKS_OF[group].items() if task in tasks])
-            raise ConfigError(
-                f"{group}={choice.name} does not fit data={config.data.name}, which is {task}. Allowed: {group}={fit}."
-            )
+    check_task(config, tasks_of(config.data), f"data={config.data.name}")
     check_impl(config)
     if config.optimizer.options.get("nesterov") and not config.optimizer["momentum"]:
         raise ConfigError(
@@ -50,6 +46,8 @@ def check_fit(config: Config) -> None:
         raise ConfigError(f"model.bias_std={model['bias_std']:g} is for the initial biases, but {reason}. Allowed: 0.")
     if config.data.name == "folder" and not config.data["root"] and config.input is None:  # else it is not read
         raise ConfigError("data=folder needs data.root=<a folder with a folder of images for each class>.")
+    if config.data.name == "table" and None in (config.data["path"], config.data["target"]) and config.input is None:
+        raise ConfigError("data=table needs data.path=<a CSV, TSV or Parquet file> and data.target=<a column>.")
     if config.reference.metric is not None and config.reference.value is None:
         raise ConfigError("reference.metric needs reference.value: the published figure, shown beside the result.")
     check_channels(config.data)
@@ -61,21 +59,50 @@ def check_fit(config: Config) -> None:
         )
     no_val = val_fraction == 0 and config.data.name != "folder"  # a folder of images may have a val/ of its own
     if no_val and needs_validation(config):
-        raise ConfigError(f"{NEEDS_VALIDATION} need validation data: data.val_fraction above 0.")
+        instead = f", or monitor=auto instead of {config.monitor}" if config.monitor != "auto" else ""
+        raise ConfigError(f"{NEEDS_VALIDATION} need validation data: data.val_fraction above 0{instead}.")
     if not 0 <= config.schedule.options.get("warmup_epochs", 0) < config.epochs:
         warmup = f"schedule.warmup_epochs={config.schedule['warmup_epochs']:g}"
         raise ConfigError(f"{warmup} is not allowed: it must be below epochs={config.epochs}.")
-    if task == REGRESSION and config.monitor not in ("auto", "val_loss"):
-        raise ConfigError(f"monitor={config.monitor} does not fit data={config.data.name}, which has only losses.")
-    check_balance(config)
-    if task == REGRESSION and (config.stop_at.train_accuracy is not None or config.stop_at.val_accuracy is not None):
+    check_labels(config)
+
+
+def check_task(config: Config, tasks: Sequence[str], what: str) -> None:
+    """Refuse what is for another task than the data.
+
+    Args:
+        config: all settings.
+        tasks: that the data can have; one, once it is read.
+        what: the data, for messages.
+    Raises:
+        ConfigError: names the setting and the choices that fit.
+    """
+    for group, choice in (("model", config.model), ("loss", config.loss)):
+        fitting = [task for task in tasks if task in TASKS_OF[group][choice.name]]
+        if not fitting:
+            fit = listed([name for name, own in TASKS_OF[group].items() if set(tasks) & set(own)])
+            raise ConfigError(
+                f"{group}={choice.name} does not fit {what}, which is {listed(tasks)}. Allowed: {group}={fit}."
+            )
+        what = what if len(fitting) == len(tasks) else f"{group}={choice.name}"
+        tasks = fitting
+    if CLASSIFICATION in tasks:
+        return
+    if config.monitor not in ("auto", "val_loss"):
+        raise ConfigError(f"monitor={config.monitor} does not fit {what}, which has only losses.")
+    if config.stop_at.train_accuracy is not None or config.stop_at.val_accuracy is not None:
         raise ConfigError(
-            f"stop_at.*_accuracy does not fit data={config.data.name}: {task} has only losses. Allowed: stop_at.*_loss."
+            f"stop_at.*_accuracy does not fit {what}: regression has only losses. Allowed: stop_at.*_loss."
         )
+    if config.data.options.get("balance"):
+        raise ConfigError(f"data.balance=true does not fit {what}: it draws each class equally often. Leave it out.")
 
 
-def check_balance(config: Config) -> None:
-    """Refuse classes that are made to count as much twice."""
+def check_labels(config: Config) -> None:
+    """Refuse classes that are made to count as much twice, and labels that the loss takes for something else."""
+    mixed = [key for key in ("mixup", "cutmix") if config.data.options.get(key)]
+    if mixed and config.loss.name == "auto":
+        raise ConfigError(f"data.{mixed[0]} makes shares of classes, which loss=auto takes for numbers. Name a loss.")
     if config.data.options.get("balance") and config.loss.options.get("class_weights", "none") != "none":
         raise ConfigError("data.balance=true draws rare classes more often already: leave loss.class_weights out.")
 

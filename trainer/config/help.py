@@ -17,7 +17,7 @@ from trainer.utils.program import main_py
 HELP = """\
 python main.py [train] [group=choice ...] [key=value ...]        train a model (train is the default)
 python main.py eval    RUN|PATH [split=test] [...]               measure a trained model
-python main.py predict RUN|PATH [FILE|FOLDER ...]                label images, or the test split
+python main.py predict RUN|PATH [FILE|FOLDER ...]                label images or rows of a table, or the test split
                        (or by name: eval checkpoint=RUN, predict checkpoint=RUN input=FILE)
 python main.py check-resume [group=choice ...] [key=value ...]   does a run like this resume bit for bit?
 python main.py compare-impl [group=choice ...] [key=value ...]   one run in each library: curves, times, differences
@@ -40,6 +40,7 @@ examples
   python main.py resume=first                                    continue after an interruption
   python main.py eval first
   python main.py predict last photos/
+  python main.py data=table data.path=houses.csv data.target=price model=linreg    your own CSV file (docs/tables.md)
   python main.py -m data=mnist model=softmax,mlp optimizer.lr=0.1,0.5
   python main.py plugins=[my_net.py] model=my_net data=mnist     a network, data set or loss of your own: docs/adding.md
   python main.py -m hydra/launcher=processes hydra.launcher.n_jobs=2 model=mlp data=mnist seed=0,1,2,3

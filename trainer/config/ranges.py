@@ -216,7 +216,8 @@ SEED = Range(0, 2**63 - 1, whole=True)
 SHARE = Range(0, 1, open_high=True)
 POSITIVE = Range(0, 1e6, open_low=True)
 LAYER = r"conv[1-9]\d{0,4}x[1-9]\d{0,2}(p\d{1,2})?|(max|avg)[1-9]\d?|fc[1-9]\d{0,5}"  # of model=convnet
-REFERENCE_METRICS = ("test_accuracy", "test_loss", "train_loss", "weight_error", "vote_accuracy")
+OF_NUMBERS = ("test_rmse", "test_mae", "test_r2")  # of a table whose target is a number
+REFERENCE_METRICS = ("test_accuracy", "test_loss", "train_loss", "weight_error", "vote_accuracy", *OF_NUMBERS)
 AUGMENTS = ("flip", "crop_flip", "shift", "resized_crop", "color", "trivial", "randaugment", "erasing")
 IMPLS = ("concise", "autograd", "scratch", "numpy")
 RANGES: dict[str, Rule] = {
@@ -224,6 +225,7 @@ RANGES: dict[str, Rule] = {
         key: FilePath()
         for key in ("resume", "checkpoint", "ensemble", "output", "init_from", "data.root", "model.weights")
     },
+    **{key: FilePath() for key in ("data.path", "data.test_path")},
     "input": FilePaths(),
     **{f"paths.{folder}": FilePath() for folder in ("data", "outputs", "checkpoints", "cache", "weights")},
     "seed": SEED,
@@ -278,6 +280,7 @@ RANGES: dict[str, Rule] = {
     "data.max_megapixels": Range(0, 10_000, open_low=True),
     "data.depth": OneOf(("auto", *DEPTHS)),
     "data.test_fraction": Range(0, 1, open_low=True, open_high=True),
+    "data.task": OneOf(("auto", "regression", "classification")),
     "data.on_error": OneOf(("fail", "skip")),
     "data.resident": OneOf(("auto", True, False)),
     "data.workers": Range(0, 64, whole=True),

@@ -11,8 +11,9 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from trainer.config.options import chosen_engines, flatten
+from trainer.config.ranges import OF_NUMBERS
 from trainer.config.schema import GROUPS, Config
-from trainer.config.tasks import REGRESSION, TASK_OF_DATA
+from trainer.config.tasks import REGRESSION, tasks_of
 from trainer.utils.errors import ConfigError
 
 
@@ -43,6 +44,7 @@ NUMBERS   data.normalize data.augment data.expand           +     +      +     -
 NUMBERS   data.fit data.interpolation                        +     +      +     -     -         +            +
 NUMBERS   data.mixup data.cutmix                             +     +      +     -     -         +            +
 NUMBERS   data.order_seed data.drop_last data.balance        +     +      +     -     -         +            +
+NUMBERS   data.target data.task data.features data.drop      +     +      +     -     -         +            +
 COMMAND   data.mirror                                        +     +      +     +     +         +            +
 MACHINE   data.resident data.workers                         +     +      +     +     +         +            +
 NUMBERS   model loss optimizer schedule                      +     +      +     x     x         +            +
@@ -120,7 +122,7 @@ def _names(*roles: Role) -> tuple[str, ...]:
 OF_THE_COMMAND = _names(Role.COMMAND)
 # What a file that somebody sent does not choose either: a device, a folder, processes. This machine's defaults, its own
 # record of the run and the command line do.
-OF_THIS_MACHINE = (*_names(Role.MACHINE), "device.compile", "data.root")
+OF_THIS_MACHINE = (*_names(Role.MACHINE), "device.compile", "data.root", "data.path", "data.test_path")
 # With other values of these the run is still the same run, apart from how far it gets.
 FREE_ON_RESUME = _names(*(set(Role) - {Role.NUMBERS, Role.ROUNDING}))
 HOW_FAR = _names(Role.FAR)
@@ -233,7 +235,7 @@ def check_typed(use: str, typed: Mapping[str, str]) -> dict[str, str]:
 def without_effect(use: str, config: Config) -> list[str]:
     """Warnings about typed settings that have no effect because of another setting, which may not have been typed."""
     trains = use not in ("eval", "predict")
-    regression = TASK_OF_DATA[config.data.name] == REGRESSION
+    regression = tasks_of(config.data) == (REGRESSION,)
     metric = config.reference.metric
     of_a_known_law = config.model.name == "linreg" and config.data.name == "synthetic"
     void = {
@@ -253,14 +255,16 @@ def without_effect(use: str, config: Config) -> list[str]:
         ),
         "early_stopping.min_delta": (not config.early_stopping.patience, "early_stopping.patience=0 never stops"),
         "reference.metric": (
-            (metric == "test_accuracy" and regression) or (metric == "weight_error" and not of_a_known_law),
+            (metric == "test_accuracy" and regression)
+            or (metric == "weight_error" and not of_a_known_law)
+            or (metric in OF_NUMBERS and config.data.name != "table"),
             f"this run has no {metric}, so that it ends without a verdict",
         ),
         "reference.source": (metric is None, "reference.metric is null"),
         "reference.value": (metric is None, "reference.metric is null"),
         "reference.tolerance": (metric is None, "reference.metric is null"),
         "overwrite": (trains and config.name is None, "name= is not given, and each new name is another"),
-        "plots": (use == "eval" and regression, "it draws nothing for a regression"),
+        "plots": (use == "eval" and regression and config.data.name != "table", "it draws nothing for a regression"),
     }
     found = [(key, *void[key]) for key in dict.fromkeys(config.typed) if key in void]
     return [f"warning: {key} has no effect on {use}: {why}" for key, holds, why in found if holds]

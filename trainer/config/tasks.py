@@ -1,5 +1,7 @@
 """What each choice is for and needs: the tasks of data sets, models and losses, the libraries, the launchers."""
 
+from trainer.config.schema import Choice
+
 REGRESSION, CLASSIFICATION = "regression", "classification"
 BOTH = (REGRESSION, CLASSIFICATION)
 TASK_OF_DATA = {
@@ -9,6 +11,7 @@ TASK_OF_DATA = {
     "fashion_mnist": CLASSIFICATION,
     "cifar10": CLASSIFICATION,
     "folder": CLASSIFICATION,
+    "table": "auto",  # its target decides
 }
 TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the tasks of each model and loss
     "model": {
@@ -29,6 +32,7 @@ TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the tasks of each model a
         "cross_entropy": (CLASSIFICATION,),
         "sigmoid_cross_entropy": BOTH,
         "quadratic": BOTH,
+        "auto": BOTH,
     },
 }
 TENSORS, ALL = ("autograd", "scratch"), ("autograd", "scratch", "numpy")
@@ -49,6 +53,7 @@ IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the libraries of each par
         "cross_entropy": ALL,
         "sigmoid_cross_entropy": ALL,
         "quadratic": ALL,
+        "auto": ALL,
     },
     "optimizer": {"sgd": ALL, "adam": TENSORS, "adamw": TENSORS},
 }
@@ -60,3 +65,9 @@ LAUNCHERS = {  # the package of each launcher
     "ray_cluster": "hydra-ray-launcher",
 }
 EXTRAS = dict.fromkeys(LAUNCHERS, "requirements-launchers.txt") | {"ray_cluster": "requirements-ray.txt"}
+
+
+def tasks_of(data: Choice) -> tuple[str, ...]:
+    """The tasks that a data set can have before it is read; of a table its target decides unless data.task= does."""
+    task = data.options.get("task", TASK_OF_DATA[data.name])
+    return BOTH if task == "auto" else (task,)

@@ -10,6 +10,7 @@ from trainer.data.augment import stored_size
 from trainer.data.folder import class_folders
 from trainer.data.splits import Source, Splits, cut
 from trainer.data.synthetic import random, synthetic
+from trainer.data.table import table_rows
 from trainer.data.vision import cifar10, fashion_mnist, mnist
 from trainer.utils.errors import ConfigError
 from trainer.utils.text import emit
@@ -21,6 +22,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
     "folder": class_folders,
+    "table": table_rows,
 }
 # options that splits.cut handles, for every set alike
 CUT = ("val_fraction", "split_seed", "limit", "expand")
@@ -54,6 +56,8 @@ def load(
     size = own.pop("size", None) if choice.name in SCALED else None
     if choice.name == "cifar10":  # where it lies as image files, they are decoded to the size
         own["size"] = size
+    if like is not None and choice.name == "table":  # rows become numbers as in the training
+        own["known"] = {"columns": like.get("table"), "classes": like["classes"]}
     if like is not None and own.get("depth") == "auto":
         own["depth"] = like["preprocess"].get("depth", 16)
     cuts = {key: choice[key] for key in CUT if key in choice.options}

@@ -51,6 +51,12 @@ def some(split: Split, limit: int) -> Split:
     return split.take(stratified(labels, len(split), limit, MEASURED_SEED, each=True)[0])
 
 
+def few_of(split: Split, n: int, seed: int = 0) -> Split:
+    """Up to n examples of a split, of all its classes alike: a set that lies sorted would give those of one class."""
+    labels = split.y if split.y.dtype == torch.int64 else None
+    return split.take(stratified(labels, len(split), min(n, len(split)), seed)[0])
+
+
 def seen_smaller(splits: Splits, size: int) -> Splits:
     """The splits for a model that sees size x size pixels of images that may be stored larger."""
     seen, stored = (splits.in_shape[0], size, size), splits.in_shape

@@ -1,7 +1,7 @@
 """Images and rows of numbers as a caller has them in memory, made into what the rest of the program takes."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer.data.decoded import mean_std, pixel_sums
 from trainer.data.images import Picture
 from trainer.data.splits import Source, Split
+from trainer.data.table_file import as_text_cell
 from trainer.utils.errors import ConfigError
 from trainer.utils.text import number_of
 
@@ -73,6 +74,22 @@ def rows_given(rows: Any, num_features: int) -> Tensor:
             f"numbers of shape ({shape}) are not allowed. Allowed: (N, {num_features}), a row for each example."
         )
     return torch.from_numpy(array)
+
+
+def columns_given(rows: Any) -> dict[str, list[str]]:
+    """The columns of a table in memory, each cell as text: of {name: cells}, or of a data frame.
+
+    Raises:
+        ConfigError: it is no such thing, has no column or no row, or columns of different lengths.
+    """
+    names = list(rows) if isinstance(rows, Mapping) else list(getattr(rows, "columns", ()))
+    if not names:
+        what = "{'area': [50, 70], 'city': ['Paris', 'Roma']} or a data frame"
+        raise ConfigError(f"{type(rows).__name__} is no table. Allowed: the path of a file, {what}.")
+    columns = {str(name): [as_text_cell(cell) for cell in rows[name]] for name in names}
+    if len({len(cells) for cells in columns.values()}) != 1 or not len(rows[names[0]]):
+        raise ConfigError("the columns of the table are empty, or not equally long.")
+    return columns
 
 
 def names_of(classes: Sequence[str], indices: Tensor) -> np.ndarray:

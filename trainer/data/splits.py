@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from trainer.data.columns import Encoding
 from trainer.data.pixels import expanded
 from trainer.data.stratify import missing_classes, stratified
 from trainer.utils.errors import ConfigError
@@ -56,6 +57,7 @@ class Source:
         earlier_sha256: the digest of the same data in checkpoints of earlier versions, where they had another.
         depth: bits that the values of 16-bit grey files were taken to have.
         of_epoch: the training examples of (epoch, how many), where each epoch has its own.
+        table: how the rows of a table become inputs, and outputs its target.
         mixed: why nothing new is to be trained on it: some images would be brighter than others by mistake.
     """
 
@@ -72,6 +74,7 @@ class Source:
     depth: int = 16
     of_epoch: Callable[[int, int], Split] | None = None
     mixed: str = ""
+    table: Encoding | None = None
 
     @property
     def task(self) -> str:
@@ -99,6 +102,7 @@ class Splits:
     depth: int = 16
     spares: bool = True  # as in cut()
     of_epoch: Callable[[int, int], Split] | None = None  # see Source
+    table: Encoding | None = None  # see Source
     stored_shape: tuple[int, ...] = ()  # of the images in memory or on disk, where they are larger than in_shape says
 
 
@@ -153,5 +157,5 @@ def cut(
     num_outputs = len(source.classes) or source.train.y.shape[1]  # K classes, or the targets of an example
     described = (source.in_shape, num_outputs, source.task, source.classes, source.mean, source.std, source.sha256)
     earlier = source.earlier_sha256 or source.sha256
-    depth, of_epoch = source.depth, source.of_epoch
-    return Splits(train, val, source.test, *described, ignores, gaps, earlier, depth, spares, of_epoch)
+    others = (source.depth, spares, source.of_epoch, source.table)
+    return Splits(train, val, source.test, *described, ignores, gaps, earlier, *others)

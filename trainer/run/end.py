@@ -58,7 +58,7 @@ def conclude(s: Session, test: Evaluation) -> None:
     """Write result.json, the plots and, last, the status; the model holds the best weights, which reach `test`."""
     result = result_of(s.config, s.parts, s.progress, s.run, test)
     write_json(s.run.outputs / "result.json", result)
-    final = {f"test/{key}": result["test"][key] for key in ("loss", "accuracy") if key in result["test"]}
+    final = {f"test/{key}": value for key, value in result["test"].items() if key != "n"}
     final["test/val_of_best"] = s.progress.best["value"]
     if not s.config.fast_dev_run:
         classes = {"true": test.labels.tolist(), "predicted": test.outputs.argmax(1).tolist()}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainer.config.ranges import OneOf, Range, Rule, Such
 from trainer.config.schema import DEPTHS
+from trainer.data.columns import from_plain
 from trainer.run.checkpoint_files import FORMAT
 from trainer.run.directory import JOB
 from trainer.run.records import ANY_TEXT, NORMS, NUMBER, WHOLE, accepts, fault_of, whole_rows
@@ -88,6 +89,7 @@ DESCRIPTION: dict[str, Rule] = {  # what is the same in every checkpoint of a ru
     "arch.num_outputs": Range(1, 10**6, whole=True),
     "arch.in_shape": is_list_of(SIDE, 4, least=1),
     "classes": is_list_of(LABEL, MAX_CLASSES),
+    "table?": DICT,
     "preprocess": DICT,
     "preprocess.mean": is_list_of(REAL, 1000),
     "preprocess.std": is_list_of(REAL, 1000),
@@ -195,6 +197,13 @@ def check_relations(content: Mapping[str, Any]) -> None:
     """Refuse what a model's inputs and classes cannot be."""
     arch, moments, classes = content["arch"], content["preprocess"], content["classes"]
     in_shape = arch["in_shape"]
+    if "table" in content:
+        try:
+            table = from_plain(content["table"], classes)
+        except ValueError as error:
+            raise DamagedError(f"its table is not how columns become inputs: {error}") from None
+        if in_shape != [table.width] or (not classes and arch["num_outputs"] != 1):
+            raise DamagedError(f"its table makes {table.width} inputs, and its model has {in_shape}")
     if math.prod(in_shape) > MAX_INPUTS:
         raise DamagedError(f"{in_shape} is no shape of an input")
     if classes and len(classes) != arch["num_outputs"]:

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer import build, engine
-from trainer.config.fit import NEEDS_VALIDATION, needs_validation
+from trainer.config.fit import NEEDS_VALIDATION, check_task, needs_validation
 from trainer.config.roles import fingerprint
 from trainer.config.schema import Config
+from trainer.data.adapt import few_of
 from trainer.data.augment import UNCHANGED, augment_of
 from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Split, Splits
-from trainer.data.stratify import stratified
 from trainer.engine import Evaluation, LossFn, Update
 from trainer.run.backbone import backbone_of, hold_backbone
 from trainer.run.checkpoint_files import FORMAT
@@ -172,12 +172,6 @@ def narrow(config: Config, splits: Splits, batches: int) -> Splits:
     return splits
 
 
-def few_of(split: Split, n: int, seed: int = 0) -> Split:
-    """Up to n examples of a split, of all its classes alike: a set that lies sorted would give those of one class."""
-    labels = split.y if split.y.dtype == torch.int64 else None
-    return split.take(stratified(labels, len(split), min(n, len(split)), seed)[0])
-
-
 def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int = 0, ranks: Ranks = ALONE) -> Parts:
     """Build what the config names, with initial weights that depend on the seed alone.
 
@@ -196,6 +190,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         raise ConfigError(f"{said}, and data.drop_last=true leaves such a batch out. Allowed: 1 to {n}.")
     if not len(splits.val) and needs_validation(config):
         raise ConfigError(f"{NEEDS_VALIDATION} need validation data: a larger data.val_fraction.")
+    check_task(config, (splits.task,), splits.table.said if splits.table else f"data={config.data.name}")
     splits = narrow(config, splits, batches)
     seed_everything(config.seed)  # nothing before this line may draw; what is drawn in between shifts all weights
     model = place(build.build_model(config.model, config.impl, splits.in_shape, splits.num_outputs), machine)
@@ -266,4 +261,5 @@ def identity(config: Config, splits: Splits) -> dict[str, Any]:
             "split_seed": config.data.options.get("split_seed"),
         }
         | ({"spares": True} if splits.spares else {}),  # absent in runs of earlier versions, which keep their cut
+        **({"table": splits.table.to_plain()} if splits.table else {}),
     }

@@ -22,6 +22,7 @@ from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder
 from trainer.run.records import MAX_WEIGHTS
+from trainer.run.tables import FIGURES_OF_NUMBERS, coefficients_of, draw_table, figures_of, formula_of, said_of_numbers
 from trainer.utils.files import write_csv
 from trainer.utils.metrics import classification_report
 from trainer.utils.objective import OF_CLASSES, rating, said
@@ -34,7 +35,7 @@ NUM_IMAGES = 32  # in a grid
 
 def result_of(config: Config, parts: Parts, progress: Progress, run: Run, test: Evaluation) -> dict[str, Any]:
     """The content of result.json; the model holds the best weights."""
-    rows = directory.read_metrics(run.outputs)
+    rows, of_numbers = directory.read_metrics(run.outputs), figures_of(parts.splits.table, test)
     result: dict[str, Any] = {
         "run": run.name,
         "status": "done",
@@ -43,7 +44,7 @@ def result_of(config: Config, parts: Parts, progress: Progress, run: Run, test: 
         "num_parameters": sum(p.numel() for p in parts.model.parameters()),  # also those of a frozen backbone
         "best": without_none({key: progress.best[key] for key in ("epoch", "val_loss", "val_accuracy")}),
         "objective": {"metric": progress.best["metric"], "value": progress.best["value"]},
-        "test": without_none({"loss": test.loss, "accuracy": test.accuracy, "n": len(test.labels)}),
+        "test": without_none({"loss": test.loss, "accuracy": test.accuracy, "n": len(test.labels)}) | of_numbers,
     }
     if progress.stopped:
         result["stopped"] = progress.stopped
@@ -51,6 +52,8 @@ def result_of(config: Config, parts: Parts, progress: Progress, run: Run, test: 
         result["fast_dev_run"] = True  # its figures are of one batch: nobody compares them
     if config.model.name == "linreg":
         result |= fitted(parts.measured)
+        if (table := parts.splits.table) is not None:
+            result |= coefficients_of(table, parts.measured) | {"target": table.target}
     if rows and (verdict := verdict_of(config, result, rows[-1])):
         result["reference"] = verdict
     return result
@@ -110,6 +113,7 @@ def verdict_of(config: Config, result: Mapping[str, Any], last: Mapping[str, Any
     """
     reference, test = config.reference, result["test"]
     figures = {"test_accuracy": test.get("accuracy"), "test_loss": test["loss"], "train_loss": last["train_loss"]}
+    figures |= {f"test_{key}": test.get(key) for key in FIGURES_OF_NUMBERS}
     if has_known_law(config):
         figures["weight_error"] = weight_error(config, result)
     yours = figures.get(str(reference.metric))
@@ -141,9 +145,11 @@ def weight_error(config: Config, result: Mapping[str, Any]) -> float:
 def say_result(screen: Screen, config: Config, run: Run, result: Mapping[str, Any]) -> None:
     """The test figures, the published figure where there is one, and what to type next."""
     test = result["test"]
-    accuracy = f"accuracy {test['accuracy']:.4f}, " if "accuracy" in test else ""
+    accuracy = f"accuracy {test['accuracy']:.4f}, " if "accuracy" in test else said_of_numbers(test)
     epoch = f"the weights of epoch {result['best']['epoch']}"
     screen.say(f"test: {accuracy}loss {shown(test['loss'])} on {number_of(test['n'], 'example')}, with {epoch}")
+    if "coefficients" in result:
+        screen.say(formula_of(result["target"], result))
     if has_known_law(config):
         found = ", ".join(f"{w:.4f}" for w in result["weight"])
         true = ", ".join(f"{w:g}" for w in config.data["w"])
@@ -154,7 +160,7 @@ def say_result(screen: Screen, config: Config, run: Run, result: Mapping[str, An
         screen.say(said(result["reference"]))
     screen.say(f"checkpoint   {run.checkpoints / 'best.pt'}")
     screen.say(f"eval         {command_for(config, 'eval checkpoint')}")
-    if "accuracy" in test:
+    if "accuracy" in test or config.data.name == "table":
         screen.say(f"predict      {command_for(config, 'predict checkpoint')}")
     screen.say(f"tensorboard  {tensorboard(run.outputs)}")
 
@@ -204,8 +210,11 @@ def draw_run(
         if parts.last is None:  # else it sees no images
             first_batch(splits, parts.train, folder / "batch.png")
             names.append("batch")
+    if splits.table is not None and splits.task == "regression" and not few:
+        found = coefficients_of(splits.table, parts.measured) if config.model.name == "linreg" else None
+        names += draw_table(splits.table, test, found, folder)
     is_line = config.model.name == "linreg" and isinstance(splits.test.x, Tensor) and splits.num_outputs == 1
-    if is_line and not few:
+    if is_line and splits.table is None and not few:
         weights = parts.measured.state_dict()
         weight, bias = weights["linear.weight"].flatten().tolist(), weights["linear.bias"].tolist()[0]
         assert isinstance(splits.test.x, Tensor)

@@ -101,7 +101,7 @@ def settings_of_run(run: Run) -> dict[str, Any]:
                 settings = checked(settings_of_file(read_checkpoint(path)["config"], {}), path)
                 emit(
                     f"warning: {error} Its settings are taken from {path}, "
-                    "those of device=, data.root= and paths.data= from this command."
+                    "those of device=, data.root=, data.path= and paths.data= from this command."
                 )
                 return settings
         hint = f"No checkpoint has its settings either: start anew under another name=, or remove {run.outputs}."
@@ -123,7 +123,7 @@ def settings_of_file(saved: Mapping[str, Any], record: Mapping[str, Any]) -> dic
     if isinstance(kept.get("choices"), dict):
         kept["choices"]["device"] = "auto"
     of_file, of_run = flatten(saved), flatten(record)
-    if any(of_file.get(key) != of_run.get(key) for key in ("choices.data", "data.root")):
+    if any(of_file.get(key) != of_run.get(key) for key in ("choices.data", "data.root", "data.path", "data.test_path")):
         return kept
     for node, values in record.items():
         if isinstance(values, Mapping):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config.command_line import RECIPES, TYPED_GROUPS, Command, quote, split_word, unquote
+from trainer.config.command_line import RECIPES, TYPED_GROUPS, Command, split_word
 from trainer.config.compose import (
     check_lists,
     composing,
@@ -35,6 +35,7 @@ from trainer.sweep.table import finish_sweep
 from trainer.utils import ranks
 from trainer.utils.errors import ConfigError, Interrupted, ResourceError, SweepError, TrainerError, listed
 from trainer.utils.files import write_json
+from trainer.utils.quotes import quote, unquote
 from trainer.utils.signals import StopSignal, end_with_parent
 from trainer.utils.text import emit, quiet_libraries
 

@@ -36,7 +36,7 @@ def lines_on_seeds(folder: Path, rows: Sequence[Mapping[str, Any]], keys: Sequen
     lines = []
     for values_of_setting, members in list(groups_of(rows, others).items())[:SHOWN]:
         setting = as_words(dict(zip(others, values_of_setting, strict=True)))
-        metric = "test_accuracy" if members[0]["test_accuracy"] is not None else "test_loss"
+        metric = next((key for key in ("test_accuracy", "test_rmse") if members[0][key] is not None), "test_loss")
         values = [row[metric] for row in members]
         if len(values) < 2 or None in values:
             continue

@@ -21,7 +21,7 @@ from trainer.utils.program import main_py, tensorboard
 from trainer.utils.screen import shown, table
 from trainer.utils.text import emit
 
-FIGURES = ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds")  # what is averaged over seeds
+FIGURES = ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "test_rmse", "seconds")  # averaged over seeds
 
 
 def rows_of(folder: Path, waiting: Sequence[Job] = ()) -> list[dict[str, Any]]:
@@ -57,6 +57,7 @@ def row_of_job(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[s
         "val_accuracy": best.get("val_accuracy"),
         "test_loss": test.get("loss"),
         "test_accuracy": test.get("accuracy"),
+        "test_rmse": test.get("rmse"),
         "metric": result["objective"]["metric"] if result else None,
         "objective": result["objective"]["value"] if result else None,
         "seconds": result["seconds"] if result else None,

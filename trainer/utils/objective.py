@@ -20,8 +20,8 @@ def is_share(metric: str) -> bool:
 
 
 def score(metric: str, value: float) -> float:
-    """Return a number that is higher for better values: an accuracy or F1 unchanged, a loss with its sign reversed."""
-    return value if is_share(metric) else -value
+    """Return a number that is higher for better values: an accuracy, F1 or R^2 as it is, others with reversed sign."""
+    return value if is_share(metric) or metric == "test_r2" else -value
 
 
 def rating(metric: str, yours: float, value: float, tolerance: float) -> str:

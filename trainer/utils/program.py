@@ -18,3 +18,10 @@ def tensorboard(folder: Path) -> str:
     # an activated environment has it on the path; one whose Python was typed with its folder may not be activated
     beside = sorted(python.parent.glob("tensorboard*")) if len(python.parts) > 1 else []
     return shlex.join([str(beside[0]) if beside else "tensorboard", "--logdir", str(folder)])
+
+
+def pip_install(requirements: str) -> str:
+    """The command that installs what a requirements file of this program lists."""
+    folder = Path(__file__).resolve().parents[2]
+    path = requirements if Path.cwd() == folder else str(folder / requirements)
+    return shlex.join([sys.orig_argv[0] if sys.orig_argv else "python", "-m", "pip", "install", "-r", path])

@@ -1,0 +1,75 @@
+"""Where predict writes, and how: what images and tables share."""
+
+import itertools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainer import engine
+from trainer.commands.evaluate import Trained
+from trainer.config.schema import Config
+from trainer.data.batches import eval_batch_size, normalizer
+from trainer.run import directory
+from trainer.run.parts import placement
+from trainer.utils.errors import ConfigError
+from trainer.utils.files import csv_bytes, replacing
+
+
+def inputs_of(config: Config) -> list[str]:
+    """What input= names, each once."""
+    return list(dict.fromkeys([config.input] if isinstance(config.input, str) else config.input or []))
+
+
+def place_of(config: Config, trained: Trained) -> Path:
+    """The CSV file to write: output=, or one that is named after the input, in the run's folder.
+
+    Raises:
+        ConfigError: output= exists, is no name of a CSV file, or none that Windows allows.
+    """
+    if config.output is None:
+        stem = "predictions"
+        if targets := inputs_of(config):
+            name = os.path.basename(os.path.abspath(targets[0]))
+            name = os.path.splitext(name)[0] if trained.table else name
+            stem += "-" + re.sub(r"[^\w.-]+", "_", name)[:59]
+            stem += f"-and-{len(targets) - 1}-more" if len(targets) > 1 else ""
+        stem += f"-mean-of-{len(trained.others) + 1}" if trained.others else ""
+        return trained.folder / f"{stem}.csv"
+    path = Path(config.output)
+    if path.suffix != ".csv":
+        raise ConfigError(f"output={path}: the name has to end in .csv.")
+    if directory.OF_WINDOWS.fullmatch(path.name):
+        raise ConfigError(f"output={path} is not allowed: no file on Windows has such a name. Choose another one.")
+    for place in (path, path.with_suffix(".png")):
+        if place.exists():
+            raise ConfigError(f"output={path}: {place} exists already. Choose another name, or delete it first.")
+    directory.check_writable(path.parent, key="output")
+    return path
+
+
+def label_rows(trained: Trained, rows: Tensor) -> Tensor:
+    """Put rows of numbers (N, D) through the model, in the batches of eval; returns its outputs (N, K)."""
+    normalize = normalizer(trained.mean, trained.std, placement(trained.machine))
+    batches = (normalize(part).to(trained.machine.device) for part in rows.split(eval_batch_size(trained.in_shape)))
+    return engine.predict(trained.model, batches, trained.machine.autocast)
+
+
+def write_beside(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows with the same keys as CSV.
+
+    Returns:
+        The file: `path`, or with -2, -3 ... where there are other predictions of this name, which stay.
+    """
+    content, first = csv_bytes(rows), path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(2):
+        if not path.exists() or (path.is_file() and path.read_bytes() == content):
+            break
+        path = first.with_name(f"{first.stem}-{number}.csv")
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return path
