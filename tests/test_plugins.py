@@ -425,6 +425,13 @@ def test_a_mistake_that_shows_in_the_middle_of_training_ends_the_run(cli: Cli, m
     assert cli(*MINE, *QUICK, "name=a", "overwrite=true").out.startswith("hello\n")
 
 
+def test_a_buffer_that_the_gradient_depends_on_is_no_mistake(cli: Cli, my_net: Path) -> None:
+    buffer = 'self.register_buffer("scale", torch.ones(num_outputs))\n        self.out ='
+    my_net.write_text(changed(FORWARD, f"{FORWARD} * self.scale", "self.out =", buffer))
+    outcome = cli(*MINE, *QUICK)
+    assert outcome.code == 0, outcome.err
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [

@@ -112,9 +112,6 @@ def check_plugged_parts(config: Config, parts: Parts) -> None:
                 y_hat = check_outputs(config, model.train(training), x, parts.splits.num_outputs)
                 loss = parts.loss_fn(y_hat, y)
                 twice = parts.loss_fn(y_hat.repeat(2, 1), torch.cat([y, y]))
-    for name, buffer in model.named_buffers():
-        if name in before:
-            buffer.copy_(before[name])
     try:
         torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
     except RuntimeError as error:
@@ -124,6 +121,9 @@ def check_plugged_parts(config: Config, parts: Parts) -> None:
         where = origins.get(culprit) or " and ".join(origins.values())
         why = str(error).split(". ")[0]
         raise PluginError(f"{where}: the gradient of the loss cannot be computed: {why}.") from error
+    for name, buffer in model.named_buffers():
+        if name in before:  # last: a gradient may depend on it
+            buffer.copy_(before[name])
     if "loss" in origins and loss and abs(float(twice.detach() / loss.detach()) - 2) < 1e-3:
         raise PluginError(
             f"{origins['loss']}: the loss of twice the examples is twice as large. Allowed: the mean over them."
