@@ -133,6 +133,30 @@ def test_weights_that_arrive_damaged_are_refused_and_not_kept(
     assert not Path("outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        ((), {"freeze": "backbone", "unfreeze_epoch": 2, "backbone_lr": 0.1}),
+        (("epochs=2",), {"freeze": "none", "unfreeze_epoch": None, "backbone_lr": 0.1}),
+        (("finetune.backbone_lr=1",), {"freeze": "none", "unfreeze_epoch": None, "backbone_lr": 1.0}),
+        (("recipe=none",), {"freeze": "none", "unfreeze_epoch": None, "backbone_lr": 1.0}),
+        (("model.weights=none",), {"freeze": "none", "unfreeze_epoch": None, "backbone_lr": 1.0}),
+    ],
+)
+def test_own_images_train_the_last_layer_first_and_the_rest_slowly(
+    typed: tuple[str, ...], wanted: dict[str, Any], cli: Cli, photos: Path, theirs: Any
+) -> None:
+    Path("own.pth").write_bytes(theirs[1])
+    few = ("data.size=16", "data.val_fraction=0.2", "batch_size=8", "device.precision=fp32", "data.limit=8")
+    words = (*PHOTOS, *few, "model=resnet18", "model.weights=own.pth", "epochs=3", "name=a")
+    outcome = cli(*words, *typed)
+    assert outcome.code == 0, outcome.err
+    config = json.loads(Path("outputs/a/config.json").read_text(encoding="utf-8"))["config"]
+    assert config["finetune"] == wanted
+    said = " ".join(f"finetune.{key}={value}" for key, value in wanted.items() if value not in ("none", None))
+    assert (f"{said} (what you type wins" in outcome.out) == (wanted["backbone_lr"] < 1)
+
+
 def test_names_of_weights_are_torchvisions_in_any_case() -> None:
     assert weight_names("resnet50") == ["IMAGENET1K_V1", "IMAGENET1K_V2"]
     assert weight_names("mlp") == []

@@ -25,7 +25,7 @@ from trainer.config.schema import Config, Save
 from trainer.run import directory
 from trainer.run.checkpoint_files import step_of, steps_in
 from trainer.run.plugged import plugged
-from trainer.run.pretrained import find_weights, with_their_images
+from trainer.run.pretrained import find_weights, for_fine_tuning
 from trainer.run.safe_load import read_checkpoint
 from trainer.utils.errors import Interrupted, TrainerError, failure
 from trainer.utils.screen import Screen
@@ -46,7 +46,7 @@ def run_check_resume(config: Config) -> None:
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="check-resume-") as folder:
         if (path := find_weights(config)) is not None:  # a run's name means nothing elsewhere
-            config = with_their_images(config, screen)
+            config = for_fine_tuning(config, screen)
             options = {key: "none" if key == "weights" else value for key, value in config.model.options.items()}
             config = replace(config, init_from=str(path), model=replace(config.model, options=options))
         short = shortened(config, folder)

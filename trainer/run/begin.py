@@ -20,7 +20,7 @@ from trainer.run.environment import provenance
 from trainer.run.finetune import on_features
 from trainer.run.machine import Machine, resolve_auto
 from trainer.run.parts import Parts, assemble
-from trainer.run.pretrained import read_start, with_their_images
+from trainer.run.pretrained import for_fine_tuning, read_start
 from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder, SilentRecorder
 from trainer.run.resume import Start
@@ -83,7 +83,7 @@ def begin(config: Config, target: Target | None, ranks: Ranks, screen: Screen, h
     begun = Begun(**ranks.share(vars(begun)))
     if begun.is_new:
         with ranks.together():
-            config = with_their_images(config, screen)
+            config = for_fine_tuning(config, screen)
     return replace(config, name=begun.name), begun
 
 

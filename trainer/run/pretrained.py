@@ -1,14 +1,14 @@
 """Weights that others trained, for model.weights=: which there are, their file, and the images that they expect."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
 
 from trainer.config.fit import shape_of
-from trainer.config.schema import Choice, Config
+from trainer.config.schema import Choice, Config, Finetune
 from trainer.data import files
 from trainer.models import timm, torchvision
 from trainer.models.torchvision import Published
@@ -32,6 +32,23 @@ def named_weights(model: Choice) -> Published | None:
 def arch_of(model: Choice) -> str:
     """The name that its library has for the network."""
     return str(model.options.get("arch", model.name))
+
+
+def for_fine_tuning(config: Config, screen: Screen) -> Config:
+    """The config of a new run as its weights need it: their images, and for your own images the backbone with care.
+
+    The last layer, which begins at random, is trained alone for the first third: its first gradients would spoil the
+    rest. Then the rest learns too, at a tenth of the rate. What was typed of finetune. stays, as without a recipe.
+    """
+    config = with_their_images(config, screen)
+    typed = "recipe" in config.typed or any(key.startswith("finetune.") for key in config.typed)
+    if config.data.name != "folder" or config.model.options.get("weights", "none") == "none" or typed:
+        return config
+    first = config.epochs // 3 + 1
+    care = Finetune("backbone", first, 0.1) if first > 1 else Finetune("none", None, 0.1)
+    words = [f"finetune.{key}={value}" for key, value in asdict(care).items() if value not in ("none", None)]
+    screen.say(f"model.weights: {' '.join(words)} (what you type wins: finetune.*; recipe=none leaves them out)")
+    return replace(config, finetune=care)
 
 
 def with_their_images(config: Config, screen: Screen) -> Config:
