@@ -682,6 +682,14 @@ def test_a_killed_run_ends_with_the_same_bits(server: Server, tmp_path: Path) ->
     assert final_digest(folders[1]) == final_digest(folders[0])
 
 
+def test_models_that_are_chosen_by_other_figures_are_not_ranked(cli: Cli, houses: Path) -> None:
+    words = ("-m", *HOUSES, "plots=false", "model=linreg,mlp", "epochs=2")
+    outcome = cli(*words, "name=a")
+    assert "no best one: train_loss, val_loss cannot be compared: data.val_fraction=0.1 monitor=val_loss" in outcome.out
+    outcome = cli(*words, "data.val_fraction=0.1", "monitor=val_loss", "name=b")
+    assert "best         b/" in outcome.out
+
+
 def test_runs_of_a_sweep_may_train_as_one_model(cli: Cli, houses: Path) -> None:
     words = ("model=linreg", "optimizer.lr=0.01,0.02", "sweep.stack=true", "epochs=3")
     outcome = cli("-m", *HOUSES, *words, "name=s")

@@ -121,7 +121,9 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
         emit("", *lines)
     metrics = {line["metric"] for line in settings}
     if len(metrics) > 1:
-        emit(f"no best one: {listed(sorted(metrics))} cannot be compared")
+        parts = {metric.partition("_")[0] for metric in metrics}
+        advice = ": data.val_fraction=0.1 monitor=val_loss gives all of them one figure" if len(parts) > 1 else ""
+        emit(f"no best one: {listed(sorted(metrics))} cannot be compared{advice}")
     elif settings:
         others = [key for key in swept(rows) if key != "seed"]
         setting = tuple(settings[0][key] for key in others)  # the best on average over its seeds
