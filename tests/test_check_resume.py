@@ -26,8 +26,10 @@ seeds.seed_everything = lambda seed: seed_everything(time.time_ns() % 2**32)
 
 
 def test_a_run_that_can_be_resumed_is_called_bit_identical(cli: Cli, tmp_path: Path) -> None:
-    outcome = cli("check-resume")
+    outcome = cli("check-resume", "plots=true", "save.every_steps=7", "paths.outputs=elsewhere")
     assert outcome.code == 0, outcome.err
+    for key in ("plots", "save.every_steps", "paths.outputs"):
+        assert f"warning: {key} has no effect on check-resume" in outcome.out
     assert [outcome.out.count(word) for word in ("SIGKILL after", "SIGTERM after")] == [2, 1]
     assert outcome.out.splitlines()[-1].startswith("bit-identical")
     assert list(tmp_path.iterdir()) == []  # nothing is left behind

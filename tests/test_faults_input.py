@@ -669,9 +669,11 @@ def test_a_folder_of_images_that_is_not_there_is_refused(root: str, cli: Cli) ->
 def test_row_46_a_secret_of_the_environment_is_refused_in_a_setting(
     form: str, secret: None, cli: Cli, no_data: None, tmp_path: Path
 ) -> None:
+    tried: set[str] = set()
     for words, world in WORLDS[:1] if form != READS else WORLDS:
         for key in ("name", "paths.data", "init_from", "seed", "resume_allow") if form != READS else KEYS:
-            if key in world:
+            if key in world and key not in tried:  # the settings that every world has: once
+                tried.add(key)
                 value = f"[{form}]" if isinstance(world[key], list) else form
                 outcome = cli(*words, f"{key}={value}")
                 assert_refused(outcome, key if "no viable alternative" not in outcome.err else value[:12])

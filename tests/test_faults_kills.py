@@ -868,7 +868,7 @@ def check_every_point(
     return len(points)
 
 
-@pytest.mark.parametrize(("model", "number", "stride"), [("mlp", 5, 1), ("lenet", 7, 2)])
+@pytest.mark.parametrize(("model", "number", "stride"), [("mlp", 5, 2), ("lenet", 7, 2)])
 def test_every_step_is_a_point_to_go_on_from_exactly(
     model: str,
     number: int,

@@ -69,8 +69,12 @@ def test_class_names_of_any_kind_train_and_are_measured_labelled_and_resumed(
     }
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": name} for name in ("latin-1", "cp1252", "ascii:strict")])
-def test_no_encoding_of_the_terminal_ends_a_run(environment: dict[str, str], pictures: Path, tmp_path: Path) -> None:
+ENCODINGS = ("latin-1", pytest.param("cp1252", marks=pytest.mark.slow), "ascii:strict")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_no_encoding_of_the_terminal_ends_a_run(encoding: str, pictures: Path, tmp_path: Path) -> None:
+    environment = {"PYTHONIOENCODING": encoding}
     (pictures / "train" / os.fsdecode(b"k\xffl") / os.fsdecode(b"bad\xfe.png")).write_bytes(b"no picture")
     process = start(*WORDS, "plots=false", "data.on_error=skip", cwd=tmp_path, **environment)
     out, err = process.communicate(timeout=60)
