@@ -4,6 +4,7 @@ A group's YAML file in configs/ is the list of its options, the type of a defaul
 limits the values further.
 """
 
+import copy
 import importlib.util
 import re
 import types
@@ -46,7 +47,12 @@ def text_of_yaml(path: Path) -> str:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of configs/ as plain data, with nothing resolved."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text_of_yaml(path))))
+    return copy.deepcopy(_parsed(text_of_yaml(path)))
+
+
+@cache  # parsing takes up to a hundredth of a second, and a command reads some files several times
+def _parsed(text: str) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
 
 
 @cache
