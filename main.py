@@ -8,15 +8,14 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # Python -P leaves it out
-from trainer.commands.experiments import run_experiments
 from trainer.commands.instead import type_instead
 from trainer.commands.start import run_one
 from trainer.config.command_line import parse_command
 from trainer.config.help import help_for
 from trainer.run import folders
 from trainer.run.plugged import plugged
-from trainer.sweep.compare import run_compare
 from trainer.sweep.launch import run_sweep
+from trainer.sweep.verbs import VERB_OF_RUNS
 from trainer.utils import ranks
 from trainer.utils.errors import Interrupted, TrainerError
 from trainer.utils.signals import StopSignal, end_workers
@@ -43,7 +42,7 @@ def main() -> int:
                 command = parse_command(args)
             with folders.explained(command.folders):
                 run = run_sweep if command.multirun else run_one
-                {"compare": run_compare, "experiments": run_experiments}.get(command.verb, run)(command, stop)
+                VERB_OF_RUNS.get(command.verb, run)(command, stop)
     except TrainerError as error:
         return ranks.leave(error, f"error: {error}{type_instead(error, args)}")
     except Interrupted as error:

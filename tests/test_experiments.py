@@ -361,7 +361,7 @@ def test_what_cannot_be_compared_is_refused(cli: Cli) -> None:
         ("outputs/three/", "a"): "three has n = 3, a n = 1",
         ("a", "other"): "a and other were tested on other data",
         ("three", "half"): "half is not done",
-        ("a", "three", "epochs=3"): "epochs=3: compare takes runs and paths.outputs=",
+        ("a", "three", "epochs=3"): "epochs=3: compare takes runs, paths.outputs=",
     }
     for words, said in cases.items():
         outcome = cli("compare", *words, as_typed=True)

@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 
 from trainer.commands import compare_impl, evaluate, predict
 from trainer.commands.check_resume import shortened
-from trainer.config.command_line import OF_RUNS, VERBS
 from trainer.config.freeze import freeze, from_dict
 from trainer.config.options import all_keys, choices_of, defaults_of, flatten, group_choices, run_settings
 from trainer.config.roles import (
@@ -34,6 +33,7 @@ from trainer.config.roles import (
     verdict_on,
 )
 from trainer.config.schema import BUILT, GROUPS, Config
+from trainer.config.verbs import OF_RUNS, VERBS
 from trainer.run.target import settings_of_file
 from trainer.utils.errors import ConfigError
 

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.commands.start import prepare, target_of
-from trainer.config.command_line import OF_RUNS, VERBS, Command, parse_command, split_word
+from trainer.config.command_line import Command, parse_command, split_word
 from trainer.config.compose import check_lists, compose, each_value, frozen, parse_overrides
 from trainer.config.options import all_keys
 from trainer.config.ranges import RANGES, FilePath
 from trainer.config.roles import FREE_ON_RESUME, check_typed
 from trainer.config.schema import Config
 from trainer.config.tasks import REGRESSION, TASK_OF_DATA
+from trainer.config.verbs import OF_RUNS, VERBS
 from trainer.run import directory
 from trainer.run.target import find_run, unknown_run
 from trainer.utils import ranks
@@ -78,14 +79,16 @@ def check_words(words: Sequence[str]) -> Command:
     ranks.of_environment()
     command = replace(parse_command(words), flags=())  # --cfg would print the settings
     if len(set(command.names)) < len(command.names):
-        raise ConfigError("compare takes each run once.")
+        raise ConfigError(f"{command.verb} takes each run once.")
     for name in command.names:
         check_target(name, command)
+    if command.verb in OF_RUNS:
+        return command
     path = command.value("input") or "."
     if not path.startswith("[") and not os.path.exists(os.path.expanduser(path)):
         raise ConfigError("no such file")
     check_lists(command, command.overrides)
-    if command.verb in OF_RUNS or lacks_multirun(command):
+    if lacks_multirun(command):
         return command
     target = None if command.multirun else target_of(command)
     if target is not None:
@@ -102,7 +105,10 @@ def check_words(words: Sequence[str]) -> Command:
 
 def lacks_multirun(command: Command) -> bool:
     """Whether a command has lists of values and no -m."""
-    return not command.multirun and any(o.is_sweep_override() for o in parse_overrides(command.overrides))
+    is_of_runs = command.verb in OF_RUNS  # its conditions are not Hydra's grammar
+    return not (command.multirun or is_of_runs) and any(
+        o.is_sweep_override() for o in parse_overrides(command.overrides)
+    )
 
 
 def prepared(command: Command) -> Config:

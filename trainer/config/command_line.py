@@ -26,13 +26,11 @@ from trainer.config.plugins import as_word, paths_of
 from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import GROUPS
 from trainer.config.tasks import EXTRAS, LAUNCHERS
+from trainer.config.verbs import OF_RUNS, VERBS, check_words_of_runs
 from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed
-from trainer.utils.program import main_py
 from trainer.utils.quotes import quote, quote_items, unquote
 from trainer.utils.text import in_brackets
 
-VERBS = ("train", "eval", "predict", "check-resume", "compare-impl", "compare", "experiments")
-OF_RUNS = ("compare", "experiments")  # they take names, and no settings but where the runs are
 TYPED_GROUPS = (*GROUPS, "experiment")
 RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 # Text whatever it looks like: name=1e3 is no number. It is quoted, so that Hydra's grammar does not parse it.
@@ -53,8 +51,8 @@ class Command:
     verb: str
     overrides: tuple[str, ...]  # the words for Hydra, with short forms written out and text quoted
     multirun: bool = False
-    names: tuple[str, ...] = ()  # plain words: the runs that are compared
-    flags: tuple[str, ...] = ()  # Hydra's own: --cfg and what it prints
+    names: tuple[str, ...] = ()  # plain words: the runs that a verb is about
+    flags: tuple[str, ...] = ()  # Hydra's own: --cfg and what it prints; --json and the like of a verb about runs
 
     @property
     def values(self) -> dict[str, str]:
@@ -140,14 +138,15 @@ def parse_command(args: Sequence[str]) -> Command:
 
 
 def parse_names(verb: str, words: Sequence[str]) -> Command:
-    """The command line of a verb that takes runs and no settings."""
-    settings = [word for word in words if "=" in word or word.startswith("-")]
-    names = tuple(word for word in words if word not in settings)
-    if odd := [word for word in settings if split_word(word)[0] != "paths.outputs"]:
-        raise ConfigError(f"{odd[0]}: {verb} takes {'runs' if verb == 'compare' else 'nothing'} and paths.outputs=.")
-    if verb == "experiments" and names:
-        raise ConfigError(f"{names[0]}: experiments takes no names. To train one: {main_py()} experiment={names[0]}")
-    return Command(verb, tuple(expanded for word in settings for expanded in expand(word, False, None)), names=names)
+    """The command line of a verb about runs of before, which takes few settings."""
+    flags = tuple(word for word in words if word.startswith("-"))
+    settings = [word for word in words if "=" in word.strip("=") and word not in flags]
+    names = tuple(word for word in words if word not in (*settings, *flags))
+    check_words_of_runs(verb, names, settings, flags)
+    check_twice(settings)
+    own = OF_RUNS[verb].keys
+    overrides = [each for w in settings for each in ([w] if split_word(w)[0] in own else expand(w, False, None))]
+    return Command(verb, tuple(overrides), names=names, flags=flags)
 
 
 def with_keys(verb: str, words: Sequence[str]) -> list[str]:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from trainer.config.command_line import TYPED_GROUPS, VERBS
+from trainer.config.command_line import TYPED_GROUPS
 from trainer.config.options import CONFIGS, choices_of, text_of_yaml
 from trainer.config.roles import ROWS, USED, USES
 from trainer.config.schema import GROUPS
+from trainer.config.verbs import VERBS
 from trainer.utils.errors import ConfigError, listed, nearest
 from trainer.utils.program import main_py
 
@@ -23,6 +24,12 @@ python main.py check-resume [group=choice ...] [key=value ...]   does a run like
 python main.py compare-impl [group=choice ...] [key=value ...]   one run in each library: curves, times, differences
 python main.py compare RUN RUN [RUN ...]                         is the first better than the others, or is it chance?
 python main.py experiments                                       the books' experiments, with their figures and yours
+python main.py runs [where=test>0.9] [sort=test] [--json]        all runs, those that meet conditions, the best first
+python main.py show RUN [--json]                                 a run: its figures, settings and where they came from
+python main.py diff RUN RUN [RUN ...]                            what differs between runs, and their curves
+python main.py rerun RUN [name=NEW]                              train it once more: are the weights equal to the bit?
+python main.py rm RUN [RUN ...] [--yes]                          delete runs and their checkpoints, after a question
+python main.py board [RUN] [port=6006]                           TensorBoard on the runs
 python main.py -m key=value1,value2 ...                          one run for each combination of values
 python main.py [...] seeds=N                                     N runs that differ in the seed: mean, spread, interval
 torchrun --nproc_per_node=N main.py ...                          train with N processes (docs/several-processes.md)
@@ -45,7 +52,7 @@ examples
   python main.py plugins=[my_net.py] model=my_net data=mnist     a network, data set or loss of your own: docs/adding.md
   python main.py -m hydra/launcher=processes hydra.launcher.n_jobs=2 model=mlp data=mnist seed=0,1,2,3
   python main.py -m hydra/sweeper=optuna model=mlp data=mnist optimizer.lr='tag(log, interval(1e-3,1))'
-  tensorboard --logdir outputs
+  python main.py board                                           TensorBoard on all runs
 """
 OF_VERBS = {
     "train": """\
@@ -66,6 +73,16 @@ Trains a short run of these settings, the same killed and resumed again and agai
     "compare": """\
 Of runs: McNemar's test on their right and wrong test images. Of sweeps over seeds: a t interval of the difference.""",
     "experiments": "experiment=NAME trains one.",
+    "runs": """\
+where= takes conditions on columns and settings, joined by commas: where='model=mlp,test>0.9,name=clothes*'. Columns:
+name, data, model, state, epochs, best, test, seconds, age (in seconds). sort=test puts the best first, sort=-test the
+worst; limit=N shows N of them. --json is for scripts.""",
+    "show": "Of a sweep it prints the table of its jobs. --json is for scripts.",
+    "diff": "Settings, figures and machine, as far as they differ; the plot goes into the first run's folder.",
+    "rerun": """\
+The same settings and seed under another name (RUN-again); at the end all weights, figures and states are compared.""",
+    "rm": "A run or sweep that is in use is not deleted. --yes asks nothing.",
+    "board": "The same as tensorboard --logdir outputs.",
 }
 USES_OF = {"train": ("train", "resume", "sweep")}  # the columns of the table of roles; else the command's own
 NODE, LINE = re.compile(r"(\w+):\s*(#.*)?$"), re.compile(r"( *)(\w+): *(.*?) *# *(.*)")

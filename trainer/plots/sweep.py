@@ -146,6 +146,17 @@ def options_figure(
     return figure
 
 
+def draw_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draw the curves of runs over each other.
+
+    Args:
+        curves: lines of metrics.jsonl, by what they are called.
+        path: the PNG to write.
+    """
+    with rc_context(STYLE):
+        save_figure(curves_figure(curves), path)
+
+
 def curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Draw the training loss, and the metric that decides, of each job over the other."""
     first = next(iter(curves.values()))[0]

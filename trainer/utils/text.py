@@ -5,6 +5,7 @@ screen, line ends that add a line of their own, ten million characters, bytes th
 line of printable characters that the stream can take.
 """
 
+import json
 import os
 import re
 import sys
@@ -74,6 +75,14 @@ def emit(*lines: object, file: IO[str] | None = None) -> None:
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except OSError:  # the reader has closed the pipe, as `| head` does, or the disk is full
         silence(stream)
+
+
+def emit_json(content: object) -> None:
+    """Print plain data as JSON in ASCII, for scripts; never fails."""
+    try:
+        print(json.dumps(content, indent=1), flush=True)
+    except OSError:
+        silence(sys.stdout)
 
 
 def is_terminal() -> bool:
