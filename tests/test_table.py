@@ -327,6 +327,17 @@ REFUSED: dict[str, tuple[str | bytes, tuple[str, ...], tuple[str, ...]]] = {  # 
     "too large": (GOOD + "1e999,3\n", (), ("row 11 has 1e999",)),
     "infinite target": (GOOD + "1,-inf\n", (), ("data.target=y: row 11 has -inf",)),
     "commas": ("x;y\n" + "".join(f"{i},5;{i}.5\n" for i in range(9)), (), ("0,5 is no number: write 1.5 for 1,5",)),
+    "commas in the target": (
+        "x;y\n" + "".join(f"{i};{i % 7},5\n" for i in range(30)),
+        (),
+        ("data.target=y: 0,5 is no number: write 1.5 for 1,5", "data.task=classification"),
+    ),
+    "nearly a number": (
+        "x,y\n" + "".join(f"{i},{i % 25 if i else 'none'}\n" for i in range(60)),
+        (),
+        ("data.target=y: most cells are numbers, but not 'none' in row 1", "data.task=classification"),
+    ),
+    "nearly a class a row": ("x,y\n" + "".join(f"{i},${i % 30}\n" for i in range(50)), (), ("30 classes in 50 rows",)),
     "no targets": ("x,y\n1,\n2,NA\n", (), ("no row with a value",)),
     "all the same": ("x,y\n" + "".join(f"{i},3\n" for i in range(9)), (), ("all rows have the value 3",)),
     "nothing left": ("x,y\n" + "".join(f"1,{i}.5\n" for i in range(9)), (), ("no column is left",)),
@@ -402,6 +413,16 @@ def test_an_id_and_rows_in_both_parts_are_said(cli: Cli, tmp_path: Path) -> None
 # names
 
 ODD = ["\u9762\u79ef", "=age", 'a "b", c', "it's", "[x]", "line\nend", " spaced", "null", "a=b", "10"]
+
+
+def test_a_column_that_one_cell_makes_text_is_said(cli: Cli, tmp_path: Path) -> None:
+    rows = [["age", "size", "y"], *([i % 30 if i else "-", "3+" if i % 4 == 3 else i % 4, i / 2] for i in range(90))]
+    write(tmp_path / "t.csv", rows)
+    out = cli("data=table", "data.path=t.csv", "data.target=y", *QUICK).out
+    said = "warning: age: most cells are numbers, but not '-' in row 1: empty such cells"
+    assert said in out
+    assert "'data.drop=[age]' leaves it out" in out
+    assert "warning: size" not in out  # 0, 1, 2, 3+ are codes
 
 
 def test_columns_may_have_any_name(cli: Cli, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from trainer.commands.outputs import inputs_of, label_rows, place_of, write_besi
 from trainer.config.schema import Config
 from trainer.data.columns import Cells, Encoding, cells_of, encode, numbers_of
 from trainer.data.given import columns_given
-from trainer.data.table import few_names, number_name
+from trainer.data.table import few_names
 from trainer.data.table_file import Table, read_table
+from trainer.data.table_target import number_name
 from trainer.run import directory
 from trainer.run.tables import figures_of_numbers, own_outputs, said_of_numbers
 from trainer.utils.errors import ConfigError

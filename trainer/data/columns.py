@@ -25,6 +25,7 @@ IS_NUMBER = re.compile(
 ).fullmatch
 WITH_COMMA = re.compile(r"[+-]?\d+(?:,\d+)+(?:\.\d+)?|[+-]?\d+(?:\.\d{3})*,\d+", re.ASCII).fullmatch
 MAX_CATEGORIES = 100  # of a column
+FEW = 20  # different whole numbers that may be codes or classes
 NO_CELL = -1
 
 Cells = Sequence[str | None]  # of a column: without the spaces round them; None where one is missing
@@ -151,6 +152,30 @@ def numbers_of(cells: Cells) -> tuple[np.ndarray, int]:
     return values, odd
 
 
+def are_many(values: np.ndarray) -> bool:
+    """Whether (N,) numbers are too many different ones, or too fine, for codes or classes; nan and inf are none."""
+    known = values[np.isfinite(values)]
+    return len(np.unique(known)) > FEW or bool((known % 1).any())
+
+
+def odd_number(cells: Cells, rows: Sequence[int]) -> str:
+    """What is to be mended in a column that is one of numbers but for some cells; "" where it is none.
+
+    Args:
+        cells: (N,) of the column.
+        rows: (N,) which rows of the file these are.
+    """
+    values, odd = numbers_of(cells)
+    if odd == NO_CELL:
+        return ""
+    if all(cell is None or IS_NUMBER(cell) or WITH_COMMA(cell) for cell in cells):
+        return f"{cells[odd]} is no number: write 1.5 for 1,5 and 1234 for 1,234"
+    known = sum(cell is not None for cell in cells)
+    if 2 * int(np.isfinite(values).sum()) <= known or not are_many(values):
+        return ""
+    return f"most cells are numbers, but not {one_line(cells[odd], 40)!r} in row {rows[odd]}: empty such cells"
+
+
 def moments_of(values: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation of (N,) finite float64, also of numbers whose squares are no floats any more."""
     largest = float(np.abs(values).max()) or 1.0
@@ -191,15 +216,12 @@ def fit_column(name: str, cells: Cells, train: np.ndarray, numbers: Sequence[int
         mean, std = moments_of(np.where(np.isnan(values[train]), median, values[train]))
         return Column(name, (), mean, std, median, flag)
     leave_out = f"Leave it out: {typed_list('data.drop', name)}"
-    if all(cell is None or IS_NUMBER(cell) or WITH_COMMA(cell) for cell in cells):
-        example = next(cell for cell in cells if cell is not None and not IS_NUMBER(cell))
-        raise ConfigError(f"{column}: {example} is no number: write 1.5 for 1,5 and 1234 for 1,234. {leave_out}.")
+    why = odd_number(cells, numbers)
+    if why and any(cell is not None and WITH_COMMA(cell) for cell in cells):
+        raise ConfigError(f"{column}: {why}. {leave_out}.")
     if len(different) > MAX_CATEGORIES:
         said = f"{len(different):,} different texts, each of which would be an input; allowed: {MAX_CATEGORIES}"
-        if np.isfinite(values).mean() > 0.5:
-            odd_one = f"{one_line(cells[odd], 40)!r} in row {numbers[odd]}"
-            said = f"most cells are numbers, but not {odd_one}: empty such cells"
-        raise ConfigError(f"{column}: {said}. {leave_out}.")
+        raise ConfigError(f"{column}: {why or said}. {leave_out}.")
     if any(len(category) > MAX_CELL_TEXT for category in different):
         raise ConfigError(f"{column}: a category of more than {MAX_CELL_TEXT} characters. {leave_out}.")
     return Column(name, tuple(different), flag=flag)

@@ -23,18 +23,16 @@ from trainer.data.columns import (
     from_plain,
     moments_of,
     numbers_of,
+    odd_number,
 )
 from trainer.data.folder import TEST_SEED
 from trainer.data.splits import Source, Split
 from trainer.data.stratify import stratified
-from trainer.data.table_file import MAX_CELL_TEXT, Table, read_table
+from trainer.data.table_file import Table, read_table
+from trainer.data.table_target import MOST_NAMES, classes_of, labels_of
 from trainer.utils.errors import ConfigError, listed, nearest
 from trainer.utils.quotes import typed_list
 from trainer.utils.text import emit, number_of, one_line
-
-FEW = 20  # different whole numbers that are taken as classes
-MAX_LABELS = 1000  # classes
-MOST_NAMES = 8  # names in a line
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,9 @@ def table_rows(
     if test_path is not None:
         separate = rows_with_target(read_table(Path(test_path).expanduser(), "data.test_path"), target)
     encoding = from_plain(known["columns"], known["classes"]) if known is not None else None
-    classes = encoding.classes if encoding else classes_of(rows, target, task)
-    labels = labels_of(rows, classes, target) if classes else None
+    numbers = rows.numbers.tolist()
+    classes = encoding.classes if encoding else classes_of(rows.target, numbers, target, task)
+    labels = labels_of(rows.target, numbers, classes, target) if classes else None
     if separate is None:
         chosen, rest = (part.numpy() for part in cut_test(labels, len(rows), test_fraction, file))
         test = rows.take(chosen)
@@ -148,57 +147,6 @@ def rows_with_target(file: Table, target: str) -> Rows:
         return every
     emit(f"table: {number_of(len(cells) - len(there), 'row')} of {file.path} without {target}, left out")
     return every.take(there)
-
-
-def classes_of(rows: Rows, target: str, task: str) -> tuple[str, ...]:
-    """The classes that a target has, in their order; none where it is predicted as a number.
-
-    Raises:
-        ConfigError: it cannot be of this task, or has too few or too many classes.
-    """
-    cells = rows.target
-    values, odd = numbers_of(cells)
-    check_finite_cells(values, cells, rows.numbers.tolist(), f"data.target={target}")
-    is_number = odd == NO_CELL
-    numbers = set(values.tolist()) if is_number else set[float]()
-    many = len(numbers) > FEW or any(value % 1 for value in numbers)
-    if task == "regression" and not is_number:
-        said = f"row {rows.numbers[odd]} has {one_line(cells[odd], 40)!r}, which is no number"
-        raise ConfigError(f"data.target={target}: {said}. Allowed: data.task=classification, data.task=auto.")
-    if task == "regression" or (task == "auto" and many):
-        return ()
-    names = [number_name(value) for value in sorted(numbers)] if is_number else sorted({*filter(None, cells)})
-    if len(names) < 2:
-        raise ConfigError(f"data.target={target}: all rows have the value {one_line(names[0], 40)}: nothing to learn.")
-    if len(names) > MAX_LABELS or len(names) == len(cells) > FEW:
-        advice = " Allowed: data.task=regression." if is_number else " Is it the right column?"
-        raise ConfigError(f"data.target={target}: {len(names):,} classes in {number_of(len(cells), 'row')}.{advice}")
-    if long := next((name for name in names if len(name) > MAX_CELL_TEXT), None):
-        raise ConfigError(f"data.target={target}: a class has {len(long):,} characters. Allowed: {MAX_CELL_TEXT}.")
-    return tuple(names)
-
-
-def number_name(value: float) -> str:
-    """A number as the name of a class: 1 for 1.0."""
-    return str(int(value)) if value % 1 == 0 else str(value)
-
-
-def labels_of(rows: Rows, classes: Sequence[str], target: str) -> Tensor:
-    """The class of each row, (N,) int64.
-
-    Raises:
-        ConfigError: a row has none of the classes.
-    """
-    numbers = {name: k for k, name in enumerate(classes)}
-    found = []
-    for cell, row in zip(rows.target, rows.numbers.tolist(), strict=True):
-        assert cell is not None
-        name = cell if cell in numbers or not IS_NUMBER(cell) else number_name(float(cell))
-        if name not in numbers:
-            known = listed([one_line(each, 40) for each in classes[:MOST_NAMES]])
-            raise ConfigError(f"row {row}: {target} is {one_line(cell, 60)!r}. The classes of the training: {known}.")
-        found.append(numbers[name])
-    return torch.tensor(found)
 
 
 def cut_test(labels: Tensor | None, n: int, test_fraction: float, file: Path) -> tuple[Tensor, Tensor]:
@@ -262,9 +210,14 @@ def columns_of(rows: Rows, train: np.ndarray, chosen: Mapping[str, Cells], file:
     if not columns:
         raise ConfigError(f"{file}: no column is left to predict from: all are empty or constant in the training part.")
     for column in columns:
-        if column.categories and len(column.categories) == len(train) > 2:
-            advice = f"Nothing can be learnt from it: {typed_list('data.drop', column.name)} leaves it out."
-            emit(f"warning: {column.name} is different in each row, as an ID is. {advice}")
+        if not column.categories:
+            continue
+        leave_out = f"{typed_list('data.drop', column.name)} leaves it out"
+        if why := odd_number(chosen[column.name], rows.numbers.tolist()):
+            emit(f"warning: {column.name}: {why}, or each text is a category, as now; {leave_out}.")
+        elif len(column.categories) == len(train) > 2:
+            what = "is different in each row, as an ID is. Nothing can be learnt from it"
+            emit(f"warning: {column.name} {what}: {leave_out}.")
     return columns
 
 
@@ -290,7 +243,7 @@ def encoded(encoding: Encoding, rows: Rows, what: str) -> Split:
     emit(*(f"table: {what}{note}" for note in notes))
     names = [str(number) for number in rows.numbers]
     if encoding.classes:
-        return Split(x, labels_of(rows, encoding.classes, encoding.target), names)
+        return Split(x, labels_of(rows.target, rows.numbers.tolist(), encoding.classes, encoding.target), names)
     values, odd = numbers_of(rows.target)
     if odd != NO_CELL:
         cell = one_line(rows.target[odd], 40)
