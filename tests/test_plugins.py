@@ -278,6 +278,19 @@ def test_a_changed_file_is_warned_of(cli: Cli, my_net: Path, tmp_path: Path) -> 
     assert_refused(cli("resume=a", "epochs=5", "plugins=[moved.py]", "data.num_examples=101"), "data.num_examples")
 
 
+def test_a_file_that_no_longer_has_the_option_is_said_to_be_the_cause(cli: Cli, my_net: Path) -> None:
+    assert cli(*MINE, *QUICK, "name=a").code == 0
+    my_net.write_text(NET.replace("num_hiddens", "num_units"))
+    for words in (["eval", "a"], ["resume=a", "epochs=3"]):
+        outcome = cli(*words, WORD)
+        assert_refused(outcome, "model.num_hiddens is no option", "my_net.py is not what it was", "Put the options")
+        assert "remove outputs" not in outcome.err
+    my_net.write_text(NET.replace('"my_net": ', '"your_net": '))
+    outcome = cli("eval", "a", WORD)
+    assert_refused(outcome, "model=my_net was in my_net.py and is not any more. Put it back.")
+    assert "type:" not in outcome.err
+
+
 def test_from_python(my_net: Path, cli: Cli, tmp_path: Path) -> None:
     settings = {"plugins": ["my_net.py"], "model": "my_net", "data": "moons", "plots": False, "data.num_examples": 100}
     run = train(settings, epochs=1, name="a")

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainer.config.fit import check_fit
 from trainer.config.options import check_value, defaults_of, flatten, plugged_rules, unknown_key
-from trainer.config.plugins import check_plugged
+from trainer.config.plugins import check_plugged, check_unchanged
 from trainer.config.ranges import as_yaml
 from trainer.config.roles import OF_THE_COMMAND
 from trainer.config.schema import BUILT, GROUPS, Choice, Config
@@ -40,12 +40,17 @@ def from_dict(plain: Mapping[str, Any], typed: Iterable[str] = (), *, complete: 
     check_plugged(plain)
     defaults, rules = defaults_of(choices), plugged_rules(choices)
     given = flatten({k: v for k, v in plain.items() if k != "choices"})
-    for key in given:
-        if key not in defaults:
-            raise unknown_key(key, choices)
-    flat = {
-        key: check_value(key, given.get(key, default), default, rules.get(key)) for key, default in defaults.items()
-    }
+    try:
+        for key in given:
+            if key not in defaults:
+                raise unknown_key(key, choices)
+        flat = {
+            key: check_value(key, given.get(key, default), default, rules.get(key)) for key, default in defaults.items()
+        }
+    except ConfigError as error:
+        if not typed:
+            check_unchanged(plain, error)
+        raise
     impls = {group: flat.pop(f"{group}.impl") for group in BUILT}
     values: dict[str, Any] = {
         group: Choice(choices[group], _frozen_options(flat, group), impls.get(group)) for group in GROUPS

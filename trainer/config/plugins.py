@@ -22,7 +22,7 @@ from trainer.config.options import PLUGGED, choices_of
 from trainer.config.ranges import as_yaml
 from trainer.config.schema import GROUPS
 from trainer.config.tasks import CLASSIFICATION, REGRESSION
-from trainer.utils.errors import MissingPluginError, PluginError, TrainerError, nearest
+from trainer.utils.errors import ConfigError, MissingPluginError, PluginError, TrainerError, listed, nearest
 from trainer.utils.program import main_py
 
 TABLES = {"MODELS": "model", "DATA": "data", "LOSSES": "loss"}
@@ -194,10 +194,25 @@ def check_plugged(saved: Mapping[str, Any], *, is_own: bool = True) -> None:
     for group in GROUPS:
         name = choices.get(group)
         if isinstance(name, str) and name not in choices_of(group):
+            if set(paths) <= {*LOADED}:
+                raise MissingPluginError(f"{group}={name} was in {listed(paths)} and is not any more. Put it back.")
             word = as_word(paths if is_own else [Path(path).name for path in paths])
             why = f"{group}={name} is from a file of its own, which is run only where it is typed: {word}."
             args = [arg for arg in sys.argv[1:] if not arg.startswith("plugins=")]
             raise MissingPluginError(why, f"type: {main_py()} {shlex.join([*args, word])}")
+
+
+def check_unchanged(saved: Mapping[str, Any], error: ConfigError) -> None:
+    """Say of an error in saved settings, an option that is not known or a value of another type, where it comes from.
+
+    Raises:
+        MissingPluginError: a file of plugins= is not what it was when they were saved.
+    """
+    if any(digest for _, digest in pairs_recorded(saved.get("plugins"))) and (
+        changes := changes_since(saved["plugins"])
+    ):
+        advice = "Put the options of the training back, or start anew under another name=."
+        raise MissingPluginError(str(error), *(text.removeprefix("warning: ") for text in changes), advice) from None
 
 
 def unplug() -> None:

@@ -63,7 +63,7 @@ class PluginError(ConfigError):
 
 
 class MissingPluginError(DamagedError):
-    """A run whose settings name what a file of plugins= brought, which was not typed."""
+    """A run whose settings name what a file of plugins= brought, which was not typed or is another now."""
 
 
 class WorkerError(TrainerError):
