@@ -24,7 +24,7 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
-from trainer import build, load
+from trainer import build, load, train
 from trainer.config.schema import Choice
 from trainer.data import columns
 from trainer.data.table import table_rows
@@ -583,8 +583,22 @@ def test_a_loaded_model_takes_tables(cli: Cli, houses: Path) -> None:
     assert 0 < whole.mean() < 1000
     with pytest.raises(ConfigError, match="list is no table"):
         model.predict([1, 2])
+    tensors = some | {"area": torch.tensor([float(cell) for cell in some["area"]])}
+    assert model.predict(tensors).outputs == pytest.approx(whole[:5], rel=1e-5)
+    for cells in (50, "50", {0: 50}, np.array(50.0), torch.ones(5, 1), [[50]]):
+        with pytest.raises(
+            ConfigError, match=r"column area is no list of single values. Allowed: .*'area': \[50, 70\]"
+        ):
+            model.predict(some | {"area": cells})
     with pytest.raises(ConfigError, match="not equally long"):
         model.predict({"area": [1], "age": [1, 2]})
+
+
+def test_columns_of_any_name_are_left_out_from_python(cli: Cli, tmp_path: Path) -> None:
+    names = ["a,b", "[c]", "it's", "plain"]
+    write(tmp_path / "t.csv", [[*names, "x", "y"], *([i, i, i, i, i % 4, i / 2] for i in range(20))])
+    settings = {"data": "table", "data.path": "t.csv", "data.target": "y", "data.drop": names, "plots": False}
+    assert train(settings, epochs=1, model="linreg").load().in_shape == (1,)
 
 
 def test_plots(cli: Cli, houses: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from trainer.config.schema import Config
 from trainer.run import directory, folders
 from trainer.run.plugged import plugged
 from trainer.utils.errors import ConfigError
+from trainer.utils.quotes import is_odd, quote
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal, handlers_kept
 from trainer.utils.text import number_of
@@ -264,7 +265,8 @@ def as_typed(value: Any, key: str) -> str:
     if isinstance(value, Mapping):
         raise ConfigError(f'{key}={value} is not allowed. Write each setting in it with a dot: "{key}.NAME": VALUE.')
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(as_typed(item, key) for item in value)}]"
+        items = (quote(item) if isinstance(item, str) and is_odd(item) else as_typed(item, key) for item in value)
+        return f"[{','.join(items)}]"
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
     return str(value)

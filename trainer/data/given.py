@@ -17,6 +17,7 @@ from trainer.utils.errors import ConfigError
 from trainer.utils.text import number_of
 
 GIVEN_PARTS = ("train", "test", "val")  # of a data set, in the order in which they are given
+OF_PANDAS = ("<NA>", "NaT")  # what it shows where a cell is missing
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 ALLOWED = "a path, a PIL image, a uint8 array or tensor (H, W) or (H, W, C), a batch (N, H, W, C), or a list of these"
 
@@ -80,16 +81,30 @@ def columns_given(rows: Any) -> dict[str, list[str]]:
     """The columns of a table in memory, each cell as text: of {name: cells}, or of a data frame.
 
     Raises:
-        ConfigError: it is no such thing, has no column or no row, or columns of different lengths.
+        ConfigError: it is no such thing, has no column or no row, two of one name, or columns of different lengths.
     """
     names = list(rows) if isinstance(rows, Mapping) else list(getattr(rows, "columns", ()))
     if not names:
         what = "{'area': [50, 70], 'city': ['Paris', 'Roma']} or a data frame"
         raise ConfigError(f"{type(rows).__name__} is no table. Allowed: the path of a file, {what}.")
-    columns = {str(name): [as_text_cell(cell) for cell in rows[name]] for name in names}
-    if len({len(cells) for cells in columns.values()}) != 1 or not len(rows[names[0]]):
+    columns = {str(name): cells_given(rows[name], str(name)) for name in names if names.count(name) == 1}
+    if len(columns) < len(names):
+        raise ConfigError("two columns of the table have one name. Rename one of them.")
+    if len({len(cells) for cells in columns.values()}) != 1 or not columns[str(names[0])]:
         raise ConfigError("the columns of the table are empty, or not equally long.")
     return columns
+
+
+def cells_given(cells: Any, name: str) -> list[str]:
+    """The cells of a column in memory as text; ConfigError where they are no list of single values."""
+    values = cells.tolist() if isinstance(cells, Tensor) else cells
+    no_list = isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__")
+    is_one = no_list or getattr(values, "ndim", 1) == 0
+    found = [] if is_one else [cell.tolist() if isinstance(cell, Tensor) else cell for cell in values]
+    if is_one or any(isinstance(cell, (list, tuple, dict)) or getattr(cell, "ndim", 0) for cell in found):
+        allowed = f"a list with a value for each row, such as {{{name!r}: [50, 70]}}"
+        raise ConfigError(f"column {name} is no list of single values. Allowed: {allowed}.")
+    return ["" if str(cell) in OF_PANDAS else as_text_cell(cell) for cell in found]
 
 
 def names_of(classes: Sequence[str], indices: Tensor) -> np.ndarray:
