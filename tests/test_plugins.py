@@ -179,6 +179,7 @@ def test_options_are_checked_and_told_of(cli: Cli, my_net: Path, tmp_path: Path)
         outcome = cli(*MINE, word)
         assert_refused(outcome, said)
         assert ("\ntype: " in outcome.err) == ("Did you mean" in said)
+    assert "data.normalize has no effect: it is for images" in cli(*MINE, *QUICK, "data.normalize=none").out
     assert_refused(cli("model=my_net"), "there is no such model")
     my_net.write_text(NET.replace("noise=0.1", "noise=0.1, kind='half', sizes=[1, 2.5], seed=None, flip=False"))
     words = ("data.noise=1", "data.kind=whole", "data.sizes=[3]", "data.seed=x", "data.flip=true")
@@ -270,6 +271,8 @@ def test_a_changed_file_is_warned_of(cli: Cli, my_net: Path, tmp_path: Path) -> 
     assert "warning" not in cli("resume=a", "epochs=4", WORD).out  # the resumed run has kept the new digest
     shutil.move(my_net, tmp_path / "moved.py")
     assert "warning" not in cli("eval", "a", "plugins=[moved.py]").out
+    (tmp_path / "moved.py").write_text(NET.replace("num_examples // 5", "num_examples // 4"))  # another test part
+    assert "its test part may be some that were trained on" in cli("eval", "a", "plugins=[moved.py]").out
     (tmp_path / "moved.py").write_text(NET.replace("return self.out", "return -self.out"))
     assert cli("eval", "a", "plugins=[moved.py]").code == 0
     (tmp_path / "moved.py").write_text(NET.replace("return self.out", "return self.out(self.hidden(x)).sum(1)  #"))

@@ -28,6 +28,7 @@ from trainer import build, load, train
 from trainer.config.schema import Choice
 from trainer.data import columns
 from trainer.data.table import table_rows
+from trainer.data.table_file import read_table
 from trainer.run.gate import check_content
 from trainer.run.safe_load import read_checkpoint
 from trainer.run.tables import formula_of
@@ -246,6 +247,18 @@ def test_separators_line_ends_and_byte_order_marks(
     assert source.table.columns[0].categories == ("a", f"a{separator}\nb", "c")
 
 
+def test_spaces_before_quotes_and_lines_of_spaces_are_none(tmp_path: Path) -> None:
+    for separator in (",", ";", "\t"):
+        text = '\n  \nx, name, y\n1, "a, b", 2\n  \n 3,"c""d", 4\n'.replace(",", separator)
+        (tmp_path / "t.csv").write_text(text)
+        columns = read_table(tmp_path / "t.csv", "data.path").columns
+        assert {name: [cell.strip() for cell in cells] for name, cells in columns.items()} == {
+            "x": ["1", "3"],
+            "name": [f"a{separator} b", 'c"d'],
+            "y": ["2", "4"],
+        }
+
+
 def test_a_parquet_file_is_the_same_table(cli: Cli, houses: Path) -> None:
     with open(houses, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -309,9 +322,11 @@ REFUSED: dict[str, tuple[str | bytes, tuple[str, ...], tuple[str, ...]]] = {  # 
         ("data.target=yy", "no such column. Did you mean y?", "Its columns: x, y"),
     ),
     "empty": ("", (), ("t.csv is empty",)),
+    "separators alone": (",,\n,\n", (), ("t.csv has no such column",)),
     "header alone": ("x,y\n", (), ("a header and no rows",)),
     "one row": ("x,y\n1,2.5\n", (), ("has 1 row", "data.test_fraction=0.2")),
     "one column": ("y\n1\n2\n", (), ("has no column but y",)),
+    "long row of semicolons": ("x;y\n1;2;3\n", (), ("3 fields", "A field with semicolons in it needs quotes")),
     "short row": (GOOD + "1\n", (), ("line 12: 1 field, and the header has 2",)),
     "long row": (GOOD + "1,2,3\n", (), ("line 12: 3 fields, and the header has 2", "needs quotes")),
     "quotes": (GOOD + '"a"b,1\n', (), ("line 12",)),
@@ -542,6 +557,9 @@ def test_eval_measures_by_the_figures_of_the_training(cli: Cli, houses: Path) ->
     assert cli("predict", "a", "other.csv").code == 0
     errors = [float(row["prediction"]) - float(own[3]) for row, own in zip(read_csv(predictions()), oslo, strict=True)]
     assert now["rmse"] == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-4)
+    assert_refused(
+        cli("eval", "a", "data.test_fraction=0.3"), "on the same examples. Another cut would measure examples"
+    )
     write(houses, [header, *rows, *rows[:3]])
     assert_refused(cli("eval", "a"), "houses.csv is not what it was in the training", "data.test_path=FILE")
     assert_refused(cli("resume=a", "epochs=40"), "was trained on other data")

@@ -31,7 +31,7 @@ from trainer.totals import Totals
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.files import write_json
 from trainer.utils.screen import Screen, shown, table
-from trainer.utils.text import number_of
+from trainer.utils.text import emit, number_of
 
 CUT_OF_TRAINING = ("val_fraction", "split_seed", "limit")  # options that decide what is in train and val
 
@@ -153,7 +153,8 @@ def check_cut(config: Config, content: Mapping[str, Any], splits: Splits, split_
         odd = [key for key in keys if key in before and now.get(key) != before[key]]
         if odd:
             was = f"data.{odd[0]}={as_yaml(now.get(odd[0]))}: the model was trained with {as_yaml(before[odd[0]])}"
-            raise ConfigError(f"{was} on the same images. Another cut would measure images that it has seen as others.")
+            what = "images" if "root" in now else "examples"
+            raise ConfigError(f"{was} on the same {what}. Another cut would measure {what} that it has seen as others.")
     elif keys and now.get("root") and now["root"] == before.get("root"):
         raise ConfigError(
             f"{now['root']} is not what it was in the training, so that nobody knows any more which of its images are "
@@ -164,6 +165,9 @@ def check_cut(config: Config, content: Mapping[str, Any], splits: Splits, split_
             f"{now['path']} is not what it was in the training, so that nobody knows any more which of its rows are "
             f"{split_name}. Name a file with other rows: data.test_path=FILE."
         )
+    elif origin_of("data", config.data.name) and content["config"].get("choices", {}).get("data") == config.data.name:
+        may_be = f"examples of its {split_name} part may be some that were trained on"
+        emit(f"warning: data={config.data.name} returns other examples than in the training: {may_be}.")
 
 
 def run_eval(config: Config, target: Target) -> None:

@@ -76,15 +76,17 @@ def csv_columns(content: bytes, what: str, usual: str) -> tuple[list[str], list[
     if not text.strip():
         raise ConfigError(f"{what} is empty.")
     rows: list[list[str]] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator_of(text, usual), strict=True)
+    separator = separator_of(text, usual)
+    reader = reader_of(text, separator, strict=True)
     try:
-        header = next(row for row in reader if row)
+        header: list[str] = next(filter(has_text, reader), [])
         for row in reader:
             if len(row) == len(header):
                 rows.append(row)
-            elif row:  # an empty line is none
+            elif has_text(row):  # an empty line is none
                 fields = f"{number_of(len(row), 'field')}, and the header has {len(header)}"
-                raise ConfigError(f"{what}, line {reader.line_num}: {fields}. A field with commas in it needs quotes.")
+                advice = f" A field with {SEPARATORS[separator]} in it needs quotes." if len(row) > len(header) else ""
+                raise ConfigError(f"{what}, line {reader.line_num}: {fields}.{advice}")
     except csv.Error as error:
         raise ConfigError(f"{what}, line {reader.line_num}: {error}.") from None
     return [name.strip() for name in header], list(zip(*rows, strict=True)) if rows else [()] * len(header)
@@ -108,12 +110,22 @@ def decoded(content: bytes, what: str) -> str:
         ) from None
 
 
+def reader_of(text: str, separator: str, *, strict: bool = False) -> Any:
+    """The rows of a text. A space before a quote is no part of the cell."""
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=strict)
+
+
+def has_text(row: Sequence[str]) -> bool:
+    """Whether there is anything but spaces in a row."""
+    return any(cell.strip() for cell in row)
+
+
 def separator_of(text: str, usual: str) -> str:
     """What separates the fields: of comma, tab and semicolon the one that makes most of the header; or else `usual`."""
     found = {}
     for separator in (usual, *SEPARATORS):
         try:
-            found[separator] = len(next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), ()))
+            found[separator] = len(next(filter(has_text, reader_of(text, separator)), []))
         except csv.Error:
             found[separator] = 0
     return max(found, key=lambda separator: found[separator])  # the first of equals

@@ -32,6 +32,7 @@ def library(config: Config) -> str:
 def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Screen, path: str) -> None:
     """Say what is about to be trained on what, and from which checkpoint it continues."""
     void = dict.fromkeys(parts.splits.ignores, "the set brings its own parts")
+    void |= {"normalize": "it is for images, and these are rows"} if "normalize" in void else {}
     if isinstance(parts.splits.train.x, Tensor):
         void["workers"] = "the images are in memory"
     for option, why in void.items():
