@@ -332,6 +332,11 @@ CROSS = "return factor * nn.functional.cross_entropy(y_hat, y)"
 HIDDEN = "self.hidden(x.flatten(1))"
 IN_PLACE = f"h = {HIDDEN}.exp()\n        y = self.out(h)\n        h += 1\n        return y"
 MISTAKES = {
+    "a class as a loss": (
+        NET + 'LOSSES = {"m": nn.MSELoss}\n',
+        r"is the class MSELoss. Allowed: a function, such as def m\(y_hat, y\): return MSELoss\(\)\(y_hat, y\)",
+    ),
+    "a module as a loss": (NET + 'LOSSES = {"m": nn.MSELoss()}\n', r"an object of type MSELoss. Allowed: a function,"),
     "syntax": (changed(INIT, "num_hiddens=32"), r"my_net.py:10: SyntaxError: .*: def __init__"),
     "null byte": (NET + "\0", r"my_net.py:\d+: .*null byte"),
     "encoding": ("# coding: nothing\n", r"my_net.py:1: SyntaxError: unknown encoding"),
@@ -478,6 +483,23 @@ def test_paths_as_they_are_typed(cli: Cli, my_net: Path, tmp_path: Path) -> None
     ):
         outcome = cli(word, *MINE[1:], *QUICK)
         assert outcome.code == 0, outcome.err
+
+
+def test_files_beside_it_are_found_and_read_anew(cli: Cli, my_net: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "nets"
+    folder.mkdir()
+    shutil.move(my_net, folder / "my_net.py")
+    (folder / "my_net.py").write_text(
+        f"from beside_it import WIDTH\n{NET}".replace("num_hiddens=32", "num_hiddens=WIDTH")
+    )
+    before = [*sys.path]
+    for width in (5, 67):
+        (folder / "beside_it.py").write_text(f"WIDTH = {width}\n")
+        assert f"model.num_hiddens={width} " in cli("help", "plugins=[nets/my_net.py]", "model=my_net").out
+    (folder / "beside_it.py").write_text("WIDTH = 1 / 0\n")
+    assert_refused(cli("plugins=[nets/my_net.py]", *MINE[1:]), "ZeroDivisionError")
+    assert sys.path == before
+    assert "beside_it" not in sys.modules
 
 
 PAIR = (np.zeros((4, 2)), np.array([0, 1, 0, 1]))

@@ -5,6 +5,7 @@ of such a file is text for a message. plugin_options.py makes choices of what it
 these in the place of the program's own for as long as a command runs.
 """
 
+import contextlib
 import hashlib
 import inspect
 import re
@@ -119,8 +120,9 @@ def load_plugin(path: str) -> list[Entry]:
     sys.modules[module.__name__] = module  # where dataclasses look up what their annotations name
     LOADED[path] = hashlib.sha256(source).hexdigest()
     try:
-        # not imported: a stale .pyc would run in place of a file that was changed within the same second
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
+        with neighbours_found(Path(path).expanduser().absolute().parent):
+            # not imported: a stale .pyc would run in place of a file that was changed within the same second
+            exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     except SyntaxError as error:
         if error.filename not in (path, None):  # of another file, which this one imports
             raise PluginError(f"{blamed(error)}") from error
@@ -129,6 +131,21 @@ def load_plugin(path: str) -> list[Entry]:
     except (Exception, SystemExit) as error:
         raise PluginError(blamed(error) or f"{path}:1: {error}") from error  # Python 3.11 says so of a null byte
     return list(entries_of(module, path))
+
+
+@contextlib.contextmanager
+def neighbours_found(folder: Path) -> Iterator[None]:
+    """Let files of a folder be imported inside, after all that Python finds elsewhere; unplug() forgets them again."""
+    before = {*sys.modules}
+    sys.path.append(str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in {*sys.modules} - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).parent == folder:
+                vars(sys.modules[name])[MARK] = file
 
 
 def source_of(path: str) -> bytes:
@@ -169,11 +186,14 @@ def entries_of(module: types.ModuleType, path: str) -> Iterator[Entry]:
                 raise PluginError(f"{where} has the name {as_yaml(name)!r}. Allowed: {allowed}.")
             if name in choices_of(group):
                 raise PluginError(f"{where}: {group}={name} is there already. Choose another name.")
-            if not inspect.isclass(call) and not inspect.isroutine(call) and not isinstance(call, partial):
-                what = f"an object of type {type(call).__name__}"
-                raise PluginError(
-                    f'{where}["{name}"] is {what}. Allowed: a class or a function, without ( ): {EXAMPLE}.'
-                )
+            is_one = inspect.isroutine(call) or isinstance(call, partial)
+            if not is_one and (group == "loss" or not inspect.isclass(call)):
+                kind = call if inspect.isclass(call) else type(call)
+                what = f"{'the class' if kind is call else 'an object of type'} {kind.__name__}"
+                allowed = f"a class or a function, without ( ): {EXAMPLE}"
+                if group == "loss":
+                    allowed = f"a function, such as def {name}(y_hat, y): return {kind.__name__}()(y_hat, y)"
+                raise PluginError(f'{where}["{name}"] is {what}. Allowed: {allowed}.')
             task = tasks.get(name, CLASSIFICATION) if isinstance(tasks, dict) else None
             if task not in (CLASSIFICATION, REGRESSION):
                 raise PluginError(f'{path}: TASKS: write TASKS = {{"{name}": "{REGRESSION}"}}, or leave it out.')
