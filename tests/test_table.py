@@ -31,7 +31,7 @@ from trainer.data.table import table_rows
 from trainer.data.table_file import read_table
 from trainer.run.gate import check_content
 from trainer.run.safe_load import read_checkpoint
-from trainer.run.tables import formula_of
+from trainer.run.tables import figures_of_numbers, formula_of
 from trainer.utils.errors import ConfigError, DamagedError
 from trainer.utils.files import read_csv
 from trainer.utils.quotes import quote_items, typed_list
@@ -633,6 +633,15 @@ def test_plots(cli: Cli, houses: Path, tmp_path: Path) -> None:
     assert cli(*HOUSES, "data.target=city", "name=b", "epochs=2").code == 0
     assert {path.stem for path in (tmp_path / "outputs/b/plots").glob("*.png")} == {"curves", "lr", "confusion"}
     assert "no plot: " in cli("predict", "b", "plots=true").out
+
+
+def test_figures_of_numbers_of_any_size() -> None:
+    true = torch.arange(5, dtype=torch.float64)
+    for unit in (1.0, 1e300, 1e-300, -1e200):
+        figures = figures_of_numbers((true + 1) * unit, true * unit)
+        assert figures == pytest.approx({"rmse": abs(unit), "mae": abs(unit), "r2": 0.5}, rel=1e-9, abs=0)
+    same = torch.full((3,), 0.1, dtype=torch.float64)  # whose mean is another number, by rounding
+    assert "r2" not in figures_of_numbers(same + 1, same)
 
 
 def test_a_formula_reads_as_one() -> None:

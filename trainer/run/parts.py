@@ -189,7 +189,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         said = f"batch_size={config.batch_size} is more than the {n:,} training examples"
         raise ConfigError(f"{said}, and data.drop_last=true leaves such a batch out. Allowed: 1 to {n}.")
     if not len(splits.val) and needs_validation(config):
-        raise ConfigError(f"{NEEDS_VALIDATION} need validation data: a larger data.val_fraction.")
+        raise ConfigError(f"{NEEDS_VALIDATION} need validation data: a larger data.val_fraction, or a count from 1 on.")
     check_task(config, (splits.task,), splits.table.said if splits.table else f"data={config.data.name}")
     splits = narrow(config, splits, batches)
     seed_everything(config.seed)  # nothing before this line may draw; what is drawn in between shifts all weights

@@ -27,10 +27,12 @@ def figures_of(table: Encoding | None, evaluation: Evaluation) -> dict[str, floa
 
 
 def figures_of_numbers(predicted: Tensor, true: Tensor) -> dict[str, float]:
-    """RMSE, MAE and R^2 of predictions (N,) of true numbers (N,), both float64."""
+    """RMSE, MAE and R^2 of predictions (N,) of true numbers (N,), both float64; no R^2 where these are all the same."""
+    unit = torch.stack([predicted, true]).abs().max().item() or 1.0  # the squares of 1e200 and of 1e-200 are no floats
+    predicted, true = predicted / unit, true / unit
     errors, spread = predicted - true, (true - true.mean()).square().sum()
-    figures = {"rmse": errors.square().mean().sqrt().item(), "mae": errors.abs().mean().item()}
-    return figures | ({"r2": (1 - errors.square().sum() / spread).item()} if spread > 0 else {})
+    figures = {"rmse": errors.square().mean().sqrt().item() * unit, "mae": errors.abs().mean().item() * unit}
+    return figures | ({"r2": (1 - errors.square().sum() / spread).item()} if true.min() < true.max() else {})
 
 
 def said_of_numbers(figures: Mapping[str, Any]) -> str:
