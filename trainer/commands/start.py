@@ -93,8 +93,10 @@ def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal,
     """
     from trainer.commands.check_resume import run_check_resume  # import torch
     from trainer.commands.compare_impl import run_compare_impl
+    from trainer.commands.doctor import run_doctor
     from trainer.commands.evaluate import run_eval
     from trainer.commands.predict import run_predict
+    from trainer.commands.summary import run_summary
     from trainer.commands.train import train
     from trainer.run import failures
 
@@ -104,5 +106,10 @@ def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal,
         if target is not None:
             {"eval": run_eval, "predict": run_predict}[verb](config, target)
         else:
-            {"check-resume": run_check_resume, "compare-impl": run_compare_impl}[verb](config)
+            {
+                "check-resume": run_check_resume,
+                "compare-impl": run_compare_impl,
+                "summary": run_summary,
+                "doctor": run_doctor,
+            }[verb](config)
     return None

@@ -22,6 +22,8 @@ python main.py predict RUN|PATH [FILE|FOLDER ...]                label images or
                        (or by name: eval checkpoint=RUN, predict checkpoint=RUN input=FILE)
 python main.py check-resume [group=choice ...] [key=value ...]   does a run like this resume bit for bit?
 python main.py compare-impl [group=choice ...] [key=value ...]   one run in each library: curves, times, differences
+python main.py summary [group=choice ...] [key=value ...]        layers, shapes, parameters, multiplications, memory
+python main.py doctor  [group=choice ...] [key=value ...]        machine, speed, can it learn, which learning rate
 python main.py compare RUN RUN [RUN ...]                         is the first better than the others, or is it chance?
 python main.py experiments                                       the books' experiments, with their figures and yours
 python main.py runs [where=test>0.9] [sort=test] [--json]        all runs, those that meet conditions, the best first
@@ -70,6 +72,10 @@ give an accuracy.""",
     "check-resume": """\
 Trains a short run of these settings, the same killed and resumed again and again, and compares the bits.""",
     "compare-impl": "Trains these settings with impl=concise, autograd, scratch and numpy, and draws the differences.",
+    "summary": "Builds the network and reads the data set; nothing is written.",
+    "doctor": """\
+Measures for a minute at most, on the settings of a training: first loss, one batch learnt by heart, units without
+gradients, gradient of each layer, speed, memory, and the loss while the learning rate grows. It makes no run.""",
     "compare": """\
 Of runs: McNemar's test on their right and wrong test images. Of sweeps over seeds: a t interval of the difference.""",
     "experiments": "experiment=NAME trains one.",

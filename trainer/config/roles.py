@@ -36,59 +36,59 @@ USED, NO_EFFECT, REFUSED = "+", "-", "x"  # no effect: a warning says so, and th
 # train: a new run. resume: train with a run to continue. sweep: train with -m. _depends() has what other typed settings
 # change.
 TABLE = """
-role      settings                                         train resume sweep eval predict check-resume compare-impl
-NUMBERS   experiment recipe recipe/                          +     -      +     -     -         +            +
-NUMBERS   data data.                                         +     +      +     +     +         +            +
-NUMBERS   data.val_fraction data.split_seed data.limit       +     +      +     -     -         +            +
-NUMBERS   data.normalize data.augment data.expand           +     +      +     -     -         +            +
-NUMBERS   data.fit data.interpolation                        +     +      +     -     -         +            +
-NUMBERS   data.mixup data.cutmix                             +     +      +     -     -         +            +
-NUMBERS   data.order_seed data.drop_last data.balance        +     +      +     -     -         +            +
-NUMBERS   data.target data.task data.features data.drop      +     +      +     -     -         +            +
-COMMAND   data.mirror                                        +     +      +     +     +         +            +
-MACHINE   data.resident data.workers                         +     +      +     +     +         +            +
-NUMBERS   model loss optimizer schedule                      +     +      +     x     x         +            +
-NUMBERS   model.weights                                      +     +      +     x     x         +            x
-NUMBERS   model. loss. optimizer. schedule.                  +     +      +     -     -         +            +
-NUMBERS   impl model.impl                                    +     +      +     +     +         +            x
-NUMBERS   loss.impl                                          +     +      +     +     -         +            x
-NUMBERS   optimizer.impl                                     +     +      +     -     -         +            x
-MACHINE   device                                             +     +      +     +     +         +            +
-MACHINE   device.index device.num_threads                    +     +      +     +     +         +            +
-MACHINE   device.deterministic                               +     +      +     +     +         +            +
-ROUNDING  device.                                            +     +      +     +     +         +            +
-NUMBERS   seed batch_size accumulate_steps clip_norm         +     +      +     -     -         +            +
-NUMBERS   ema_decay overfit_batches                          +     +      +     -     -         +            +
-NUMBERS   monitor                                            +     +      +     -     -         +            -
-NUMBERS   fast_dev_run                                       +     +      +     -     -         x            +
-NUMBERS   sync_batch_norm                                    +     +      +     -     -         -            -
-NUMBERS   init_from                                          +     +      +     x     x         +            x
-NUMBERS   finetune.                                          +     +      +     -     -         +            +
-FAR       epochs                                             +     +      +     -     -         +            +
-FAR       early_stopping. stop_at.                           +     +      +     -     -         +            -
-RECORDS   save. reference.                                   +     +      +     -     -         -            -
-RECORDS   record.                                            +     +      +     -     -         +            -
-COMMAND   plugins                                            +     +      +     +     +         +            +
-COMMAND   plots                                              +     +      +     +     +         -            +
-COMMAND   paths.outputs                                      +     +      +     +     +         +            +
-COMMAND   paths.checkpoints                                  +     +      +     +     +         +            -
-COMMAND   paths.cache                                        +     +      +     +     +         +            +
-MACHINE   paths.data                                         +     +      +     +     +         +            +
-MACHINE   paths.weights                                      +     -      +     -     -         +            +
-NAME      name                                               +     +      +     -     -         x            x
-COMMAND   resume                                             +     +      x     x     x         x            x
-COMMAND   resume_allow                                       +     +      +     x     x         x            x
-COMMAND   overwrite                                          +     x      x     x     x         x            x
-COMMAND   checkpoint ensemble                                x     x      x     +     +         x            x
-COMMAND   split                                              x     x      x     +     x         x            x
-COMMAND   tta                                                x     x      x     +     +         x            x
-COMMAND   input output                                       x     x      x     x     +         x            x
-SWEEP     seeds                                              +     x      +     x     x         x            x
-SWEEP     sweep.                                             -     -      +     -     -         -            -
-SWEEP     hydra/sweeper hydra.sweeper.                       x     x      +     x     x         x            x
-LAUNCH    hydra.sweeper.n_jobs hydra.sweeper.n_trials        x     x      +     x     x         x            x
-LAUNCH    hydra/launcher hydra.launcher.                     x     x      +     x     x         x            x
-"""
+role      settings                                      train resume sweep eval predict check-resume compare-impl summary doctor
+NUMBERS   experiment recipe recipe/                       +     -      +     -     -         +            +          +       +
+NUMBERS   data data.                                      +     +      +     +     +         +            +          +       +
+NUMBERS   data.val_fraction data.split_seed data.limit    +     +      +     -     -         +            +          +       +
+NUMBERS   data.normalize data.augment data.expand         +     +      +     -     -         +            +          +       +
+NUMBERS   data.fit data.interpolation                     +     +      +     -     -         +            +          +       +
+NUMBERS   data.mixup data.cutmix                          +     +      +     -     -         +            +          +       +
+NUMBERS   data.order_seed data.drop_last data.balance     +     +      +     -     -         +            +          +       +
+NUMBERS   data.target data.task data.features data.drop   +     +      +     -     -         +            +          +       +
+COMMAND   data.mirror                                     +     +      +     +     +         +            +          +       +
+MACHINE   data.resident data.workers                      +     +      +     +     +         +            +          +       +
+NUMBERS   model loss optimizer schedule                   +     +      +     x     x         +            +          +       +
+NUMBERS   model.weights                                   +     +      +     x     x         +            x          +       +
+NUMBERS   model. loss. optimizer. schedule.               +     +      +     -     -         +            +          +       +
+NUMBERS   impl model.impl                                 +     +      +     +     +         +            x          +       +
+NUMBERS   loss.impl                                       +     +      +     +     -         +            x          +       +
+NUMBERS   optimizer.impl                                  +     +      +     -     -         +            x          +       +
+MACHINE   device                                          +     +      +     +     +         +            +          +       +
+MACHINE   device.index device.num_threads                 +     +      +     +     +         +            +          +       +
+MACHINE   device.deterministic                            +     +      +     +     +         +            +          +       +
+ROUNDING  device.                                         +     +      +     +     +         +            +          +       +
+NUMBERS   seed batch_size accumulate_steps clip_norm      +     +      +     -     -         +            +          +       +
+NUMBERS   ema_decay overfit_batches                       +     +      +     -     -         +            +          +       +
+NUMBERS   monitor                                         +     +      +     -     -         +            -          -       -
+NUMBERS   fast_dev_run                                    +     +      +     -     -         x            +          -       -
+NUMBERS   sync_batch_norm                                 +     +      +     -     -         -            -          -       -
+NUMBERS   init_from                                       +     +      +     x     x         +            x          +       +
+NUMBERS   finetune.                                       +     +      +     -     -         +            +          +       +
+FAR       epochs                                          +     +      +     -     -         +            +          -       +
+FAR       early_stopping. stop_at.                        +     +      +     -     -         +            -          -       -
+RECORDS   save. reference.                                +     +      +     -     -         -            -          -       -
+RECORDS   record.                                         +     +      +     -     -         +            -          -       -
+COMMAND   plugins                                         +     +      +     +     +         +            +          +       +
+COMMAND   plots                                           +     +      +     +     +         -            +          -       +
+COMMAND   paths.outputs                                   +     +      +     +     +         +            +          -       +
+COMMAND   paths.checkpoints                               +     +      +     +     +         +            -          +       +
+COMMAND   paths.cache                                     +     +      +     +     +         +            +          +       +
+MACHINE   paths.data                                      +     +      +     +     +         +            +          +       +
+MACHINE   paths.weights                                   +     -      +     -     -         +            +          +       +
+NAME      name                                            +     +      +     -     -         x            x          x       x
+COMMAND   resume                                          +     +      x     x     x         x            x          x       x
+COMMAND   resume_allow                                    +     +      +     x     x         x            x          x       x
+COMMAND   overwrite                                       +     x      x     x     x         x            x          x       x
+COMMAND   checkpoint ensemble                             x     x      x     +     +         x            x          x       x
+COMMAND   split                                           x     x      x     +     x         x            x          x       x
+COMMAND   tta                                             x     x      x     +     +         x            x          x       x
+COMMAND   input output                                    x     x      x     x     +         x            x          x       x
+SWEEP     seeds                                           +     x      +     x     x         x            x          x       x
+SWEEP     sweep.                                          -     -      +     -     -         -            -          -       -
+SWEEP     hydra/sweeper hydra.sweeper.                    x     x      +     x     x         x            x          x       x
+LAUNCH    hydra.sweeper.n_jobs hydra.sweeper.n_trials     x     x      +     x     x         x            x          x       x
+LAUNCH    hydra/launcher hydra.launcher.                  x     x      +     x     x         x            x          x       x
+"""  # noqa: E501
 
 
 class Line(NamedTuple):
@@ -160,6 +160,8 @@ WHY_REFUSED = {
     "impl=.",
     "check-resume": "is not for check-resume: it trains short runs of its own, elsewhere. Leave it out.",
     "compare-impl": "is not for compare-impl: it trains runs of its own, one in each library. Leave it out.",
+    "summary": "is not for summary: it makes no run. Leave it out.",
+    "doctor": "is not for doctor: it makes no run. Leave it out.",
 }
 
 

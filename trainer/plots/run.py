@@ -63,6 +63,26 @@ def learning_rate(points: Sequence[tuple[int, float]], path: Path) -> None:
         save_figure(_learning_rate_figure(points), path)
 
 
+def loss_over_rate(points: Sequence[tuple[float, float]], path: Path, suggestion: float | None) -> None:
+    """Plot the loss over a learning rate that grew from step to step.
+
+    Args:
+        points: (learning rate, running mean of the loss), at least one.
+        path: the PNG to write.
+        suggestion: a learning rate to mark with a dashed line, or None.
+    """
+    with rc_context(STYLE):
+        figure, (axes,) = side_by_side(1, width=6.4, height=4.0)
+        axes.plot([rate for rate, _ in points], [loss for _, loss in points], color=BLUE)
+        axes.set(
+            title="Which learning rate?", xlabel="learning rate", ylabel="mean loss of the last steps", xscale="log"
+        )
+        if suggestion is not None:
+            axes.axvline(suggestion, color=GREEN, linestyle="--", linewidth=1.4, label=f"optimizer.lr={suggestion:g}")
+            axes.legend()
+        save_figure(figure, path)
+
+
 def gradients(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Plot the length of each hidden layer's gradient over the epochs: how fast the layer learns (Nielsen, ch. 5).
 
