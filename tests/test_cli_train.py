@@ -615,6 +615,24 @@ def test_predict_of_a_folder_set_names_the_files_and_shows_the_result(
     assert "  wrong: class0" in outcome.out
 
 
+def test_predict_writes_as_many_classes_and_probabilities_as_asked_for(coloured: Path, cli: Cli) -> None:
+    assert cli("predict", "a", "pictures/test", "top_k=2", "probabilities=true", "output=two.csv").code == 0
+    for row in (rows := rows_of(Path("two.csv"))):
+        chances = {name: float(row[f"p({name})"]) for name in ("class0", "class1", "class2")}
+        ordered = sorted(chances, key=lambda name: -chances[name])
+        assert [row["class"], row["class_2"]] == ordered[:2]
+        assert [row["probability"], row["probability_2"]] == [row[f"p({name})"] for name in ordered[:2]]
+        assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
+    assert list(rows[0])[:5] == ["input", "label", "class", "probability", "true_label"]
+    assert Path("two-confusion.png").stat().st_size > 1000  # the folders are the classes
+    assert cli("predict", "a", "top_k=1000", "output=all.csv", "plots=false").code == 0  # more than there are: all
+    assert "class_3" in rows_of(Path("all.csv"))[0]
+    assert "class_4" not in rows_of(Path("all.csv"))[0]
+    assert_refused(cli("predict", "a", "top_k=0"), "top_k=0", "1 to 1,000")
+    assert_refused(cli("eval", "a", "top_k=2"), "top_k= is not for eval")
+    assert_refused(cli("probabilities=true"), "probabilities= is for predict")
+
+
 def test_predict_of_class_folders_gives_an_accuracy(coloured: Path, cli: Cli, tmp_path: Path) -> None:
     for folder, count in (("pictures/test", 6), ("pictures", 66), ("pictures/train/class2", 20)):
         outcome = cli("predict", "checkpoint=a", f"input={folder}", "plots=false")

@@ -604,6 +604,8 @@ CHOOSING: dict[str, Any] = {  # what a file would like this machine to do, by se
     "plots": True,
     "split": "train",
     "tta": "flip",
+    "top_k": 3,
+    "probabilities": True,
     "paths.weights": "/tmp/chosen/weights",
     "overwrite": True,
 }

@@ -83,6 +83,8 @@ FREE_BY_HAND = {
         "ensemble",
         "input",
         "output",
+        "top_k",
+        "probabilities",
         "split",
         "tta",
         "resume",
@@ -115,6 +117,7 @@ REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, device
     *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache", "paths.weights"),
     *("choices.device", "device.index", "device.num_threads", "device.compile", "device.deterministic"),
     *("overwrite", "checkpoint", "ensemble", "input", "output", "split", "tta", "resume", "resume_allow", "plots"),
+    *("top_k", "probabilities"),
     "plugins",
 }
 

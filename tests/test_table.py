@@ -540,6 +540,11 @@ def test_predict_of_classes_and_of_several_files(cli: Cli, tmp_path: Path) -> No
     assert outcome.code == 0, outcome.err
     assert f"accuracy {result_of_run('a')['test']['accuracy']:.4f} on 8 rows" in outcome.out
     assert list(read_csv(predictions())[0]) == ["row", "prediction", "true"]
+    assert cli("predict", "a", "t.csv", "top_k=2", "probabilities=true", "output=more.csv").code == 0
+    [first, *_, last] = read_csv(Path("more.csv"))
+    assert (first["class_2"], last["class_2"]) == ("high", "low")
+    assert float(last["p(high)"]) + float(last["p(low)"]) == pytest.approx(1, abs=1e-5)
+    assert last["probability"] == last["p(high)"]
 
 
 def test_eval_measures_by_the_figures_of_the_training(cli: Cli, houses: Path) -> None:

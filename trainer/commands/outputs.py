@@ -58,6 +58,25 @@ def label_rows(trained: Trained, rows: Tensor) -> Tensor:
     return engine.predict(trained.model, batches, trained.machine.autocast)
 
 
+def further_columns(config: Config, classes: Sequence[str], chances: Tensor) -> dict[str, list[str]]:
+    """The columns that top_k= and probabilities= add, by their names: N texts each.
+
+    Args:
+        config: has the two settings.
+        classes: K names.
+        chances: (N, K) probabilities.
+    """
+    found: dict[str, list[str]] = {}
+    best = chances.topk(min(config.top_k, len(classes)), dim=1)  # the first column is there anyway
+    for place in range(1, best.indices.shape[1]):
+        found[f"class_{place + 1}"] = [classes[k] for k in best.indices[:, place].tolist()]
+        found[f"probability_{place + 1}"] = [f"{p:.6f}" for p in best.values[:, place].tolist()]
+    if config.probabilities:
+        columns = zip(classes, chances.T.tolist(), strict=True)
+        found |= {f"p({name})": [f"{p:.6f}" for p in column] for name, column in columns}
+    return found
+
+
 def write_beside(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write rows with the same keys as CSV.
 

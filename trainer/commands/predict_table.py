@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer import build
 from trainer.commands.evaluate import Trained, count_look, evaluate_data
-from trainer.commands.outputs import inputs_of, label_rows, place_of, write_beside
+from trainer.commands.outputs import further_columns, inputs_of, label_rows, place_of, write_beside
 from trainer.config.schema import Config
 from trainer.data.columns import Cells, Encoding, cells_of, encode, numbers_of
 from trainer.data.given import columns_given
@@ -36,12 +36,14 @@ class Answers:
         chances: (N,) the probability of that class; none for numbers.
         values: (N,) float64, the numbers; the classes' places.
         rows: (N,) the number of each row in its file.
+        further: columns that top_k= and probabilities= add.
     """
 
     said: Sequence[str]
     chances: Sequence[float]
     values: Tensor
     rows: Sequence[str]
+    further: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def predict_table(config: Config, trained: Trained, table: Encoding, screen: Screen) -> None:
@@ -94,6 +96,7 @@ def predict_files_of(
     own: dict[str, Sequence[str]] = {"prediction": answers.said}
     if answers.chances:
         own["probability"] = [f"{p:.6f}" for p in answers.chances]
+        own |= answers.further
     columns: dict[str, Sequence[str]] = {}
     if len(files) > 1:
         columns["input"] = [str(file.path) for file in files for _ in range(len(file))]
@@ -156,6 +159,7 @@ def predict_test_rows(
     truth = [table.classes[k] for k in labels.tolist()] if table.classes else [f"{value:.8g}" for value in own]
     count_look(trained, splits, screen)
     columns: Mapping[str, Sequence[str]] = {"row": splits.test.names, "prediction": answers.said, "true": truth}
+    columns = {**columns, **answers.further}
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)], answers, truth
 
 
@@ -164,8 +168,10 @@ def answers_of(config: Config, table: Encoding, outputs: Tensor, rows: Sequence[
     if not table.classes:
         values = own_outputs(table, outputs)[:, 0]
         return Answers([f"{value:.8g}" for value in values.tolist()], [], values, rows)
-    best = build.probabilities(config.loss, outputs).max(1)
-    return Answers([table.classes[k] for k in best.indices.tolist()], best.values.tolist(), best.indices.cpu(), rows)
+    chances = build.probabilities(config.loss, outputs)
+    best, further = chances.max(1), further_columns(config, table.classes, chances)
+    said = [table.classes[k] for k in best.indices.tolist()]
+    return Answers(said, best.values.tolist(), best.indices.cpu(), rows, further)
 
 
 def free_name(name: str, taken: set[str]) -> str:

@@ -243,6 +243,7 @@ RANGES: dict[str, Rule] = {
     "plots": OneOf(("auto", True, False)),
     "split": OneOf(("train", "val", "test")),
     "tta": OneOf(("none", "flip")),
+    "top_k": Range(1, 1000, whole=True),
     "monitor": OneOf(("auto", "val_accuracy", "val_loss", *OF_CLASSES)),
     "save.every_steps": Range(0, 10**12, whole=True),
     "save.every_seconds": Range(0, 1e9),

@@ -82,7 +82,7 @@ COMMAND   overwrite                                       +     x      x     x  
 COMMAND   checkpoint ensemble                             x     x      x     +     +         x            x          x       x
 COMMAND   split                                           x     x      x     +     x         x            x          x       x
 COMMAND   tta                                             x     x      x     +     +         x            x          x       x
-COMMAND   input output                                    x     x      x     x     +         x            x          x       x
+COMMAND   input output top_k probabilities                x     x      x     x     +         x            x          x       x
 SWEEP     seeds                                           +     x      +     x     x         x            x          x       x
 SWEEP     sweep.                                          -     -      +     -     -         -            -          -       -
 SWEEP     hydra/sweeper hydra.sweeper.                    x     x      +     x     x         x            x          x       x
@@ -156,8 +156,8 @@ WHY_REFUSED = {
     "sweep overwrite": "is for one run. The same command continues a sweep, another name= starts one anew.",
     "sweep resume": "continues one run. A sweep is continued by giving the same command again.",
     "eval": "is not for eval. Allowed: checkpoint=, split=, tta=, data=, device=, plots=, paths.*, impl=.",
-    "predict": "is not for predict. Allowed: checkpoint=, input=, output=, tta=, data=, device=, plots=, paths.*, "
-    "impl=.",
+    "predict": "is not for predict. Allowed: checkpoint=, input=, output=, top_k=, probabilities=, tta=, data=, "
+    "device=, plots=, paths.*, impl=.",
     "check-resume": "is not for check-resume: it trains short runs of its own, elsewhere. Leave it out.",
     "compare-impl": "is not for compare-impl: it trains runs of its own, one in each library. Leave it out.",
     "summary": "is not for summary: it makes no run. Leave it out.",
@@ -204,7 +204,8 @@ def verdict_on(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str]:
     if verdict == REFUSED and key in GROUPS:
         return verdict, f"is not for {use}: the {key} comes from the checkpoint. What may change: data=, device=."
     if verdict == REFUSED:
-        whose = {"split": "eval", "input": "predict", "output": "predict"}.get(key, "eval and predict")
+        of_predict = dict.fromkeys(("input", "output", "top_k", "probabilities"), "predict")
+        whose = ({"split": "eval"} | of_predict).get(key, "eval and predict")
         return verdict, WHY_REFUSED.get(f"{use} {key}") or WHY_REFUSED.get(use, f"is for {whose}. {FOR_OTHERS}")
     if key.startswith(("experiment", "recipe")):
         return verdict, "the settings are those of the run"

@@ -126,6 +126,8 @@ class Config:
     ensemble: Sequence[str]  # further runs and files, whose probabilities are averaged with it
     input: str | list[str] | None  # what predict labels; None: the test split
     output: str | None  # where predict writes; None: a name of its own making
+    top_k: int  # classes that predict writes for each example
+    probabilities: bool  # whether predict writes the probability of each class
     split: str  # that eval measures
     tta: str  # none, or flip: eval and predict average over each image and its mirror image
     init_from: str | None  # a run or file whose weights a new run starts from
