@@ -431,6 +431,7 @@ NULL_BY_DEFAULT = {  # what kind of value a null stands for
     "data.eval_limit": 1,
     "data.size": 8,
     "data.order_seed": 0,
+    "finetune.unfreeze_epoch": 2,
     "reference.value": 1.0,
     "model.init_std": 1.0,
     "model.start": 1.0,
