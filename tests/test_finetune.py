@@ -157,6 +157,24 @@ def test_own_images_train_the_last_layer_first_and_the_rest_slowly(
     assert (f"{said} (what you type wins" in outcome.out) == (wanted["backbone_lr"] < 1)
 
 
+def test_a_sweep_of_weights_goes_on_with_the_same_command(
+    cli: Cli, photos: Path, theirs: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(server, named(theirs[1]), theirs[1], monkeypatch, size=16, mean=(0.1, 0.2, 0.3), interpolation="bicubic")
+    few = ("data.val_fraction=0.2", "batch_size=8", "device.precision=fp32", "data.limit=8", "paths.weights=w")
+    line = ("-m", *PHOTOS, *few, "model=resnet18", "model.weights=default", "epochs=3", "optimizer.lr=0.1", "name=s")
+    assert cli(*line).code == 0
+    whole = weights_of("s/0")
+    for path in (Path("outputs/s/0/result.json"), *sorted(Path("checkpoints/s/0").glob("step_*.pt"))[1:]):
+        path.unlink()
+    outcome = cli(*line)
+    assert outcome.code == 0, outcome.out
+    assert all(torch.equal(weights_of("s/0")[name], w) for name, w in whole.items())
+    again = cli("resume=s/0")
+    assert "already complete" in again.out
+    assert "model.weights" not in again.out
+
+
 def test_names_of_weights_are_torchvisions_in_any_case() -> None:
     assert weight_names("resnet50") == ["IMAGENET1K_V1", "IMAGENET1K_V2"]
     assert weight_names("mlp") == []

@@ -79,11 +79,10 @@ def begin(config: Config, target: Target | None, ranks: Ranks, screen: Screen, h
     """
     config = replace(config, epochs=1 if config.fast_dev_run else config.epochs)  # what will be trained
     with ranks.together():
+        if target is None:  # as typed: also the job of a sweep that is resumed, whose run began so
+            config = for_fine_tuning(config, screen)
         begun = open_run(config, target, screen, held) if ranks.is_first else Begun()  # only rank 0 locks and renames
     begun = Begun(**ranks.share(vars(begun)))
-    if begun.is_new:
-        with ranks.together():
-            config = for_fine_tuning(config, screen)
     return replace(config, name=begun.name), begun
 
 
@@ -101,7 +100,7 @@ def open_run(config: Config, target: Target | None, screen: Screen, held: ExitSt
     changed = resume.check_changes(replace(config, name=run.name), target, screen)
     resume.warn_of_divergence(run, changed, screen)
     if (finished := resume.already_done(config, target, changed, screen)) is not None:
-        return Begun(run.name, finished=finished)
+        return Begun(run.name, False, finished=finished)
     if run.outputs.is_dir():
         held.enter_context(directory.hold(run.outputs))  # before looking: another process may be saving
         for folder in (run.outputs, run.checkpoints):

@@ -35,7 +35,7 @@ def arch_of(model: Choice) -> str:
 
 
 def for_fine_tuning(config: Config, screen: Screen) -> Config:
-    """The config of a new run as its weights need it: their images, and for your own images the backbone with care.
+    """The config as typed, as its weights need it: their images, and for your own images the backbone with care.
 
     The last layer, which begins at random, is trained alone for the first third: its first gradients would spoil the
     rest. Then the rest learns too, at a tenth of the rate. What was typed of finetune. stays, as without a recipe.
