@@ -97,7 +97,7 @@ def test_published_weights_come_through_a_server_and_bring_their_images(
     server.contents.clear()
     assert "downloading" not in cli(*words[:-1], "name=b").out
     gone = cli(*words[:-1], "name=c", "paths.weights=elsewhere")
-    assert_refused(gone, server.address, "paths.weights=FOLDER", "model.weights=FILE")
+    assert_refused(gone, server.address, f"the name {found.file}", "paths.weights=FOLDER", "model.weights=FILE")
 
 
 def test_a_file_of_weights_is_taken_and_a_tag_that_is_none_is_refused(cli: Cli, photos: Path) -> None:
@@ -118,3 +118,13 @@ def test_tags_are_timms_in_any_case() -> None:
     assert default is not None
     assert (first.name, default.name, default.size) == ("a2_in1k", "a1_in1k", 224)
     assert default.address == "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
+
+
+def test_all_published_weights_have_an_address_and_a_name_of_their_own() -> None:
+    found = [published_by_timm(*name.split(".", 1)) for name in timm.list_pretrained() if name[0] in "gl"]
+    assert len(found) > 20
+    assert all(each is not None and "/None/" not in each.address for each in found)
+    elsewhere = published_by_timm("legacy_seresnet18", "default")
+    assert elsewhere is not None
+    assert elsewhere.address.endswith("/seresnet18-4bb0ce65.pth")  # whose name has the digest
+    assert elsewhere.file == ""

@@ -74,8 +74,9 @@ def published_by_timm(arch: str, wanted: str) -> Published | None:
     tag = None if wanted.lower() == "default" else names[wanted.lower()]
     found = timm.get_pretrained_cfg(arch if tag is None else f"{arch}.{tag}")
     server = os.environ.get("HF_ENDPOINT", FILES).rstrip("/")
-    address = f"{server}/{found.hf_hub_id}/resolve/main/model.safetensors"
-    file = f"{arch}.{found.tag}.safetensors"
+    address, file = f"{server}/{found.hf_hub_id}/resolve/main/model.safetensors", f"{arch}.{found.tag}.safetensors"
+    if not found.hf_hub_id:  # a few older ones lie elsewhere
+        address, file = found.url, ""
     way = found.interpolation if found.interpolation in ("bilinear", "bicubic") else "bilinear"
     size, moments = found.input_size[-1], (tuple(found.mean), tuple(found.std))
     return Published(found.tag, address, None, size, *moments, way, file)

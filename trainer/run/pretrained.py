@@ -134,8 +134,8 @@ def download_weights(address: str, path: Path) -> None:
         raise ConfigError(
             f"{path} is missing and could not be downloaded:",
             *str(error).split("\n"),
-            f"Without a network: download it on another machine and put it into {path.parent}, or name the folder "
-            "where it is: paths.weights=FOLDER, or the file: model.weights=FILE.",
+            f"Without a network: download it on another machine and put it into {path.parent} under the name "
+            f"{path.name}, or name the folder where it is so: paths.weights=FOLDER, or the file: model.weights=FILE.",
         ) from error
     files.save(path, data)
     if not path.is_file():
