@@ -1,5 +1,6 @@
 """Augmentation: each step against torchvision, picture by picture, and the same picture however it is computed."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,21 @@ def test_shares_of_classes_are_no_targets_of_a_regression(cli: Cli) -> None:
 @pytest.mark.parametrize("value", ["crop", "[flip,flip]", "[flip,none]", "3", "true", "[[flip]]"])
 def test_what_is_no_augmentation_is_refused(cli: Cli, value: str) -> None:
     assert_refused(cli(*FOLDER, f"data.augment={value}"), "data.augment", "resized_crop")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("Flip", "flip"), ("[flip, colour]", "[flip,color]"), ("[random_crop,x]", "")]
+)
+def test_a_typo_in_a_step_is_answered_with_the_step(cli: Cli, typed: str, meant: str) -> None:
+    outcome = cli(*FOLDER, f"data.augment={typed}")
+    assert_refused(outcome, "data.augment", "resized_crop")
+    assert (f"data.augment={meant}" in shlex.split(outcome.err.rpartition("type:")[2])) == bool(meant)
+
+
+@pytest.mark.parametrize("key", ["data.mixup", "data.cutmix"])
+def test_one_image_alone_is_mixed_with_none_and_that_is_said(cli: Cli, tmp_path: Path, key: str) -> None:
+    write_class_folders(tmp_path / "pictures", {"train": 6, "test": 3}, size=8)
+    words = [word for word in FOLDER if not word.startswith("batch_size")]
+    outcome = cli(*words, f"{key}=1", "batch_size=1", "fast_dev_run=true", "name=a")
+    assert outcome.code == 0, outcome.err
+    assert f"warning: {key} has no effect on train: batch_size=1" in outcome.out

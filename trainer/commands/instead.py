@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -206,8 +207,8 @@ def swap(words: Sequence[str], key: str, value: str, meant: str) -> list[str]:
             found.append(f"{meant}{text}")
         elif "=" in word and name == key and unquote(text) == value:
             found += f"{key}={meant}".split(" ")
-        elif "=" in word and name == key and value in text.split(","):
-            found.append(f"{key}={','.join(meant if each == value else each for each in text.split(','))}")
+        elif "=" in word and name == key and value in (parts := re.split(r"([][, ]+)", text)):
+            found.append(f"{key}={''.join(meant if each == value else each for each in parts)}")
         elif (key == "run" and (word == value or text == value)) or (word == key and not value):
             found.append(f"{name}={meant}" if "=" in word else meant)
         else:

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from trainer.config.ranges import OF_LAUNCHERS, RANGES, TEXT, OneOf, Range, Rule, as_yaml
+from trainer.config.ranges import AUGMENTS, OF_LAUNCHERS, RANGES, TEXT, OneOf, Range, Rule, Steps, as_yaml
 from trainer.config.schema import GROUPS
 from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed, nearest
 from trainer.utils.program import main_py
@@ -260,12 +260,14 @@ def check_value(key: str, value: Any, default: Any, rule: Rule | None = None) ->
     except (ValueError, OverflowError):  # a whole number can be too large for a float
         allowed = f"a list of at most {MAX_ITEMS:,}, each of {rule}" if isinstance(default, list) else str(rule)
         allowed += " or null" if default is None and "null" not in allowed else ""
-        close = close_to(as_yaml(value), [as_yaml(w) for w in rule.words]) if isinstance(rule, OneOf) else []
+        words = rule.words if isinstance(rule, OneOf) else ("none", *AUGMENTS) if isinstance(rule, Steps) else ()
+        odd = [item for item in value if item not in words][:1] if isinstance(value, list) and words else [value]
+        close = close_to(as_yaml(odd[0]), [as_yaml(w) for w in words]) if odd and words else []
         if isinstance(rule, Range) and rule.whole and isinstance(value, float) and value.is_integer():
             close = [str(int(value))]
-        hint = did_you_mean([f"{key}={word}" for word in close[:1]])
+        hint = did_you_mean([word if isinstance(value, list) else f"{key}={word}" for word in close[:1]])
         error = ConfigError(f"{key}={as_yaml(value)} is not allowed.{hint} Allowed: {allowed}.")
-        raise error.instead(key, as_yaml(value), close[0] if close else "") from None
+        raise error.instead(key, as_yaml(odd[0] if close else value), close[0] if close else "") from None
 
 
 def check_hydra_option(group: str, choice: str, option: str, value: str) -> None:

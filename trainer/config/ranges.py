@@ -98,12 +98,15 @@ class Normalize:
         return [[rule(n) for n in v] if isinstance(v, list) and v else rule(v) for rule, v in each]
 
 
+AUGMENTS = ("flip", "crop_flip", "shift", "resized_crop", "color", "trivial", "randaugment", "erasing")
+
+
 @dataclass(frozen=True)
 class Steps:
     """none, a name of AUGMENTS, or a list of some, each once; a list of one becomes its name."""
 
     def __str__(self) -> str:
-        return f"{', '.join(('none', *AUGMENTS))}, or a list of them, each once"
+        return f"none, {', '.join(AUGMENTS)}, or a list of these steps, each once"
 
     def __call__(self, value: Any) -> Any:
         """Return the value in its final type, or raise ValueError."""
@@ -218,7 +221,6 @@ POSITIVE = Range(0, 1e6, open_low=True)
 LAYER = r"conv[1-9]\d{0,4}x[1-9]\d{0,2}(p\d{1,2})?|(max|avg)[1-9]\d?|fc[1-9]\d{0,5}"  # of model=convnet
 OF_NUMBERS = ("test_rmse", "test_mae", "test_r2")  # of a table whose target is a number
 REFERENCE_METRICS = ("test_accuracy", "test_loss", "train_loss", "weight_error", "vote_accuracy", *OF_NUMBERS)
-AUGMENTS = ("flip", "crop_flip", "shift", "resized_crop", "color", "trivial", "randaugment", "erasing")
 IMPLS = ("concise", "autograd", "scratch", "numpy")
 RANGES: dict[str, Rule] = {
     **{

@@ -241,11 +241,13 @@ def without_effect(use: str, config: Config) -> list[str]:
     regression = tasks_of(config.data) == (REGRESSION,)
     metric = config.reference.metric
     of_a_known_law = config.model.name == "linreg" and config.data.name == "synthetic"
+    unmixed = (trains and config.overfit_batches, "overfit_batches trains on examples as they are")
+    if config.batch_size == 1:
+        unmixed = (trains, "batch_size=1 has no other image in the batch")
     void = {
         "epochs": (trains and config.fast_dev_run, "fast_dev_run=true trains one epoch"),
         "data.augment": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
-        "data.mixup": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
-        "data.cutmix": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
+        **dict.fromkeys(("data.mixup", "data.cutmix"), unmixed),
         "data.fresh": (trains and config.overfit_batches, "overfit_batches trains on the same rows in each epoch"),
         "model.init_std": (trains and config.model.options.get("start") is not None, "model.start sets all weights"),
         "finetune.backbone_lr": (
