@@ -61,6 +61,13 @@ def test_eval_measures_the_mean_and_says_of_what(three: Cli) -> None:
         assert json.loads(Path(f"outputs/{name}/test.json").read_text())["looks"] == 2
 
 
+def test_several_runs_without_brackets_are_answered_with_them(three: Cli) -> None:
+    for words in (["eval", "a,b"], ["eval", "checkpoint=a,b"], ["predict", "a,b", "pictures/test"]):
+        assert_refused(three(*words), "checkpoint=[a,b]", f"{words[1].replace('a,b', '[a,b]')}'")
+    assert_refused(three("eval", "a", "b"), "takes one run", "checkpoint=[a,b]")
+    assert "type:" not in three("eval", "a,nowhere").err
+
+
 def test_of_one_model_nothing_changes(three: Cli) -> None:
     assert chances_of(three, "[a]") == chances_of(three, "a")
 

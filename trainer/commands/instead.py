@@ -24,6 +24,7 @@ from trainer.utils.errors import ConfigError, PluginError, TrainerError, close_t
 from trainer.utils.program import main_py
 from trainer.utils.quotes import unquote
 from trainer.utils.signals import StopSignal
+from trainer.utils.text import in_brackets
 
 ROUNDS = 8  # one for each mistake that is mended on a line, one for the spaces, one for -m
 FLAGS = ("-m", "--multirun", "--cfg")
@@ -93,7 +94,8 @@ def check_words(words: Sequence[str]) -> Command:
         return command
     target = None if command.multirun else target_of(command)
     if target is not None:
-        check_target(target, command)
+        for each in (target, *map(unquote, in_brackets(command.value("ensemble") or ""))):
+            check_target(each, command)
     elif command.verb == "train":
         check_new(command)
     config = first_of(command) if command.multirun else prepared(command)

@@ -172,7 +172,8 @@ def with_keys(verb: str, words: Sequence[str]) -> list[str]:
         found.append(f"input={plain[0] if len(plain) == 1 else '[' + ','.join(map(quote, plain)) + ']'}")
         plain = []
     if plain:
-        advice = "Run it once for each; a name with spaces needs quotes."
+        mean = " The mean of several runs: checkpoint=[a,b]." if verb == "eval" else ""
+        advice = f"Run it once for each; a name with spaces needs quotes.{mean}"
         what = "no files beside input=" if verb == "predict" else "one run"
         raise ConfigError(f"{plain[0]}: {verb} takes {what}, and this is one more. {advice}")
     return found + others
@@ -302,6 +303,9 @@ def expand(word: str, multirun: bool, choices: Mapping[str, str] | None) -> list
     if key == "checkpoint" and (names := in_brackets(value)):
         names = [quote(FilePath()(unquote(name))) for name in names]
         return [f"{key}={names[0]}", f"ensemble=[{','.join(names[1:])}]"]
+    if key == "checkpoint" and "," in value and not multirun and not os.path.exists(os.path.expanduser(unquote(value))):
+        error = ConfigError(f"checkpoint={value}: there is no such file. Several runs are written checkpoint=[a,b].")
+        raise error.instead("run", value, f"[{value}]")
     if value and isinstance(rule := RANGES.get(key), FilePath):  # here, since a run is looked up before Hydra composes
         value = rule(value)
     if key in OF_COLUMNS:
