@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import Cli, assert_refused, predictions, write_class_folders
 
+from trainer import build
 from trainer.api import load
 from trainer.commands.ensemble import Ensemble
 
@@ -43,6 +44,19 @@ def test_predictions_are_the_mean_of_the_probabilities(three: Cli) -> None:
     assert Path("outputs/a/predictions-test-mean-of-3.csv").is_file()
     together = torch.as_tensor(load(["a", "b", "c"]).predict(images).probabilities)
     torch.testing.assert_close(together, each.mean(0).to(together), atol=1e-6, rtol=0)
+
+
+def test_the_library_that_is_typed_computes_all_of_them(three: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    original = build.build_model
+    monkeypatch.setattr(
+        build, "build_model", lambda m, impl, *rest: used.append(m.impl or impl) or original(m, impl, *rest)
+    )
+    assert chances_of(three, "[a,b]", "impl=scratch")
+    assert (used[0], used[-1]) == ("scratch", "scratch")  # in between, files are compared with what they are of
+    used.clear()
+    assert chances_of(three, "[a,b]")
+    assert set(used) == {"concise"}
 
 
 def test_eval_measures_the_mean_and_says_of_what(three: Cli) -> None:

@@ -1,6 +1,7 @@
 """Several trained models as one, and views of an image: eval and predict take the mean of what they say."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def others_of(
             raise ConfigError(f"{path}: its loss, {own.loss.name}, makes other probabilities than {config.loss.name}.")
         check_architecture(own, other, path)
         arch = other["arch"]
-        model = build.build_model(own.model, own.impl, tuple(arch["in_shape"]), arch["num_outputs"])
+        impl = config.impls()["model"] if {"impl", "model.impl"} & {*config.typed} else own.impls()["model"]
+        model = build.build_model(replace(own.model, impl=impl), impl, tuple(arch["in_shape"]), arch["num_outputs"])
         model = place(model, machine)
         load_model(model, weights_to_use(other), path)
         if path == first or path in found:
