@@ -1,7 +1,8 @@
-"""The commands before a training: summary and doctor."""
+"""The commands before a training: data, summary and doctor."""
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,50 @@ def test_a_rate_is_suggested_from_the_curve() -> None:
     assert diagnosis.suggested(valley) == pytest.approx(0.03)
     assert diagnosis.suggested([(rate, 2.3) for rate in rates]) is None
     assert diagnosis.suggested(valley[:3]) is None
+
+
+def test_data_show_counts_and_draws(cli: Cli, tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "shapes", {"train": 24, "test": 6})
+    shutil.rmtree(root / "train" / "class1")
+    (root / "train" / "class1").mkdir()
+    shutil.copy(root / "test" / "class1" / "0001.png", root / "train" / "class1")
+    outcome = cli("data", "show", "folder", f"data.root={root}", "data.augment=flip", "data.val_fraction=0")
+    assert outcome.code == 0, outcome.err
+    assert "examples     17 train, 6 test, each 3 x 32 x 32" in outcome.out
+    counts = [line.split() for line in outcome.out.splitlines() if line.startswith("class")]
+    assert counts == [
+        ["class", "train", "test"], ["class0", "8", "2"], ["class1", "1", "2"], ["class2", "8", "2"]
+    ]  # fmt: skip
+    assert "some classes are much rarer" in outcome.out
+    assert {path.name for path in Path("outputs").iterdir()} == {"data-folder.png", "data-folder-batch.png"}
+    out = cli("data", "show", "synthetic").out
+    assert re.search(r"train targets +from -?[\d.]+ to [\d.]+", out)
+    assert "the examples are rows" in out
+
+
+def test_data_where_verify_and_fetch(cli: Cli, tiny_mnist: Path) -> None:
+    assert "main.py data fetch mnist downloads it" in cli("data", "where", "mnist").out
+    assert_refused(cli("data", "verify", "mnist"), "is missing.", "data fetch mnist downloads it")
+    where = f"paths.data={tiny_mnist}"
+    assert cli("data", "where", "mnist", where).out.count(" MB\n") == 4
+    assert "its files are the published ones" in cli("data", "verify", "mnist", where).out
+    file = tiny_mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert_refused(cli("data", "verify", "mnist", where), "t10k-images-idx3-ubyte")
+    assert "made by the program" in cli("data", "where", "synthetic").out
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("data",), "main.py data show mnist"),
+        (("data", "shwo", "mnist"), "Did you mean show?"),
+        (("data", "show", "mnits"), "Did you mean data=mnist?"),
+        (("data", "show", "mnist", "cifar10"), "the name of one set"),
+        (("data", "show", "mnist", "name=x"), "name= is not for data"),
+        (("data", "show", "mnist", "data.sise=3"), "Did you mean data.size?"),
+    ],
+)
+def test_data_refuses_what_it_cannot_do(cli: Cli, words: tuple[str, ...], said: str) -> None:
+    assert_refused(cli(*words), said)

@@ -93,6 +93,7 @@ def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal,
     """
     from trainer.commands.check_resume import run_check_resume  # import torch
     from trainer.commands.compare_impl import run_compare_impl
+    from trainer.commands.data_set import run_data
     from trainer.commands.doctor import run_doctor
     from trainer.commands.evaluate import run_eval
     from trainer.commands.predict import run_predict
@@ -103,6 +104,9 @@ def run_verb(verb: str, config: Config, target: Target | None, stop: StopSignal,
     if verb == "train":  # it explains its errors itself, before it notes them in the run's files
         return train(config, stop, target=target, screen=screen)[0]
     with failures.explaining(config):
+        if verb.startswith("data "):
+            run_data(verb.removeprefix("data "), config)
+            return None
         if target is not None:
             {"eval": run_eval, "predict": run_predict}[verb](config, target)
         else:

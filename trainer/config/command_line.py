@@ -26,8 +26,9 @@ from trainer.config.plugins import as_word, paths_of
 from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import GROUPS
 from trainer.config.tasks import EXTRAS, LAUNCHERS
-from trainer.config.verbs import OF_RUNS, VERBS, check_words_of_runs
+from trainer.config.verbs import OF_DATA, OF_RUNS, VERBS, check_words_of_runs
 from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed
+from trainer.utils.program import main_py
 from trainer.utils.quotes import quote, quote_items, unquote
 from trainer.utils.text import in_brackets
 
@@ -100,6 +101,8 @@ def parse_command(args: Sequence[str]) -> Command:
         raise error.instead(verb, "", close[0] if close else "")
     if verb in OF_RUNS:
         return parse_names(verb, words)
+    if verb == "data":
+        return parse_data(words)
     if verb in ("eval", "predict"):
         words = with_keys(verb, words)
     begins = verb not in ("eval", "predict") and not any(word.startswith("resume=") for word in words)
@@ -135,6 +138,17 @@ def parse_command(args: Sequence[str]) -> Command:
         what = f"{flags[0]} prints the settings of one run" if flags else "seeds= trains one run for each of so many"
         raise ConfigError(f"{what}: with {verb}, type seed= instead of seeds=.")
     return Command(verb, tuple(overrides), multirun, flags=tuple(flags))
+
+
+def parse_data(words: Sequence[str]) -> Command:
+    """The command line of `data show NAME key=value ...`: the settings are those of a training on this set."""
+    plain = [word for word in words if "=" not in word]
+    if len(plain) != 2 or plain[0] not in OF_DATA:
+        close = close_to(plain[0], OF_DATA) if plain and plain[0] not in OF_DATA else []
+        what = f"data takes one of {listed(OF_DATA)}, and then the name of one set: {main_py()} data show mnist"
+        raise ConfigError(f"{' '.join(['data', *plain])}: {what}.{did_you_mean(close)}")
+    command = parse_command(["summary", f"data={plain[1]}", *(word for word in words if "=" in word)])
+    return replace(command, verb=f"data {plain[0]}")
 
 
 def parse_names(verb: str, words: Sequence[str]) -> Command:

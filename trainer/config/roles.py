@@ -162,6 +162,7 @@ WHY_REFUSED = {
     "compare-impl": "is not for compare-impl: it trains runs of its own, one in each library. Leave it out.",
     "summary": "is not for summary: it makes no run. Leave it out.",
     "doctor": "is not for doctor: it makes no run. Leave it out.",
+    "data": "is not for data: it makes no run. Leave it out.",
 }
 
 
@@ -200,13 +201,15 @@ def verdict_on(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str]:
         return found
     row = row_for(key)
     assert row is not None, f"{key} has no line in TABLE"
-    verdict = row.verdicts[use]
+    verdict = row.verdicts["summary" if use.startswith("data ") else use]
     if verdict == REFUSED and key in GROUPS:
         return verdict, f"is not for {use}: the {key} comes from the checkpoint. What may change: data=, device=."
     if verdict == REFUSED:
         of_predict = dict.fromkeys(("input", "output", "top_k", "probabilities"), "predict")
         whose = ({"split": "eval"} | of_predict).get(key, "eval and predict")
-        return verdict, WHY_REFUSED.get(f"{use} {key}") or WHY_REFUSED.get(use, f"is for {whose}. {FOR_OTHERS}")
+        return verdict, WHY_REFUSED.get(f"{use} {key}") or WHY_REFUSED.get(
+            use.split()[0], f"is for {whose}. {FOR_OTHERS}"
+        )
     if key.startswith(("experiment", "recipe")):
         return verdict, "the settings are those of the run"
     return verdict, "it is for sweeps (-m)" if key == "sweep.stack" else ""

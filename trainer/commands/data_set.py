@@ -1,0 +1,162 @@
+"""The data command: where a data set is, whether it is whole, and what its examples look like."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from trainer import data
+from trainer.commands.summary import new_parts
+from trainer.config.schema import Config
+from trainer.data.splits import Split, Splits
+from trainer.data.stratify import mixed
+from trainer.data.vision import CIFAR10_MD5, FASHION_SHA256, MNIST_SHA256, inside
+from trainer.run import directory
+from trainer.run.parts import Parts
+from trainer.run.result import NUM_IMAGES, first, first_batch, title_of
+from trainer.utils.errors import ConfigError
+from trainer.utils.program import main_py
+from trainer.utils.screen import Screen, shown, table
+from trainer.utils.text import emit, number_of, one_line
+
+MOST_CLASSES = 30  # that have a line each
+
+
+def run_data(action: str, config: Config) -> None:
+    """Do one of ACTIONS."""
+    ACTIONS[action](config)
+
+
+def show(config: Config) -> None:
+    """Print sizes, classes and statistics, and draw images as they are and as the model sees them in training."""
+    directory.check_writable(Path(config.paths.outputs))
+    parts = new_parts(config, Screen())
+    splits = parts.splits
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits_of(splits).items())
+    emit("", f"examples     {sizes}, each {' x '.join(map(str, splits.in_shape))}")
+    if len(splits.in_shape) == 3:
+        for name, values in (("mean", splits.mean), ("std", splits.std)):
+            emit(f"{name:13}{', '.join(shown(value) for value in values)} of pixels from 0 to 1, a value each channel")
+    emit(*of_labels(splits))
+    if config.plots:
+        emit(*draw_images(config, parts))
+
+
+def splits_of(splits: Splits) -> dict[str, Split]:
+    """The parts that have examples, by name."""
+    return {name: part for name in ("train", "val", "test") if len(part := getattr(splits, name))}
+
+
+def of_labels(splits: Splits) -> list[str]:
+    """How many examples each class has, or how targets are spread."""
+    parts = splits_of(splits)
+    if not splits.classes:
+        lines = []
+        for name, part in parts.items():
+            y = part.y.double()
+            lines.append(f"{name + ' targets':14}from {y.min():.4g} to {y.max():.4g}, mean {y.mean():.4g}")
+        return lines
+    counts = {name: torch.bincount(part.y, minlength=len(splits.classes)) for name, part in parts.items()}
+    order = list(range(len(splits.classes)))
+    if len(order) > MOST_CLASSES:
+        order = counts["train"].argsort(descending=True).tolist()[:MOST_CLASSES]
+    rows = [
+        {"class": one_line(splits.classes[k], 40)} | {name: str(int(count[k])) for name, count in counts.items()}
+        for k in order
+    ]
+    rest = len(splits.classes) - len(rows)
+    of_train = counts["train"]
+    odd = int(of_train.max()) > 3 * max(1, int(of_train.min()))
+    advice = "some classes are much rarer: loss.class_weights=balanced or data.balance=true (docs/own-images.md)"
+    return [
+        *table(rows),
+        *([f"and {number_of(rest, 'class')}es more, rarer ones"] if rest else []),
+        *([advice] if odd else []),
+    ]
+
+
+def draw_images(config: Config, parts: Parts) -> list[str]:
+    """Draw training images as they are, and the first batch as the model sees it; the lines that say where."""
+    splits = parts.splits
+    if len(splits.in_shape) != 3:
+        return ["no plot: the examples are rows"]
+    from trainer.plots import run as plots  # matplotlib takes 0.4 s
+
+    chosen = splits.train.take(mixed(splits.train.y, NUM_IMAGES))
+    folder = Path(config.paths.outputs)
+    paths = [folder / f"data-{config.data.name}{end}.png" for end in ("", "-batch")]
+    titles = [title_of(splits.classes, label) for label in chosen.y]
+    plots.prediction_grid(first(chosen), titles, None, paths[0], heading="training images: true class")
+    first_batch(splits, parts.train, paths[1])
+    return [f"plot         {path}" for path in paths]
+
+
+def where(config: Config) -> None:
+    """Print where the set is looked for, and what is there of it."""
+    places = homes_of(config)
+    if not places:
+        emit(f"data={config.data.name} is made by the program: it is nowhere on the disk.")
+    for path in places:
+        there = size_of_place(path)
+        emit(f"{path}: {'missing' if there is None else f'{there / 1e6:,.1f} MB'}")
+    if places and all(size_of_place(path) is None for path in places):
+        emit(f"{main_py()} data fetch {config.data.name} downloads it." if is_published(config) else "It is not there.")
+
+
+def verify(config: Config) -> None:
+    """Read the set, which checks each published file against its digest, and downloads nothing.
+
+    Raises:
+        ConfigError: it is not there, or is not what was published.
+    """
+    places = homes_of(config)
+    missing = [path for path in places if size_of_place(path) is None]
+    if missing:
+        fetch_it = f" {main_py()} data fetch {config.data.name} downloads it." if is_published(config) else ""
+        raise ConfigError(f"{missing[0]} is missing.{fetch_it}")
+    fetch_set(config)
+
+
+def fetch_set(config: Config) -> None:
+    """Read the set and download what is missing of it; published files are checked against their digests."""
+    splits = data.load(config.data, config.paths)
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits_of(splits).items())
+    checked = "; its files are the published ones" if is_published(config) and is_official(config) else ""
+    emit(f"{config.data.name}: {sizes}: all of it can be read{checked}")
+
+
+def is_published(config: Config) -> bool:
+    """Whether the set can be downloaded."""
+    return config.data.name in ("mnist", "fashion_mnist", "cifar10")
+
+
+def is_official(config: Config) -> bool:
+    """Whether the published files are there, not CIFAR-10 as image files."""
+    return all(path.is_file() for path in homes_of(config))
+
+
+def homes_of(config: Config) -> list[Path]:
+    """The files or folders of a set, there or not; where it may lie in several ways, those of the one that is there."""
+    root, options = Path(config.paths.data), config.data.options
+    if config.data.name in ("mnist", "fashion_mnist"):
+        name, digests = ("MNIST", MNIST_SHA256) if config.data.name == "mnist" else ("FashionMNIST", FASHION_SHA256)
+        folder = inside(root, name, "raw")
+        packed = [folder / f"{file}.gz" for file in digests]
+        plain = [folder / file for file in digests]
+        return [gz if gz.is_file() and not file.is_file() else file for gz, file in zip(packed, plain, strict=True)]
+    if config.data.name == "cifar10":
+        batches = [inside(root, "cifar-10-batches-py") / name for name in CIFAR10_MD5]
+        others = [[inside(root, "cifar10")], [root / "cifar-10-python.tar.gz"]]
+        return next((ways for ways in (batches, *others) if all(path.exists() for path in ways)), batches)
+    keys = [key for key in ("root", "path", "test_path") if options.get(key) is not None]
+    return [Path(options[key]).expanduser() for key in keys]
+
+
+def size_of_place(path: Path) -> int | None:
+    """The bytes of a file, or of all files below a folder; None where it is missing."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.is_file() else None
+
+
+ACTIONS: dict[str, Callable[[Config], None]] = {"show": show, "where": where, "verify": verify, "fetch": fetch_set}
