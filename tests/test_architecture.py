@@ -56,7 +56,8 @@ PACKAGES = {
     "PIL": ("trainer.data", "trainer.run.recorder"),
     "numpy": ("trainer.data", "trainer.run", "trainer.scratch.with_numpy", "trainer.api"),
     "scipy": ("trainer.utils.evidence",),
-    "safetensors": ("trainer.run.safe_load",),
+    "safetensors": ("trainer.run.safe_load", "trainer.run.formats"),
+    "onnxruntime": ("trainer.run.formats",),
     "threadpoolctl": ("trainer.run.machine",),
     "pyarrow": ("trainer.data.table_file",),
     "torch": ("trainer",),
@@ -73,6 +74,7 @@ LAZY = (
     "optuna",
     "cmaes",
     "pyarrow",
+    "onnxruntime",
 )
 TORCH_FREE = (
     *(

@@ -31,6 +31,8 @@ python main.py runs [where=test>0.9] [sort=test] [--json]        all runs, those
 python main.py show RUN [--json]                                 a run: its figures, settings and where they came from
 python main.py diff RUN RUN [RUN ...]                            what differs between runs, and their curves
 python main.py rerun RUN [name=NEW]                              train it once more: are the weights equal to the bit?
+python main.py export RUN [format=onnx] [output=FILE]            its model as a file that other programs read, compared
+python main.py bench RUN [device=cpu]                            how long it takes for batches of 1 to 256
 python main.py rm RUN [RUN ...] [--yes]                          delete runs and their checkpoints, after a question
 python main.py board [RUN] [port=6006]                           TensorBoard on the runs
 python main.py -m key=value1,value2 ...                          one run for each combination of values
@@ -92,6 +94,10 @@ worst; limit=N shows N of them. --json is for scripts.""",
     "diff": "Settings, figures and machine, as far as they differ; the plot goes into the first run's folder.",
     "rerun": """\
 The same settings and seed under another name (RUN-again); at the end all weights, figures and states are compared.""",
+    "export": """\
+format=onnx (default), torch_export or safetensors (the weights alone). The file is read back and compared with the
+model on 100 test images, and a script that uses it without this program is printed: docs/export.md.""",
+    "bench": "From examples in memory to probabilities; with the exported ONNX file beside it where there is one.",
     "rm": "A run or sweep that is in use is not deleted. --yes asks nothing.",
     "board": "The same as tensorboard --logdir outputs.",
 }

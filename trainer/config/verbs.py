@@ -8,6 +8,7 @@ from trainer.utils.program import main_py
 
 FOLDERS = ("paths.outputs", "paths.checkpoints")  # where the runs are: for each of these commands
 ELSEWHERE = ("plugins", "paths.data", "data.root", "data.path")  # where the data of a run may be now
+EXPORT_TO = ("onnx", "safetensors", "torch_export")
 ENOUGH = 10**9
 
 
@@ -43,6 +44,19 @@ OF_RUNS = {
     "show": Takes("show RUN", least=1, most=1, flags=("--json",)),
     "diff": Takes("diff RUN RUN", least=2, most=ENOUGH),
     "rerun": Takes("rerun RUN name=NEW", least=1, most=1, keys={"name": "of the new run"}, settings=ELSEWHERE),
+    "export": Takes(
+        "export RUN format=onnx",
+        least=1,
+        most=1,
+        keys={"format": "one of EXPORT_TO", "output": "the file to write"},
+        settings=ELSEWHERE,
+    ),
+    "bench": Takes(
+        "bench RUN device=cpu",
+        least=1,
+        most=1,
+        settings=("device", "device.num_threads", "device.precision", *ELSEWHERE),
+    ),
     "rm": Takes("rm RUN", least=1, most=ENOUGH, flags=("--yes",)),
     "board": Takes("board RUN port=6006", most=1, keys={"port": "1 to 65535"}),
 }

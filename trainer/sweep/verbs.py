@@ -2,6 +2,7 @@
 
 from trainer.commands.curves import run_board
 from trainer.commands.experiments import run_experiments
+from trainer.commands.on_trained import run_bench, run_export
 from trainer.commands.remove import run_remove
 from trainer.commands.rerun import run_rerun
 from trainer.sweep.compare import run_compare
@@ -16,6 +17,8 @@ VERB_OF_RUNS = {
     "show": run_show,
     "diff": run_diff,
     "rerun": run_rerun,
+    "export": run_export,
+    "bench": run_bench,
     "rm": run_remove,
     "board": run_board,
 }
