@@ -64,7 +64,7 @@ def export(config: Config, target: Target, kind: str, output: str | None, screen
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         form.write(temporary, ready(config, trained), x[[0, -1]], about)
-    made = f"{path.stat().st_size / 1e6:.2f} MB"
+    made = f"{path.stat().st_size / 1000:,.0f} kB"
     screen.say(f"written  {path} ({made}, {said_of_graph(trained) if kind != 'safetensors' else 'the weights'})")
     found = compare(config, trained, form.read(path, lambda: untrained(config, trained)), x)
     screen.say(said_of_comparison(found, form, trained, what, path))
