@@ -73,6 +73,7 @@ def test_train_writes_the_files_of_the_contract(cli: Cli, tiny_mnist: Path, tmp_
         "train.log",
         "tb",
         "plots",
+        "report.html",
     }
     assert files_below(tmp_path / "checkpoints") == {"a/step_00000011.pt", "a/step_00000022.pt", "a/best.pt"}
     pictures = files_below(run / "plots") - {"wrong.png"}  # only where something is wrong

@@ -499,7 +499,7 @@ def bad_values(key: str, default: Any) -> st.SearchStrategy[Any]:
                 (0.5, 0.5),
             ]
         )
-    if key in ("data.resident", "device.channels_last", "sweep.stack", "plots"):
+    if key in ("data.resident", "device.channels_last", "sweep.stack", "plots", "report"):
         return st.sampled_from(["yes", "", 1, 0, 1.0, None, [], [True], {}])
     if isinstance(default, bool):
         return st.sampled_from([None, 0, 1, 0.0, "true", "false", "", "yes", [], [True], {}])

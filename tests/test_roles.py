@@ -92,6 +92,7 @@ FREE_BY_HAND = {
         "overwrite",
         "name",
         "plots",
+        "report",
         "plugins",
         "epochs",
         "sweep.stack",
@@ -118,6 +119,7 @@ REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, device
     *("choices.device", "device.index", "device.num_threads", "device.compile", "device.deterministic"),
     *("overwrite", "checkpoint", "ensemble", "input", "output", "split", "tta", "resume", "resume_allow", "plots"),
     *("top_k", "probabilities"),
+    "report",
     "plugins",
 }
 

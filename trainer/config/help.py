@@ -29,6 +29,7 @@ python main.py compare RUN RUN [RUN ...]                         is the first be
 python main.py experiments                                       the books' experiments, with their figures and yours
 python main.py runs [where=test>0.9] [sort=test] [--json]        all runs, those that meet conditions, the best first
 python main.py show RUN [--json]                                 a run: its figures, settings and where they came from
+python main.py report RUN                                        one page with everything of a run or sweep: report.html
 python main.py diff RUN RUN [RUN ...]                            what differs between runs, and their curves
 python main.py rerun RUN [name=NEW]                              train it once more: are the weights equal to the bit?
 python main.py export RUN [format=onnx] [output=FILE]            its model as a file that other programs read, compared
@@ -91,6 +92,9 @@ where= takes conditions on columns and settings, joined by commas: where='model=
 name, data, model, state, epochs, best, test, seconds, age (in seconds). sort=test puts the best first, sort=-test the
 worst; limit=N shows N of them. --json is for scripts.""",
     "show": "Of a sweep it prints the table of its jobs. --json is for scripts.",
+    "report": """\
+Writes outputs/RUN/report.html anew, which a run by itself writes at its end: it opens without a server. It measures the
+test split again, for which the data has to be there: paths.data=, data.root= and data.path= say where it is now.""",
     "diff": "Settings, figures and machine, as far as they differ; the plot goes into the first run's folder.",
     "rerun": """\
 The same settings and seed under another name (RUN-again); at the end all weights, figures and states are compared.""",

@@ -243,6 +243,7 @@ RANGES: dict[str, Rule] = {
     "impl": OneOf(IMPLS),
     **{f"{part}.impl": OneOf((None, *IMPLS)) for part in BUILT},
     "plots": OneOf(("auto", True, False)),
+    "report": OneOf(("auto", True, False)),
     "split": OneOf(("train", "val", "test")),
     "tta": OneOf(("none", "flip")),
     "top_k": Range(1, 1000, whole=True),

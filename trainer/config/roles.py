@@ -70,6 +70,7 @@ RECORDS   save. reference.                                +     +      +     -  
 RECORDS   record.                                         +     +      +     -     -         +            -          -       -
 COMMAND   plugins                                         +     +      +     +     +         +            +          +       +
 COMMAND   plots                                           +     +      +     +     +         -            +          -       +
+COMMAND   report                                          +     +      +     -     -         -            -          -       -
 COMMAND   paths.outputs                                   +     +      +     +     +         +            +          -       +
 COMMAND   paths.checkpoints                               +     +      +     +     +         +            -          +       +
 COMMAND   paths.cache                                     +     +      +     +     +         +            +          +       +

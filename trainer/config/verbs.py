@@ -42,6 +42,7 @@ OF_RUNS = {
         flags=("--json",),
     ),
     "show": Takes("show RUN", least=1, most=1, flags=("--json",)),
+    "report": Takes("report RUN", least=1, most=1, settings=(*ELSEWHERE, "paths.cache")),
     "diff": Takes("diff RUN RUN", least=2, most=ENOUGH),
     "rerun": Takes("rerun RUN name=NEW", least=1, most=1, keys={"name": "of the new run"}, settings=ELSEWHERE),
     "export": Takes(

@@ -16,6 +16,7 @@ from trainer.run import directory, records
 from trainer.utils.errors import ConfigError, DamagedError, close_to, did_you_mean, listed
 from trainer.utils.objective import deciding_metric, score
 
+REPORT = "report.html"  # of a run, or of a sweep
 FIELDS_BY_NAME = Such("fields by name", lambda value: isinstance(value, dict))
 RECORD: records.Fields = {  # of config.json; its settings are shown as they are, since checking them takes longer
     "config": FIELDS_BY_NAME,

@@ -16,6 +16,7 @@ from trainer.data.splits import Split, Splits
 from trainer.data.stratify import mixed
 from trainer.engine import Evaluation
 from trainer.run import directory
+from trainer.run.brief import REPORT
 from trainer.run.directory import Run, command_for
 from trainer.run.distributed import gathered
 from trainer.run.parts import Parts
@@ -162,7 +163,25 @@ def say_result(screen: Screen, config: Config, run: Run, result: Mapping[str, An
     screen.say(f"eval         {command_for(config, 'eval checkpoint')}")
     if "accuracy" in test or config.data.name == "table":
         screen.say(f"predict      {command_for(config, 'predict checkpoint')}")
+    if (report := run.outputs / REPORT).is_file():
+        screen.say(f"report       {report}")
     screen.say(f"tensorboard  {tensorboard(run.outputs)}")
+
+
+def leave_pictures(
+    config: Config, parts: Parts, progress: Progress, run: Run, test: Evaluation, recorder: Recorder, screen: Screen
+) -> None:
+    """The plots and the report that the settings ask for; without a report a run is as good."""
+    if config.plots:
+        few = config.plots == "auto" and run.is_job
+        draw_run(config, parts, progress, run, test, recorder, few=few)
+    if config.report is True or (config.report and config.plots and not run.is_job):
+        try:
+            from trainer.run.report.of_run import Made, write_report
+
+            write_report(run, Made(config, parts, progress, test))
+        except Exception as error:
+            screen.say(f"warning: without report.html: {str(error) or type(error).__name__}")
 
 
 def draw_run(

@@ -8,7 +8,7 @@ from trainer.config.command_line import Command
 from trainer.config.origins import DEFAULT, origins
 from trainer.config.ranges import as_yaml
 from trainer.run import directory
-from trainer.run.brief import Brief, ago, brief_of
+from trainer.run.brief import REPORT, Brief, ago, brief_of
 from trainer.run.looks import looks_of
 from trainer.run.target import find_run, name_of, unknown_run
 from trainer.sweep.table import FIGURES, best_first, rows_of, without_empty
@@ -91,6 +91,7 @@ def lines_of(run: Brief, checkpoints: Path, folders: Sequence[str]) -> list[str]
     plots = sorted(path.name for path in (run.folder / "plots").glob("*.png"))
     lines.append(f"files        {run.folder}, {checkpoints}")
     lines += [f"plots        {', '.join(plots)} in {run.folder / 'plots'}"] if plots else []
+    lines += [f"report       {run.folder / REPORT}"] if (run.folder / REPORT).is_file() else []
     words = " ".join([run.name, *folders])
     verb = "eval " if run.state == "done" else "resume="
     return [*lines, f"{verb.strip(' ='):13}{main_py()} {verb}{words}"]

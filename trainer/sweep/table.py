@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer.config.options import run_settings
 from trainer.run import directory, records
+from trainer.run.brief import REPORT
 from trainer.run.directory import Run
 from trainer.sweep.job import Job, as_words, told_in
 from trainer.sweep.seeds import groups_of, lines_on_seeds
@@ -119,6 +120,7 @@ def finish_sweep(folder: Path, waiting: Sequence[Job], paths: Sequence[str]) -> 
         emit("", *table(without_empty([in_short(line) for line in settings])))
     if lines := lines_on_seeds(folder, rows, swept(rows)):
         emit("", *lines)
+    leave_report(folder, rows, is_news)
     metrics = {line["metric"] for line in settings}
     if len(metrics) > 1:
         parts = {metric.partition("_")[0] for metric in metrics}
@@ -156,17 +158,31 @@ def note_best(folder: Path, number: int) -> None:
             write_json(path, content | {"best": number})
 
 
-def plots_of(own: Path) -> Any:
-    """What plots= was for a job; False where its record is lost."""
+def plots_of(own: Path, key: str = "plots") -> Any:
+    """What plots=, or report=, was for a job; False where its record is lost."""
     try:
-        return directory.read_config(own).get("plots")
+        return directory.read_config(own).get(key)
     except DamagedError:
         return False
 
 
+def leave_report(folder: Path, rows: Sequence[Mapping[str, Any]], is_news: bool) -> None:
+    """Write report.html of a sweep whose jobs ask for one; without it a sweep is as good."""
+    jobs = [folder / str(row["job"]) for row in rows if row["status"] != "waiting"]
+    if not any(plots_of(own, "report") is True or (plots_of(own, "report") and plots_of(own)) for own in jobs[:3]):
+        return
+    if is_news or not (folder / REPORT).is_file():
+        try:
+            from trainer.sweep.page import write_sweep_report  # matplotlib takes 0.4 s
+
+            write_sweep_report(folder, rows, swept(rows))
+        except Exception as error:
+            emit(f"warning: without {folder / REPORT}: {str(error) or type(error).__name__}")
+
+
 def draw_best(folder: Path, number: int, folders: Mapping[str, str]) -> None:
     """All plots of the best job, of which only the curves were drawn."""
-    from trainer.run.end import draw_all  # imports torch
+    from trainer.run.again import draw_all  # imports torch
 
     name = f"{folder.name}/{number}"
     run = Run(name, folder / str(number), Path(folders["paths.checkpoints"]) / name)
@@ -201,4 +217,6 @@ def say_best(best: Mapping[str, Any], has_plots: bool, folder: Path, checkpoints
     emit(f"tensorboard  {tensorboard(folder)}")
     if has_plots:
         emit(f"plots        {folder / 'plots'}")
+    if (folder / REPORT).is_file():
+        emit(f"report       {folder / REPORT}")
     emit(f"table        {folder / 'sweep.csv'}, {folder / 'summary.csv'}")

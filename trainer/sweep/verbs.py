@@ -7,6 +7,7 @@ from trainer.commands.remove import run_remove
 from trainer.commands.rerun import run_rerun
 from trainer.sweep.compare import run_compare
 from trainer.sweep.diff import run_diff
+from trainer.sweep.report import run_report
 from trainer.sweep.runs import run_runs
 from trainer.sweep.show import run_show
 
@@ -15,6 +16,7 @@ VERB_OF_RUNS = {
     "experiments": run_experiments,
     "runs": run_runs,
     "show": run_show,
+    "report": run_report,
     "diff": run_diff,
     "rerun": run_rerun,
     "export": run_export,

@@ -1,0 +1,54 @@
+"""A run that is done, measured once more: for plots and a report that were not made at its end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainer import data
+from trainer.config.freeze import from_dict
+from trainer.run import directory
+from trainer.run.checkpoint import load_model
+from trainer.run.checkpoint_files import step_of, steps_in
+from trainer.run.directory import Run
+from trainer.run.machine import resolve_auto
+from trainer.run.parts import assemble, eval_batches
+from trainer.run.progress import Progress
+from trainer.run.recorder import SilentRecorder
+from trainer.run.report.of_run import Made
+from trainer.run.result import draw_run
+from trainer.run.safe_load import read_checkpoint, weights_to_use
+from trainer.run.target import settings_of_run
+
+
+def measured_again(run: Run, typed: Mapping[str, Any]) -> Made:
+    """A run with its best weights, and what they come to on the test split.
+
+    Args:
+        run: the run.
+        typed: settings by dotted name that this command has: where the data and the cache are now.
+    Raises:
+        ConfigError: its checkpoint or its data cannot be used.
+    """
+    saved = settings_of_run(run)
+    for key, value in typed.items():
+        node, _, leaf = key.rpartition(".")
+        saved[node] = saved[node] | {leaf: value}
+    config, machine = resolve_auto(from_dict(saved))
+    best = run.checkpoints / "best.pt"
+    content = read_checkpoint(best)
+    parts = assemble(config, data.load(config.data, config.paths, like=content), machine)
+    load_model(parts.measured, weights_to_use(content), best)
+    test = parts.measure(eval_batches(config, parts.splits, parts.splits.test, machine))
+    step = step_of(steps_in(run.checkpoints)[-1])
+    progress = Progress(step=step, best=(directory.read_result(run.outputs) or {"best": content["best"]})["best"])
+    return Made(config, parts, progress, test)
+
+
+def draw_all(run: Run, cache: str) -> None:
+    """Draw all plots of a run that is done, which were left out because it is a job of a sweep.
+
+    Args:
+        run: the run.
+        cache: paths.cache of this command.
+    """
+    made = measured_again(run, {"paths.cache": cache})
+    draw_run(made.config, made.parts, made.progress, run, made.test, SilentRecorder())

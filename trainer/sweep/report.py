@@ -1,0 +1,52 @@
+"""The report command: report.html of a run or a sweep, written anew."""
+
+from pathlib import Path
+
+from trainer.config.command_line import Command
+from trainer.run import directory
+from trainer.run.brief import brief_of
+from trainer.run.target import Target, find_run, name_of, unknown_run
+from trainer.sweep.table import rows_of, swept
+from trainer.utils.errors import ConfigError, TrainerError
+from trainer.utils.signals import StopSignal
+from trainer.utils.text import emit
+
+OF_DATA = ("paths.data", "paths.cache", "data.root", "data.path")  # where the examples are now
+
+
+def run_report(command: Command, _stop: StopSignal) -> None:
+    """Write report.html of a run or a sweep.
+
+    Raises:
+        ConfigError: there is no such run, or the plotting library is not installed.
+    """
+    name, folders = command.names[0], command.folders
+    try:
+        if (found := find_run(name, **folders)) is not None:
+            emit(f"report       {report_of(found, command)}")
+            return
+        sweep = name_of(name, **folders)
+        rows = rows_of(Path(folders["outputs"], sweep)) if directory.NAME.fullmatch(sweep) else []
+        if not rows:
+            raise unknown_run(name, *map(Path, folders.values()))
+        from trainer.sweep.page import write_sweep_report  # imports matplotlib
+
+        emit(f"report       {write_sweep_report(Path(folders['outputs'], sweep), rows, swept(rows))}")
+    except ModuleNotFoundError as error:
+        raise ConfigError(str(error)) from None
+
+
+def report_of(found: Target, command: Command) -> Path:
+    """Write the report of a run: of one that is done with what its test examples tell, else from its records."""
+    from trainer.run.again import measured_again  # imports torch
+    from trainer.run.report.of_run import write_report
+
+    made, missing = None, ""
+    if brief_of(found.run.name, found.run.outputs).state in ("done", "trial"):
+        typed = {key: value for key in OF_DATA if (value := command.value(key)) is not None}
+        try:
+            made = measured_again(found.run, typed)
+        except (TrainerError, OSError, RuntimeError) as error:  # its files or its data may be elsewhere
+            missing = str(error)
+            emit(f"warning: without what the test examples tell: {missing}")
+    return write_report(found.run, made, missing)
