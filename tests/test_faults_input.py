@@ -108,6 +108,7 @@ def test_row_21_a_typo_is_refused_with_the_nearest_name(
         ("save.every_seconds", ("-1", "1e400"), "from 0"),
         ("device.precision", ("fp8", "null", "16", "[fp32]"), "fp32"),
         ("plots", ("maybe", "null", "1"), "true"),
+        ("report", ("maybe", "null", "1"), "true"),
     ],
 )
 def test_row_22_a_value_that_is_not_allowed_is_refused_before_data_and_model(

@@ -6,13 +6,14 @@ import json
 import re
 import struct
 import zlib
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Cli, assert_refused
+from conftest import Cli, assert_refused, write_class_folders
 from PIL import Image
 
 from trainer.plots.page import markup
@@ -182,6 +183,18 @@ def test_class_and_file_names_cannot_become_markup(report_of: Any, tmp_path: Pat
     assert all(set(attrs) <= {"data-image", "alt"} for tag, attrs in page.tags if tag == "img")
     sizes = [struct.unpack(">II", decoded(address)[16:24]) for address in page.data["images"]]
     assert max(max(size) for size in sizes) <= 96
+
+
+def test_of_many_classes_the_pairs_that_are_confused_are_listed(report_of: Any, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "p", {"train": 80, "test": 120}, num_classes=40)
+    page = report_of("data=folder", "data.root=p", "model=softmax", "epochs=1", "data.size=16", "data.val_fraction=0")
+    test = json.loads(Path("outputs/a/test.json").read_text(encoding="utf-8"))
+    wrong = Counter((t, p) for t, p in zip(test["true"], test["predicted"], strict=True) if t != p)
+    buttons = [attrs["data-cell"] for tag, attrs in page.tags if tag == "button" and "data-cell" in attrs]
+    pairs = [tuple(map(int, str(cell).split("-"))) for cell in buttons]
+    assert [wrong[t, p] for t, p in pairs] == [count for _, count in wrong.most_common(60)]
+    assert len({*pairs}) == len(pairs)
+    assert all(page.data["cells"][str(cell)] for cell in buttons)
 
 
 def decoded(address: str) -> bytes:

@@ -114,7 +114,8 @@
     figure.toolbar.autohide = true;
     figure.toolbar.logo = null;
     figure.toolbar.active_scroll = null; // the wheel scrolls the page until its tool is chosen
-    if (matchMedia("(pointer: coarse)").matches) figure.toolbar.active_drag = null; // so does a finger
+    const zoom = figure.toolbar.tools.find((tool) => tool instanceof Bokeh.BoxZoomTool);
+    figure.toolbar.active_drag = matchMedia("(pointer: coarse)").matches ? null : zoom; // a finger scrolls too
     look(figure, chart);
     if (chart.bare) Object.assign(figure.yaxes[0], { visible: false });
     if (chart.bare) figure.ygrids[0].visible = false;

@@ -60,20 +60,24 @@ class Said:
         order = sorted(range(len(true)), key=lambda i: -sure[i])
         self.wrong = [i for i in order if true[i] != predicted[i]]  # the most confident first
         self.right = [i for i in reversed(order) if true[i] == predicted[i]]  # the least confident first
+        cells = Counter((true[i], predicted[i]) for i in self.wrong)
+        self.pairs = cells.most_common(MOST_PAIRS)  # that are confused most often
+        self.is_matrix = len(classes) <= MOST_IN_MATRIX
 
     def caption(self, i: int) -> str:
         """The true class, the predicted one and its probability."""
         return f"{self.classes[self.true[i]]} / {self.classes[self.predicted[i]]} {self.sure[i]:.1%}"
 
     def of_interest(self, most: int) -> list[int]:
-        """The examples whose images are worth their place: the worst mistakes, then from each cell of the matrix."""
+        """The examples whose images are worth their place: the worst mistakes, then from each cell that is shown."""
         ranks: Counter[tuple[int, int]] = Counter()
-        found = []
+        found, listed = [], {cell for cell, _ in self.pairs}
         for i in (*self.wrong, *self.right):
             cell = self.true[i], self.predicted[i]
-            ranks[cell] += 1
-            if ranks[cell] <= PER_CELL:
-                found.append((ranks[cell], i))
+            if self.is_matrix or cell in listed:
+                ranks[cell] += 1
+                if ranks[cell] <= PER_CELL:
+                    found.append((ranks[cell], i))
         found.sort(key=lambda each: each[0])  # stable: within a rank mistakes come first
         return list(dict.fromkeys([*self.wrong[:WORST], *(i for _, i in found)]))[:most]
 
@@ -97,13 +101,13 @@ def add_confusion(draft: Draft, report: Report, said: Said, images: dict[int, in
     """The confusion matrix, or of many classes the pairs that are confused; a cell shows its images."""
     n = len(said.true)
     told = f"{number_of(n - len(said.wrong), 'example')} of {n:,} right. "
-    few = len(said.classes) <= MOST_IN_MATRIX
     behind: tuple[Html, ...] = ()
     if images:
-        told += f"A number shows images of its {'cell' if few else 'pair'}: {len(images):,} of {n:,} are in this file."
+        what = "cell" if said.is_matrix else "pair"
+        told += f"A number shows images of its {what}: {len(images):,} of {n:,} are in this file."
         behind = (el("div", id="behind", aria_live="polite"),)
     counts = report.confusion
-    body = matrix(counts, said.classes, bool(images)) if few else pairs(counts, said.classes, bool(images))
+    body = matrix(counts, said.classes, bool(images)) if said.is_matrix else pairs(counts, said, bool(images))
     draft.add("confusion", "Confusion", remark(told), el("div", body, class_="scroll"), *behind, wide=True)
 
 
@@ -133,18 +137,12 @@ def count_of(i: int, j: int, count: int, share: float, classes: Sequence[str], o
     return el("button", count, type="button", class_=class_, style=style, title=title, data_cell=f"{i}-{j}")
 
 
-def pairs(counts: Tensor, classes: Sequence[str], opens: bool) -> Html:
+def pairs(counts: Tensor, said: Said, opens: bool) -> Html:
     """The pairs of classes that are confused most often."""
-    wrong = counts.clone().fill_diagonal_(0)
-    most = wrong.flatten().topk(min(MOST_PAIRS, wrong.numel()))
-    size = counts.sum(1).clamp(min=1).tolist()
-    rows = []
-    for count, place in zip(most.values.tolist(), most.indices.tolist(), strict=True):
-        i, j = divmod(place, len(classes))
-        if count:
-            share = count / size[i]
-            button = count_of(i, j, count, share, classes, opens)
-            rows.append([classes[i], classes[j], (count, button), (share, fraction(share))])
+    size, rows = counts.sum(1).tolist(), []
+    for (i, j), count in said.pairs:
+        button = count_of(i, j, count, count / size[i], said.classes, opens)
+        rows.append([said.classes[i], said.classes[j], (count, button), (count / size[i], fraction(count / size[i]))])
     return rows_table(["true", "predicted", "examples", "share of the class"], rows, filtered="filter: a class")
 
 
