@@ -191,7 +191,7 @@ def test_a_sweep_sorts_filters_and_tells(cli: Cli, chromium: Any) -> None:
 
 
 def test_names_stay_text_also_where_the_library_shows_them(cli: Cli, tmp_path: Path, chromium: Any) -> None:
-    bad = "</script><script>window.hit=1</script><img src=x onerror=window.hit=2>$$x$$\\(y\\)"
+    bad = "$$x$$\\(y\\)</script><script>window.hit=1</script><img src=x onerror=window.hit=2>"
     lines = [f'{i},"{bad if i % 2 else "flat"}",{3 * i + i % 2}' for i in range(60)]
     (tmp_path / "h.csv").write_text("area,kind,<b>price</b>\n" + "\n".join(lines), encoding="utf-8")
     words = ("data=table", "data.path=h.csv", "data.target='<b>price</b>'", "model=linreg", "name=a")

@@ -94,7 +94,8 @@ worst; limit=N shows N of them. --json is for scripts.""",
     "show": "Of a sweep it prints the table of its jobs. --json is for scripts.",
     "report": """\
 Writes outputs/RUN/report.html anew, which a run by itself writes at its end: it opens without a server. It measures the
-test split again, for which the data has to be there: paths.data=, data.root= and data.path= say where it is now.""",
+test split again, for which the data has to be there: paths.data=, data.root= and data.path= say where it is now.
+The setting report=true, false or auto (of a run by itself and of a sweep, where plots are drawn) is for training.""",
     "diff": "Settings, figures and machine, as far as they differ; the plot goes into the first run's folder.",
     "rerun": """\
 The same settings and seed under another name (RUN-again); at the end all weights, figures and states are compared.""",

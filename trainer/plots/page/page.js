@@ -5,7 +5,7 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  // Bokeh takes $$ and \( for formulas, and would load a library for them.
+  // Bokeh takes $$ and \( for formulas, and would look for a library that sets them.
   const plain = (text) => String(text).replace(/\$\$/g, "$\u200b$").replace(/\\(?=[[(])/g, "\\\u200b");
   const numbers = (values) => values.map((value) => (value === null ? NaN : value));
 
