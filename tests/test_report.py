@@ -285,3 +285,12 @@ def test_the_last_convolution_that_torch_computes_is_found() -> None:
         y = second(first(x))
         torch.nn.Conv2d(3, 3, 4)(y)  # one pixel is no map
     assert seen.last is y
+
+
+def test_maps_and_mistakes_name_the_same_probability(report_of: Any, tiny_mnist: Path) -> None:
+    words = (f"paths.data={tiny_mnist}", "model=lenet", "loss=sigmoid_cross_entropy", "epochs=1")
+    page = report_of(*MNIST, *words)
+    mistakes, maps = (page.text.split(title, 2)[-1] for title in ("The worst mistakes", "What the network looked at"))
+    first = re.search(r"not (\d) ([\d.]+%)", mistakes)
+    assert first is not None
+    assert re.search(rf"\b{first[1]} {re.escape(first[2])} true", maps)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from trainer import build
 from trainer.config.schema import Config
 from trainer.data.splits import Split
 from trainer.engine import Evaluation
@@ -69,14 +70,15 @@ def add_maps(draft: Draft, config: Config, parts: Parts, test: Evaluation) -> No
     if not any(isinstance(layer, nn.Conv2d) for layer in parts.measured.modules()) or parts.machine.compile:
         return
     outputs, labels = test.outputs.cpu(), test.labels.cpu()
-    best = outputs.softmax(1).max(1)
-    order = best.values.argsort(descending=True, stable=True)
-    right = best.indices[order] == labels[order]
+    predicted = outputs.argmax(1)
+    sure = build.probabilities(config.loss, outputs).gather(1, predicted[:, None])[:, 0]
+    order = sure.argsort(descending=True, stable=True)
+    right = predicted[order] == labels[order]
     rows = torch.cat([order[~right][:MISTAKES], order[right][:HITS]])
     few: Split = parts.splits.test.take(rows)
     with closing(eval_batches(config, parts.splits, few, parts.machine).epoch(0)) as batches:
         x = torch.cat([x for x, _ in batches])
-    maps = grad_cam(parts.measured, x, best.indices[rows].to(x.device), parts)
+    maps = grad_cam(parts.measured, x, predicted[rows].to(x.device), parts)
     if maps is None:
         return
     mean, std = (torch.tensor(values)[:, None, None] for values in (parts.splits.mean, parts.splits.std))
@@ -86,11 +88,9 @@ def add_maps(draft: Draft, config: Config, parts: Parts, test: Evaluation) -> No
         pair = [draft.image(each) for each in (enlarged(image), overlaid(enlarged(image), heat))]
         if None in pair:
             break
-        true, predicted = names[int(labels[i])], names[int(best.indices[i])]
-        is_wrong = bool(labels[i] != best.indices[i])
-        said = el(
-            "figcaption", el("b", f"{predicted} {float(best.values[i]):.1%}"), f" true: {true}" if is_wrong else ""
-        )
+        true, guess = names[int(labels[i])], names[int(predicted[i])]
+        is_wrong = bool(labels[i] != predicted[i])
+        said = el("figcaption", el("b", f"{guess} {float(sure[i]):.1%}"), f" true: {true}" if is_wrong else "")
         pictures = [el("img", data_image=number, alt="") for number in pair]
         shown.append(el("figure", *pictures, said, class_="wrong" if is_wrong else None))
     told = "Where the predicted class comes from, by Grad-CAM: the redder, the more it speaks for it."
