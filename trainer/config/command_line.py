@@ -26,7 +26,7 @@ from trainer.config.plugins import as_word, paths_of
 from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import GROUPS
 from trainer.config.tasks import EXTRAS, LAUNCHERS
-from trainer.config.verbs import OF_DATA, OF_RUNS, VERBS, check_words_of_runs
+from trainer.config.verbs import WITH_DATA, OF_RUNS, VERBS, check_words_of_runs
 from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed
 from trainer.utils.program import main_py
 from trainer.utils.quotes import quote, quote_items, unquote
@@ -143,9 +143,9 @@ def parse_command(args: Sequence[str]) -> Command:
 def parse_data(words: Sequence[str]) -> Command:
     """The command line of `data show NAME key=value ...`: the settings are those of a training on this set."""
     plain = [word for word in words if "=" not in word]
-    if len(plain) != 2 or plain[0] not in OF_DATA:
-        close = close_to(plain[0], OF_DATA) if plain and plain[0] not in OF_DATA else []
-        what = f"data takes one of {listed(OF_DATA)}, and then the name of one set: {main_py()} data show mnist"
+    if len(plain) != 2 or plain[0] not in WITH_DATA:
+        close = close_to(plain[0], WITH_DATA) if plain and plain[0] not in WITH_DATA else []
+        what = f"data takes one of {listed(WITH_DATA)}, and then the name of one set: {main_py()} data show mnist"
         raise ConfigError(f"{' '.join(['data', *plain])}: {what}.{did_you_mean(close)}")
     command = parse_command(["summary", f"data={plain[1]}", *(word for word in words if "=" in word)])
     return replace(command, verb=f"data {plain[0]}")

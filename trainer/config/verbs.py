@@ -62,7 +62,7 @@ OF_RUNS = {
     "board": Takes("board RUN port=6006", most=1, keys={"port": "1 to 65535"}),
 }
 VERBS = ("train", "eval", "predict", "check-resume", "compare-impl", "summary", "doctor", "data", *OF_RUNS)
-OF_DATA = ("show", "where", "verify", "fetch")  # what the data command does with a set
+WITH_DATA = ("show", "where", "verify", "fetch")  # what the data command does with a set
 
 
 def check_words_of_runs(verb: str, names: Sequence[str], settings: Sequence[str], flags: Sequence[str]) -> None:
