@@ -26,7 +26,7 @@ from trainer.config.plugins import as_word, paths_of
 from trainer.config.ranges import RANGES, FilePath
 from trainer.config.schema import GROUPS
 from trainer.config.tasks import EXTRAS, LAUNCHERS
-from trainer.config.verbs import WITH_DATA, OF_RUNS, VERBS, check_words_of_runs
+from trainer.config.verbs import OF_RUNS, VERBS, WITH_DATA, check_words_of_runs
 from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed
 from trainer.utils.program import main_py
 from trainer.utils.quotes import quote, quote_items, unquote
