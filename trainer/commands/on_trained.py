@@ -7,7 +7,7 @@ from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 
-OF_DATA = ("data", "paths.data")
+ON_DATA = ("data", "paths.data")
 
 
 def run_export(command: Command, stop: StopSignal) -> None:
@@ -47,7 +47,7 @@ def prepared_as_for_predict(command: Command, stop: StopSignal) -> Prepared:
     words += expand(f"checkpoint={command.names[0]}", False, None)
     if any(word.startswith("ensemble=") for word in words):
         raise ConfigError(f"{command.names[0]}: {command.verb} takes one run.")
-    if not any(word.startswith(OF_DATA) for word in words):
+    if not any(word.startswith(ON_DATA) for word in words):
         words.append("input='.'")  # a file that was brought here may not say where its data is; it can do without
     prepared = prepare(Command("predict", tuple(words)), stop)
     assert prepared is not None, "it has no flags"

@@ -11,7 +11,7 @@ from trainer.utils.errors import ConfigError, TrainerError
 from trainer.utils.signals import StopSignal
 from trainer.utils.text import emit
 
-OF_DATA = ("paths.data", "paths.cache", "data.root", "data.path")  # where the examples are now
+MOVED_DATA = ("paths.data", "paths.cache", "data.root", "data.path")  # where the examples are now
 
 
 def run_report(command: Command, _stop: StopSignal) -> None:
@@ -43,7 +43,7 @@ def report_of(found: Target, command: Command) -> Path:
 
     made, missing = None, ""
     if brief_of(found.run.name, found.run.outputs).state in ("done", "trial"):
-        typed = {key: value for key in OF_DATA if (value := command.value(key)) is not None}
+        typed = {key: value for key in MOVED_DATA if (value := command.value(key)) is not None}
         try:
             made = measured_again(found.run, typed)
         except (TrainerError, OSError, RuntimeError) as error:  # its files or its data may be elsewhere
