@@ -32,7 +32,7 @@ bench: .venv/bench
 	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/dev: .venv/run requirements-dev.txt requirements-timm.txt requirements-table.txt
+.venv/dev: .venv/run requirements-dev.txt requirements-timm.txt requirements-table.txt requirements-export.txt
 	$(BIN)/pip install -q -r requirements-dev.txt
 	touch $@
 

@@ -110,9 +110,9 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
     write = predict.write_predictions
 
-    def writes(path: Path, classes: Any, names: Any, chances: torch.Tensor, labels: Any) -> Path:
+    def writes(path: Path, config: Any, classes: Any, names: Any, chances: torch.Tensor, labels: Any) -> Path:
         seen.append(chances)
-        return write(path, classes, names, chances, labels)
+        return write(path, config, classes, names, chances, labels)
 
     monkeypatch.setattr(predict, "write_predictions", writes)
     return seen
