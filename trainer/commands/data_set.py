@@ -32,8 +32,7 @@ def show(config: Config) -> None:
     directory.check_writable(Path(config.paths.outputs))
     parts = new_parts(config, Screen())
     splits = parts.splits
-    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits_of(splits).items())
-    emit("", f"examples     {sizes}, each {' x '.join(map(str, splits.in_shape))}")
+    emit("", f"examples     {sizes_of(splits)}, each {' x '.join(map(str, splits.in_shape))}")
     if len(splits.in_shape) == 3:
         for name, values in (("mean", splits.mean), ("std", splits.std)):
             emit(f"{name:13}{', '.join(shown(value) for value in values)} of pixels from 0 to 1, a value each channel")
@@ -45,6 +44,11 @@ def show(config: Config) -> None:
 def splits_of(splits: Splits) -> dict[str, Split]:
     """The parts that have examples, by name."""
     return {name: part for name in ("train", "val", "test") if len(part := getattr(splits, name))}
+
+
+def sizes_of(splits: Splits) -> str:
+    """How many examples each part has: 54,000 train, 6,000 val."""
+    return ", ".join(f"{len(split):,} {name}" for name, split in splits_of(splits).items())
 
 
 def of_labels(splits: Splits) -> list[str]:
@@ -120,9 +124,8 @@ def verify(config: Config) -> None:
 def fetch_set(config: Config) -> None:
     """Read the set and download what is missing of it; published files are checked against their digests."""
     splits = data.load(config.data, config.paths)
-    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits_of(splits).items())
     checked = "; its files are the published ones" if is_published(config) and is_official(config) else ""
-    emit(f"{config.data.name}: {sizes}: all of it can be read{checked}")
+    emit(f"{config.data.name}: {sizes_of(splits)}: all of it can be read{checked}")
 
 
 def is_published(config: Config) -> bool:

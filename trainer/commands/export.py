@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer import build, data, engine
 from trainer.commands.evaluate import Trained, load_trained, prepared_as_trained
+from trainer.commands.outputs import check_output
 from trainer.config.schema import Choice, Config
 from trainer.data.augment import centered
 from trainer.data.batches import eval_batch_size, normalizer
@@ -121,14 +122,7 @@ def place_of_export(config: Config, trained: Trained, target: Target, form: Form
         name = trained.content["config"]["name"].replace("/", "-")
         return trained.folder / "export" / f"{name}{last}{form.suffix}"
     path = Path(output).expanduser()
-    if path.suffix != form.suffix:
-        raise ConfigError(f"output={path}: the name has to end in {form.suffix}.")
-    if directory.OF_WINDOWS.fullmatch(path.name):
-        raise ConfigError(f"output={path} is not allowed: no file on Windows has such a name. Choose another one.")
-    for place in (path, path.with_name(SCRIPT)):
-        if place.exists():
-            raise ConfigError(f"output={path}: {place} exists already. Choose another folder, or delete it first.")
-    directory.check_writable(path.parent, key="output")
+    check_output(path, form.suffix, path.with_name(SCRIPT), "folder")
     return path
 
 

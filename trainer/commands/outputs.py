@@ -40,15 +40,29 @@ def place_of(config: Config, trained: Trained) -> Path:
         stem += f"-mean-of-{len(trained.others) + 1}" if trained.others else ""
         return trained.folder / f"{stem}.csv"
     path = Path(config.output)
-    if path.suffix != ".csv":
-        raise ConfigError(f"output={path}: the name has to end in .csv.")
+    check_output(path, ".csv", path.with_suffix(".png"), "name")
+    return path
+
+
+def check_output(path: Path, suffix: str, beside: Path, what: str) -> None:
+    """Refuse a file of output= that cannot be written, or would take the place of another.
+
+    Args:
+        path: the file.
+        suffix: how its name has to end.
+        beside: a further file that is written with it.
+        what: of the two names the user can choose another: a name, or a folder.
+    Raises:
+        ConfigError: names what is wrong.
+    """
+    if path.suffix != suffix:
+        raise ConfigError(f"output={path}: the name has to end in {suffix}.")
     if directory.OF_WINDOWS.fullmatch(path.name):
         raise ConfigError(f"output={path} is not allowed: no file on Windows has such a name. Choose another one.")
-    for place in (path, path.with_suffix(".png")):
+    for place in (path, beside):
         if place.exists():
-            raise ConfigError(f"output={path}: {place} exists already. Choose another name, or delete it first.")
+            raise ConfigError(f"output={path}: {place} exists already. Choose another {what}, or delete it first.")
     directory.check_writable(path.parent, key="output")
-    return path
 
 
 def label_rows(trained: Trained, rows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from trainer.config.options import PLUGGED
 from trainer.run import directory
 from trainer.run.brief import brief_of
 from trainer.run.directory import Run
-from trainer.run.target import Target, find_run, unknown_run
+from trainer.run.target import Target, existing_run
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 
@@ -24,9 +24,7 @@ def run_rerun(command: Command, stop: StopSignal) -> None:
     """
     from trainer.commands.start import run_verb
 
-    target = find_run(command.names[0], **command.folders)
-    if target is None:
-        raise unknown_run(command.names[0], *map(Path, command.folders.values()))
+    target = existing_run(command.names[0], **command.folders)
     outputs = command.folders["outputs"]
     name = directory.check_name(command.value("name") or new_name_for(target.run.name, outputs), outputs)
     saved = target.saved_config

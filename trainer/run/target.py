@@ -173,6 +173,13 @@ def find_run(target: str, *, outputs: str, checkpoints: str) -> Target | None:
     return Target(directory.locate(name, outputs=outputs, checkpoints=checkpoints), which)
 
 
+def existing_run(target: str, *, outputs: str, checkpoints: str) -> Target:
+    """As find_run; ConfigError where there is no such run."""
+    if (found := find_run(target, outputs=outputs, checkpoints=checkpoints)) is None:
+        raise unknown_run(target, Path(outputs), Path(checkpoints))
+    return found
+
+
 def name_of(target: str, *, outputs: str, checkpoints: str) -> str:
     """The name of a run or a sweep whose folder was typed, as a shell completes it: outputs/clothes/ -> clothes."""
     if not os.path.isdir(target):

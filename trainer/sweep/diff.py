@@ -1,14 +1,13 @@
 """The diff command: in which settings and figures runs differ, and their curves over each other."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from trainer.config.command_line import Command
 from trainer.config.ranges import as_yaml
 from trainer.run import directory
 from trainer.run.brief import Brief, brief_of
-from trainer.run.target import find_run, unknown_run
+from trainer.run.target import existing_run
 from trainer.utils.errors import ConfigError
 from trainer.utils.program import main_py
 from trainer.utils.screen import shown, table
@@ -24,11 +23,8 @@ def run_diff(command: Command, _stop: StopSignal) -> None:
     Raises:
         ConfigError: one of them is unknown, or given twice.
     """
-    found = [find_run(name, **command.folders) for name in command.names]
-    for name, target in zip(command.names, found, strict=True):
-        if target is None:
-            raise unknown_run(name, *map(Path, command.folders.values()))
-    runs = [brief_of(target.run.name, target.run.outputs) for target in found if target is not None]
+    found = [existing_run(name, **command.folders) for name in command.names]
+    runs = [brief_of(target.run.name, target.run.outputs) for target in found]
     if len({run.name for run in runs}) < len(runs):
         raise ConfigError(f"{', '.join(run.name for run in runs)}: diff takes each run once.")
     for what, rows in (

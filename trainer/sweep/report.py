@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from trainer.config.command_line import Command
-from trainer.run import directory
 from trainer.run.brief import brief_of
-from trainer.run.target import Target, find_run, name_of, unknown_run
-from trainer.sweep.table import rows_of, swept
+from trainer.run.target import Target, find_run
+from trainer.sweep.table import rows_of_sweep, swept
 from trainer.utils.errors import ConfigError, TrainerError
 from trainer.utils.signals import StopSignal
 from trainer.utils.text import emit
@@ -25,13 +24,10 @@ def run_report(command: Command, _stop: StopSignal) -> None:
         if (found := find_run(name, **folders)) is not None:
             emit(f"report       {report_of(found, command)}")
             return
-        sweep = name_of(name, **folders)
-        rows = rows_of(Path(folders["outputs"], sweep)) if directory.NAME.fullmatch(sweep) else []
-        if not rows:
-            raise unknown_run(name, *map(Path, folders.values()))
+        folder, rows = rows_of_sweep(name, **folders)
         from trainer.sweep.page import write_sweep_report  # imports matplotlib
 
-        emit(f"report       {write_sweep_report(Path(folders['outputs'], sweep), rows, swept(rows))}")
+        emit(f"report       {write_sweep_report(folder, rows, swept(rows))}")
     except ModuleNotFoundError as error:
         raise ConfigError(str(error)) from None
 

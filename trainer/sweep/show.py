@@ -10,8 +10,8 @@ from trainer.config.ranges import as_yaml
 from trainer.run import directory
 from trainer.run.brief import REPORT, Brief, ago, brief_of
 from trainer.run.looks import looks_of
-from trainer.run.target import find_run, name_of, unknown_run
-from trainer.sweep.table import FIGURES, best_first, rows_of, without_empty
+from trainer.run.target import find_run
+from trainer.sweep.table import FIGURES, best_first, rows_of_sweep, without_empty
 from trainer.utils.objective import said
 from trainer.utils.program import main_py
 from trainer.utils.screen import METRICS, shown, table
@@ -38,16 +38,13 @@ def run_show(command: Command, _stop: StopSignal) -> None:
         else:
             emit(*lines_of(run, checkpoints, command.overrides))
         return
-    sweep = name_of(name, **folders)
-    rows = rows_of(Path(folders["outputs"], sweep)) if directory.NAME.fullmatch(sweep) else []
-    if not rows:
-        raise unknown_run(name, *map(Path, folders.values()))
+    folder, rows = rows_of_sweep(name, **folders)
     if "--json" in command.flags:
         emit_json(best_first(rows))
         return
     columns = ("job", "overrides", "status", *FIGURES, "stopped", "error")
     emit(*table(without_empty([{key: row[key] for key in columns} for row in best_first(rows)])))
-    emit("", f"{main_py()} show {sweep}/{best_first(rows)[0]['job']} tells more of one.")
+    emit("", f"{main_py()} show {folder.name}/{best_first(rows)[0]['job']} tells more of one.")
 
 
 def plainly(run: Brief, checkpoints: Path) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from trainer.config.options import run_settings
 from trainer.run import directory, records
-from trainer.run.brief import REPORT
+from trainer.run.brief import REPORT, state_of
 from trainer.run.directory import Run
+from trainer.run.target import name_of, unknown_run
 from trainer.sweep.job import Job, as_words, told_in
 from trainer.sweep.seeds import groups_of, lines_on_seeds
 from trainer.utils.errors import DamagedError, TrainerError, listed
@@ -38,11 +39,19 @@ def rows_of(folder: Path, waiting: Sequence[Job] = ()) -> list[dict[str, Any]]:
     return [row_of_job(told[number], folder / str(number), keys) for number in sorted(told)]
 
 
+def rows_of_sweep(target: str, *, outputs: str, checkpoints: str) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder and the rows of the sweep that was named; ConfigError where there is none."""
+    name = name_of(target, outputs=outputs, checkpoints=checkpoints)
+    folder = Path(outputs, name)
+    rows = rows_of(folder) if directory.NAME.fullmatch(name) else []
+    if not rows:
+        raise unknown_run(target, Path(outputs), Path(checkpoints))
+    return folder, rows
+
+
 def row_of_job(job: Mapping[str, Any], own: Path, keys: Sequence[str]) -> dict[str, Any]:
     """The figures of one job, from the files in its own directory."""
-    state = "failed" if job["error"] else directory.read_status(own).get("state", "waiting")
-    if state == "running" and not directory.is_held(own):  # its process was killed
-        state = "interrupted"
+    state = "failed" if job["error"] else state_of(own, {"state": "waiting"} | directory.read_status(own))
     result = directory.read_result(own) if state == "done" else None
     if result and result.get("fast_dev_run"):
         result = None
@@ -158,18 +167,27 @@ def note_best(folder: Path, number: int) -> None:
             write_json(path, content | {"best": number})
 
 
-def plots_of(own: Path, key: str = "plots") -> Any:
-    """What plots=, or report=, was for a job; False where its record is lost."""
+def plots_of(own: Path) -> Any:
+    """What plots= was for a job; False where its record is lost."""
     try:
-        return directory.read_config(own).get(key)
+        return directory.read_config(own).get("plots")
     except DamagedError:
         return False
+
+
+def wants_report(own: Path) -> bool:
+    """Whether the settings of a job ask for a report of its sweep; False where its record is lost."""
+    try:
+        saved = directory.read_config(own)
+    except DamagedError:
+        return False
+    return saved.get("report") is True or bool(saved.get("report") and saved.get("plots"))
 
 
 def leave_report(folder: Path, rows: Sequence[Mapping[str, Any]], is_news: bool) -> None:
     """Write report.html of a sweep whose jobs ask for one; without it a sweep is as good."""
     jobs = [folder / str(row["job"]) for row in rows if row["status"] != "waiting"]
-    if not any(plots_of(own, "report") is True or (plots_of(own, "report") and plots_of(own)) for own in jobs[:3]):
+    if not any(map(wants_report, jobs[:3])):
         return
     if is_news or not (folder / REPORT).is_file():
         try:
