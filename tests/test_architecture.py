@@ -53,7 +53,7 @@ PACKAGES = {
     "matplotlib": ("trainer.plots",),
     "tensorboard": ("trainer.run.recorder",),
     "rich": ("trainer.utils.screen", "trainer.utils.bar", "trainer.sweep.board"),
-    "PIL": ("trainer.data", "trainer.run.recorder"),
+    "PIL": ("trainer.data", "trainer.run.recorder", "trainer.plots.page.png"),
     "numpy": ("trainer.data", "trainer.run", "trainer.scratch.with_numpy", "trainer.api"),
     "scipy": ("trainer.utils.evidence",),
     "safetensors": ("trainer.run.safe_load", "trainer.run.formats"),
