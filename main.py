@@ -8,6 +8,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # Python -P leaves it out
+from trainer.commands.completion import completion_for
 from trainer.commands.instead import type_instead
 from trainer.commands.start import run_one
 from trainer.config.command_line import parse_command
@@ -34,8 +35,10 @@ def main() -> int:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (rank 0 speaks for all, to the end)
         quiet_libraries()
         with StopSignal() as stop:
-            held.enter_context(plugged(args))
-            if (told := help_for(args)) is not None:
+            if (told := completion_for(args)) is None:
+                held.enter_context(plugged(args))
+                told = help_for(args)
+            if told is not None:
                 emit(*told.splitlines())
                 return 0
             with stop.held():

@@ -47,7 +47,7 @@ def test_each_setting_has_a_role() -> None:
 
 
 def test_each_line_of_the_table_is_about_a_setting_and_each_column_about_a_command() -> None:
-    assert set(USES) == {*VERBS, "resume", "sweep"} - {*OF_RUNS, "data"}
+    assert set(USES) == {*VERBS, "resume", "sweep"} - {*OF_RUNS, "data", "completion"}
     engines = {"hydra/sweeper", "hydra.sweeper.seed", "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials"}
     engines |= {"hydra/launcher", "hydra.launcher.n_jobs"}
     used = {id(row_for(key)) for key in {*KEYS, *engines}}

@@ -36,6 +36,7 @@ python main.py export RUN [format=onnx] [output=FILE]            its model as a 
 python main.py bench RUN [device=cpu]                            how long it takes for batches of 1 to 256
 python main.py rm RUN [RUN ...] [--yes]                          delete runs and their checkpoints, after a question
 python main.py board [RUN] [port=6006]                           TensorBoard on the runs
+python main.py completion [bash|zsh|fish]                        the Tab key completes commands, settings and runs
 python main.py -m key=value1,value2 ...                          one run for each combination of values
 python main.py [...] seeds=N                                     N runs that differ in the seed: mean, spread, interval
 torchrun --nproc_per_node=N main.py ...                          train with N processes (docs/several-processes.md)
@@ -104,6 +105,7 @@ format=onnx (default), torch_export or safetensors (the weights alone). The file
 model on 100 test images, and a script that uses it without this program is printed: docs/export.md.""",
     "bench": "From examples in memory to probabilities; with the exported ONNX file beside it where there is one.",
     "rm": "A run or sweep that is in use is not deleted. --yes asks nothing.",
+    "completion": "Prints a few lines for the shell; without a word, how to load them.",
     "board": "The same as tensorboard --logdir outputs.",
 }
 USES_OF = {"train": ("train", "resume", "sweep")}  # the columns of the table of roles; else the command's own

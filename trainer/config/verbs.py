@@ -61,7 +61,18 @@ OF_RUNS = {
     "rm": Takes("rm RUN", least=1, most=ENOUGH, flags=("--yes",)),
     "board": Takes("board RUN port=6006", most=1, keys={"port": "1 to 65535"}),
 }
-VERBS = ("train", "eval", "predict", "check-resume", "compare-impl", "summary", "doctor", "data", *OF_RUNS)
+VERBS = (
+    "train",
+    "eval",
+    "predict",
+    "check-resume",
+    "compare-impl",
+    "summary",
+    "doctor",
+    "data",
+    "completion",
+    *OF_RUNS,
+)
 WITH_DATA = ("show", "where", "verify", "fetch")  # what the data command does with a set
 
 
