@@ -119,18 +119,18 @@ def words_after(before: Sequence[str], word: str) -> Iterable[str]:
         end = "" if "[" in value else " "
         return [f"{key}={done}{each}{end}" for each in values_of(key, verb, typed, outputs)]
     if verb == "help":
-        return whole([*VERBS, *TYPED_GROUPS, *run_settings()])
+        return as_whole([*VERBS, *TYPED_GROUPS, *run_settings()])
     if verb == "completion":
-        return whole(() if plain else SHELLS)
+        return as_whole(() if plain else SHELLS)
     if verb == "data" and len(plain) < 2:
-        return whole(choices_of("data") if plain else WITH_DATA)
+        return as_whole(choices_of("data") if plain else WITH_DATA)
     settings = folded([name for name in settings_for(verb, before, typed) if name not in typed], word, "=")
     if verb in OF_RUNS:
         takes = OF_RUNS[verb]
-        return [*settings, *whole(takes.flags), *(runs(outputs, word) if len(plain) < takes.most else ())]
+        return [*settings, *as_whole(takes.flags), *(runs(outputs, word) if len(plain) < takes.most else ())]
     if verb in ("eval", "predict"):
         return [*settings, *(() if plain or "checkpoint" in typed else runs(outputs, word))]
-    return [*settings, *whole(["-m"] if verb == "train" else []), *whole(() if before else [*VERBS, "help"])]
+    return [*settings, *as_whole(["-m"] if verb == "train" else []), *as_whole(() if before else [*VERBS, "help"])]
 
 
 def settings_for(verb: str, before: Sequence[str], typed: Mapping[str, str]) -> list[str]:
@@ -181,12 +181,12 @@ def runs(outputs: Path, word: str) -> list[str]:
     """The names of runs and sweeps; the jobs of a sweep once its name and a slash are typed, RUN:best after a colon."""
     name, colon, _ = word.partition(":")
     if colon:
-        return whole([f"{name}:best", f"{name}:last"])
+        return as_whole([f"{name}:best", f"{name}:last"])
     names = [path.parent.relative_to(outputs).as_posix() for path in all_runs(outputs)]
     sweeps = {name.partition("/")[0] for name in names if "/" in name}
-    return [*whole(name for name in names if "/" not in name or "/" in word), *sweeps, *whole(["last"])]
+    return [*as_whole(name for name in names if "/" not in name or "/" in word), *sweeps, *as_whole(["last"])]
 
 
-def whole(words: Iterable[str]) -> list[str]:
+def as_whole(words: Iterable[str]) -> list[str]:
     """Words that are whole."""
     return [f"{word} " for word in words]
