@@ -1,14 +1,15 @@
-"""Tables as Markdown, and results.md: one section per task, replaced when the task is measured again."""
+"""Tables as Markdown, and docs/benchmarks.md: one section per task, replaced when the task is measured again."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parent / "results.md"
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 INTRO = """\
-# Results
-Written by `make bench`; README.md beside it explains how to read them. Each section was measured at its own time.
+# What was measured beside other programs
+Written by `make bench`; [measuring.md](measuring.md) explains how to read it. Each section was measured at a time of its
+own.
 """
 
 
@@ -58,7 +59,7 @@ def at_least(ratio: float, goal: float | None) -> tuple[str, str]:
 
 
 def write(section: Section, measured_on: str, *, path: Path = RESULTS, order: Sequence[str]) -> None:
-    """Replace the section of that name in results.md; `order` is the order of the sections."""
+    """Replace the section of that name in docs/benchmarks.md; `order` is the order of the sections."""
     _, *found = path.read_text(encoding="utf-8").split("\n## ") if path.is_file() else [""]
     sections = dict(text.split("\n", 1) for text in found)
     sections[section.name] = f"{section.text()}\n\n{measured_on}\n"

@@ -1,4 +1,4 @@
-"""`make bench`: run what is compared in turn, one process at a time; print a table per task and write results.md."""
+"""`make bench`: run what is compared in turn, one process at a time; a table per task, and docs/benchmarks.md."""
 
 import argparse
 import os

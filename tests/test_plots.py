@@ -361,3 +361,11 @@ def test_failed_jobs_are_marked_and_the_worst_line_is_seen_on_white() -> None:
     assert "failed" in texts(axes)
     for one in lines:  # its colour over white differs from white by a quarter of the range or more
         assert (1 - min(to_rgb(one.get_color()))) * one.get_alpha() > 0.25
+
+
+@pytest.mark.parametrize(("layers", "named"), [(2, 2), (6, 6), (18, 3)])
+def test_the_legend_of_the_gradients_stays_readable(layers: int, named: int) -> None:
+    rows = [{"epoch": epoch, "gradient_norms": {f"{i}.bias": 0.1 for i in range(layers + 1)}} for epoch in (1, 2)]
+    axes = plots._gradients_figure(rows).axes[0]
+    assert len(axes.get_legend().get_texts()) == named
+    assert len({str(line.get_color()) for line in axes.lines}) == layers  # the output layer is left out

@@ -12,7 +12,7 @@ from textwrap import wrap
 from typing import Any
 
 import torch
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -290,10 +290,14 @@ def _gradients_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     names = list(rows[0]["gradient_norms"])
     biases = [name for name in names if name.endswith("bias")] or names
     hidden = biases[:-1] or biases  # the book leaves the output layer out
+    many = len(hidden) > len(PENS)  # then from dark to light, and three of them are named
+    told = {0, len(hidden) // 2, len(hidden) - 1} if many else range(len(hidden))
     for i, name in enumerate(hidden):
         lengths = [row["gradient_norms"].get(name, nan) for row in rows]
         label = f"hidden layer {i + 1} ({name})" if biases[:-1] else name
-        axes.plot([row["epoch"] for row in rows], lengths, color=PENS[i % len(PENS)], linewidth=1.4, label=label)
+        pen = colormaps["viridis"](i / (len(hidden) - 1)) if many else PENS[i]
+        label = label if i in told else "_"  # matplotlib leaves these out of the legend
+        axes.plot([row["epoch"] for row in rows], lengths, color=pen, linewidth=1.4, label=label)
     axes.set(title="Speed of learning", xlabel="epoch", ylabel="length of the gradient, after the epoch's last step")
     if all(row["gradient_norms"].get(name, 0) > 0 for row in rows for name in hidden):
         logarithmic(axes)
