@@ -8,8 +8,8 @@ from pathlib import Path
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 INTRO = """\
 # What was measured beside other programs
-Written by `make bench`; [measuring.md](measuring.md) explains how to read it. Each section was measured at a time of its
-own.
+Written by `make bench`; [measuring.md](measuring.md) explains how to read it.
+Each section was measured at a time of its own.
 """
 
 
