@@ -292,7 +292,7 @@ def test_what_cannot_be_exported_is_refused(cli: Cli, monkeypatch: pytest.Monkey
     assert cli(*QUICK).code == 0
     assert_refused(cli("export"), "export needs a run")
     assert_refused(cli("export", "b"), "b: there is no run of this name")
-    assert_refused(cli("export", "a", "format=onx"), "Did you mean format=onnx?")
+    assert_refused(cli("export", "a", "format=onx"), "Did you mean format=onnx?", "main.py export a format=onnx")
     assert_refused(cli("export", "a", "epochs=3"), "epochs=3: export takes runs, format=, output=")
     assert_refused(cli("export", "[a,a:last]"), "export takes one run")
     assert_refused(cli("export", "a", "output=a.pt"), "has to end in .onnx")

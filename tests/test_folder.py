@@ -89,7 +89,7 @@ def test_other_files_are_ignored_and_counted(tmp_path: Path, capsys: pytest.Capt
         (lambda root: (root / "test" / "b").rename(root / "test" / "c"), "it lacks b and has c in addition"),
         (lambda root: [p.unlink() for p in (root / "train" / "a").iterdir()], "no images"),
         (lambda root: (root / "train" / "b").rename(root / "train" / ".b"), "only the class 'a'"),
-        (lambda root: root.rename(root.parent / "q"), "there is no such folder"),
+        (lambda root: root.rename(root.parent / "pp"), r"there is no such folder\. Did you mean \S+/pp\?"),
     ],
 )
 def test_a_tree_that_is_no_data_set_is_refused(tmp_path: Path, spoil: Any, message: str) -> None:

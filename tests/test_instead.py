@@ -33,6 +33,8 @@ TYPED: dict[str, str] = {  # what is typed, and what is offered
     "trian model=mlp": "train model=mlp",
     "model=mlp loss=MSE model.activation=ReLU": "model=mlp loss=mse model.activation=relu",
     "eval onee": "eval one",
+    "shwo onee": "show one",
+    "data shwo mnsit": "data show mnist",
     "resume=onee epoch=5": "resume=one epochs=5",
     "eval one splt=val": "eval one split=val",
     "resume=auto name=one epoch=5": "resume=auto name=one epochs=5",

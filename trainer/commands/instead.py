@@ -175,7 +175,8 @@ def joined(args: Sequence[str]) -> list[str]:
         before = words[-1] if words else ""
         is_open = before.count("[") > before.count("]") or before.count("(") > before.count(")")
         is_path = isinstance(RANGES.get(split_word(before)[0]), FilePath) and "=" in before
-        is_bare = before.startswith("-") or (len(words) == 1 and before not in VERBS and close_to(before, all_keys()))
+        is_key = len(words) == 1 and not close_to(before, VERBS) and close_to(before, all_keys())
+        is_bare = before.startswith("-") or is_key
         if before.endswith(("=", ",")) or is_open or (before and word.startswith(("=", ","))):
             words[-1] += word
         elif is_path and "=" not in word and not word.startswith("-"):
@@ -211,7 +212,7 @@ def swap(words: Sequence[str], key: str, value: str, meant: str) -> list[str]:
             found += f"{key}={meant}".split(" ")
         elif "=" in word and name == key and value in (parts := re.split(r"([][, ]+)", text)):
             found.append(f"{key}={''.join(meant if each == value else each for each in parts)}")
-        elif (key == "run" and (word == value or text == value)) or (word == key and not value):
+        elif (key in ("run", "data") and value in (word, text)) or (word == key and not value):
             found.append(f"{name}={meant}" if "=" in word else meant)
         else:
             found.append(word)

@@ -2,8 +2,8 @@
 
 from trainer.commands.start import Prepared, prepare
 from trainer.config.command_line import Command, expand, split_word
-from trainer.config.verbs import EXPORT_TO, OF_RUNS
-from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed
+from trainer.config.verbs import OF_RUNS
+from trainer.utils.errors import ConfigError
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 
@@ -13,9 +13,6 @@ ON_DATA = ("data", "paths.data")
 def run_export(command: Command, stop: StopSignal) -> None:
     """Write a run's model to a file that other programs read; ConfigError where it cannot be."""
     kind = command.value("format") or "onnx"
-    if kind not in EXPORT_TO:
-        close = [f"format={name}" for name in close_to(kind, EXPORT_TO)]
-        raise ConfigError(f"format={kind} is not allowed.{did_you_mean(close)} Allowed: {listed(EXPORT_TO)}.")
     prepared = prepared_as_for_predict(command, stop)
     from trainer.commands.export import export
     from trainer.run.failures import explaining

@@ -142,13 +142,13 @@ def parse_command(args: Sequence[str]) -> Command:
 
 def parse_data(words: Sequence[str]) -> Command:
     """The command line of `data show NAME key=value ...`: the settings are those of a training on this set."""
-    plain = [word for word in words if "=" not in word]
+    plain, rest = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     if len(plain) != 2 or plain[0] not in WITH_DATA:
         close = close_to(plain[0], WITH_DATA) if plain and plain[0] not in WITH_DATA else []
         what = f"data takes one of {listed(WITH_DATA)}, and then the name of one set: {main_py()} data show mnist"
-        raise ConfigError(f"{' '.join(['data', *plain])}: {what}.{did_you_mean(close)}")
-    command = parse_command(["summary", f"data={plain[1]}", *(word for word in words if "=" in word)])
-    return replace(command, verb=f"data {plain[0]}")
+        said = f"{' '.join(['data', *plain])}: {what}.{did_you_mean(close)}"
+        raise ConfigError(said).instead("".join(plain[:1]), "", "".join(close))
+    return replace(parse_command(["summary", f"data={plain[1]}", *rest]), verb=f"data {plain[0]}")
 
 
 def parse_names(verb: str, words: Sequence[str]) -> Command:

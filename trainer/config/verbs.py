@@ -92,7 +92,12 @@ def check_words_of_runs(verb: str, names: Sequence[str], settings: Sequence[str]
     usage = f"{main_py()} {takes.usage}"
     known = [*takes.keys, *takes.settings, *FOLDERS]
     for typed in (*settings, *flags):
-        word = typed.partition("=")[0]
+        word, _, value = typed.partition("=")
+        if word == "format" and verb == "export" and value not in EXPORT_TO:
+            meant = next(iter(close_to(value, EXPORT_TO)), "")
+            hint = did_you_mean([f"format={meant}"] if meant else [])
+            error = ConfigError(f"{typed} is not allowed.{hint} Allowed: {listed(EXPORT_TO)}.")
+            raise error.instead(word, value, meant)
         if word in known or typed in takes.flags:
             continue
         what = listed([*(["runs"] if takes.most else []), *own, "paths.outputs=", "paths.checkpoints="])

@@ -4,6 +4,7 @@ A data set is a tree of them: one folder per class, below a folder for each part
 is opened here: images.py decodes one file, decoded.py all of a set.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.utils.errors import ConfigError
+from trainer.utils.errors import ConfigError, close_to, did_you_mean
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
@@ -134,9 +135,13 @@ def scan(root: Path) -> Listing:
     Raises:
         ConfigError: see class_folders().
     """
-    if not os.path.isdir(root):  # Path.is_dir raises where a name is too long
+    if not os.path.isdir(root):
+        beside = []
+        with contextlib.suppress(ConfigError):
+            beside = [str(root.with_name(name)) for name in close_to(root.name, _folders(root.parent))]
         raise ConfigError(
-            f"{root}: there is no such folder. Images are expected as {root}/CLASS/* or {root}/train/CLASS/*."
+            f"{root}: there is no such folder.{did_you_mean(beside)} "
+            f"Images are expected as {root}/CLASS/* or {root}/train/CLASS/*."
         )
     folders = part_folders(root)
     bases = {part: root / name for part, name in folders.items()} or {"train": root}
@@ -213,7 +218,7 @@ def _left_out(root: Path, folders: Mapping[str, str]) -> Iterator[str]:
 
 def _folders(path: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted; none where there is no such folder."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises where a name is too long
         return []
     try:
         with os.scandir(path) as entries:
