@@ -75,6 +75,11 @@ def test_runs_lists_selects_and_sorts(two: Cli) -> None:
         "data.w=[2.0,-3.4]": ["b", "a"],
         "data=s*,state=done": ["b", "a"],
         "data.limit=null": ["b", "a"],
+        "data.limit!=400": ["b", "a"],
+        "model!=3": ["b", "a"],
+        "epochs==1": ["a"],
+        "plots=False": ["b", "a"],
+        "age<1h": ["b", "a"],
     }
     for where, found in selected.items():
         assert names(two("runs", f"where={where}")) == found, where
@@ -95,7 +100,12 @@ def test_what_runs_cannot_read_is_refused_and_what_to_type_is_said(two: Cli) -> 
     assert_refused(two("runs", "where=lr<1"), "lr is no column and no setting", "where=optimizer.lr<1")
     assert_refused(two("runs", "sort=tset"), "Did you mean sort=test?")
     assert_refused(two("runs", "where=model"), "'model' is no condition such as model=mlp")
-    assert_refused(two("runs", "limit=0"), "whole numbers from 1")
+    for limit in ("0", "x", "9" * 5000):
+        assert_refused(two("runs", f"limit={limit}"), "whole numbers from 1")
+    assert_refused(two("runs", "where=test>90%"), "test is a number, and '90%' is none")
+    assert_refused(two("runs", "where=age<1week"), "Allowed: seconds, or 5min, 3h, 2d")
+    shutil.copytree("outputs/a", "outputs/my run")
+    assert_refused(two("show", "my run"), "a name that none may have. Rename it")
     assert_refused(two("runs", "a"), "runs takes no names")
     assert_refused(two("runs", "model=mlp"), "main.py runs where=model=mlp")
     assert_refused(two("runs", "--jsn"), "Did you mean --json?")
@@ -134,6 +144,7 @@ def test_states_are_what_is_true(two: Cli) -> None:
         ("result.json", b""),
         ("metrics.jsonl", b"\xff\xfe{}"),
         ("test.json", b"{}"),
+        ("config.json", b'{"config": {"x": ' + b"[" * 900 + b"]" * 900 + b"}}"),
     ],
 )
 def test_damaged_records_are_shown_as_far_as_they_can_be_read(two: Cli, file: str, content: bytes) -> None:
@@ -149,6 +160,18 @@ def test_damaged_records_are_shown_as_far_as_they_can_be_read(two: Cli, file: st
         outcome = two(*words)
         assert outcome.code == 0, outcome.err
         assert "a" in outcome.out
+
+
+def test_figures_that_are_no_finite_numbers_are_null_in_json(two: Cli) -> None:
+    path = Path("outputs/a/result.json")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    edit(path, test=result["test"] | {"loss": float("nan")})
+    out = two("runs", "--json", "sort=test").out
+    assert [run["test"]["value"] for run in json.loads(out, parse_constant=pytest.fail)][-1] is None
+    json.loads(two("show", "a", "--json").out, parse_constant=pytest.fail)
+    edit(path, test=result["test"] | {"loss": 10**400})
+    for words in (("runs",), ("show", "a"), ("diff", "a", "b")):
+        assert two(*words).code == 0
 
 
 def test_show_tells_where_settings_came_from(two: Cli) -> None:
@@ -203,6 +226,13 @@ def test_diff_tells_what_only_one_has(two: Cli) -> None:
     assert two("model=mlp", "loss=mse", *QUICK, "name=m").code == 0
     edit(Path("outputs/m/config.json"), cpu="another", versions={"torch": "1.0"})
     out = two("diff", "a", "m").out
+    shutil.copytree("outputs/a", "outputs/settings")
+    record = json.loads(Path("outputs/a/config.json").read_text(encoding="utf-8"))
+    for name in ("a", "settings"):
+        settings = record["config"] | {"clip_norm": [1, 2, 3, 4, 5, 6, 7, len(name)]}
+        edit(Path("outputs", name, "config.json"), config=settings)
+    out_of_lists = two("diff", "settings", "a").out
+    assert "clip_norm  [1, 2, 3, 4, 5, 6, 7, 8]  [1, 2, 3, 4, 5, 6, 7, 1]" in out_of_lists
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
     assert rows["model"] == ["linreg", "mlp"]
     assert rows["model.num_hiddens"] == ["[256]"]
@@ -224,7 +254,7 @@ def test_rerun_is_bit_identical_or_says_what_differs(two: Cli) -> None:
     assert "no step file of b any more" in two("rerun", "b", "name=e").out
     edit(Path("outputs/a/status.json"), state="interrupted")
     assert "a is interrupted" in two("rerun", "a").out
-    assert_refused(two("rerun", "a", "name=b"), "b")
+    assert_refused(two("rerun", "a", "name=b"), "name=b exists already. Choose another name=")
     assert_refused(two("rerun", "nothing"), "there is no run of this name")
     assert_refused(two("rerun", "a", "epochs=3"), "epochs=3: rerun takes runs, name=")
 

@@ -10,6 +10,7 @@ from trainer.run import directory
 from trainer.run.brief import brief_of
 from trainer.run.directory import Run
 from trainer.run.target import Target, existing_run
+from trainer.utils.errors import ConfigError
 from trainer.utils.screen import Screen
 from trainer.utils.signals import StopSignal
 
@@ -27,6 +28,8 @@ def run_rerun(command: Command, stop: StopSignal) -> None:
     target = existing_run(command.names[0], **command.folders)
     outputs = command.folders["outputs"]
     name = directory.check_name(command.value("name") or new_name_for(target.run.name, outputs), outputs)
+    if directory.exists(name, outputs):
+        raise ConfigError(f"name={name} exists already. Choose another name=, or leave it out.")
     saved = target.saved_config
     words = [f"{group}={choice}" for group, choice in saved["choices"].items()]
     typed = Command("train", (f"name={name}", *(word for word in command.overrides if not word.startswith("name="))))

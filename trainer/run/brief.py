@@ -1,11 +1,13 @@
 """What the records of a run say of it in brief: its state, settings and figures, whatever is missing. Torch-free."""
 
+import math
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from operator import eq, ge, gt, le, lt, ne
+from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,13 @@ RECORD: records.Fields = {  # of config.json; its settings are shown as they are
     "git?": Such("fields by name or null", lambda value: value is None or isinstance(value, dict)),
 }
 FIGURES_OF_TEST = ("accuracy", "rmse", "loss")  # the first that a run has is shown
-CONDITION = re.compile(r"\s*([\w./-]+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
-SIGNS: dict[str, Callable[[Any, Any], bool]] = {"<=": le, ">=": ge, "!=": ne, "=": eq, "<": lt, ">": gt}
+CONDITION = re.compile(r"\s*([\w./-]+?)\s*(<=|>=|!=|==?|<|>)\s*(.*?)\s*")
+SIGNS: dict[str, Callable[[Any, Any], bool]] = {"<=": le, ">=": ge, "<": lt, ">": gt}
 BETWEEN = re.compile(r",(?![^\[]*\])")  # a comma that is in no list
 UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
+AGE = re.compile(r"([0-9.]+) ?(d|h|min|s)")
+WHOLE_LISTS = reprlib.Repr()
+WHOLE_LISTS.maxlevel, WHOLE_LISTS.maxlist, WHOLE_LISTS.maxstring = 4, 1000, 1000
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,11 @@ def select(runs: Sequence[Brief], conditions: str) -> list[Brief]:
             raise ConfigError(f"where={conditions}: {condition!r} is no condition such as model=mlp or test>0.9.")
         key, sign, wanted = match.groups()
         check_column("where", key, runs, f"{sign}{wanted}")
+        if key == "age" and (age := AGE.fullmatch(wanted)):
+            wanted = str(float(age[1]) * dict(UNITS).get(age[2], 1.0))
+        if sign in SIGNS and not is_number(wanted) and any(is_number(run.cell(key)) for run in runs):
+            units = " Allowed: seconds, or 5min, 3h, 2d." if key == "age" else ""
+            raise ConfigError(f"where={key}{sign}{wanted}: {key} is a number, and {wanted!r} is none.{units}")
         kept = [run for run in kept if meets(run.cell(key), sign, wanted)]
     return kept
 
@@ -156,16 +166,30 @@ def named_in(conditions: str) -> list[str]:
     return [match[1] for each in BETWEEN.split(conditions) if (match := CONDITION.fullmatch(each))]
 
 
+def is_number(value: Any) -> bool:
+    """Whether this is a number, or a text that is one."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
 def meets(value: Any, sign: str, wanted: str) -> bool:
     """Whether a value is as a condition says: as a number where both are numbers, else as text, in which * is free."""
-    try:
-        number = float(wanted)
-        return type(value) in (int, float) and SIGNS[sign](value, number)
-    except ValueError:
-        text, wanted = (each.replace(", ", ",") for each in (as_yaml(value), wanted))
-    if sign in ("=", "!="):
-        return fnmatchcase(text, wanted.replace("[", "[[]")) == (sign == "=")
-    return value is not None and SIGNS[sign](text, wanted)
+    are_numbers = type(value) in (int, float) and is_number(wanted)
+    text = setting_text(value).replace(", ", ",")
+    if sign in ("=", "==", "!="):
+        wanted = wanted.lower() if isinstance(value, bool) else wanted.replace(", ", ",")
+        is_so = are_numbers and value == float(wanted)
+        return (is_so or fnmatchcase(text, wanted.replace("[", "[[]"))) == (sign != "!=")
+    if value is None or (is_number(wanted) and not are_numbers):
+        return False
+    return SIGNS[sign](value, float(wanted)) if are_numbers else SIGNS[sign](text, wanted)
+
+
+def setting_text(value: Any) -> str:
+    """A setting as it is shown, a list with all its items: in the last of them runs may differ."""
+    return WHOLE_LISTS.repr(value) if isinstance(value, (list, dict)) else as_yaml(value)
 
 
 def check_column(word: str, key: str, runs: Sequence[Brief], rest: str = "") -> None:
@@ -191,18 +215,20 @@ def sort_runs(runs: Sequence[Brief], column: str) -> list[Brief]:
     """
     key = column.removeprefix("-")
     check_column("sort", key, runs)
-    having = [run for run in runs if run.cell(key) is not None]
+    values = {run.name: run.cell(key) for run in runs}
+    values = {name: value for name, value in values.items() if value is not None and value == value}  # no nan
+    having = [run for run in runs if run.name in values]
 
     def place(run: Brief) -> Any:
         if key in ("best", "test"):
             figure = run.best if key == "best" else run.test
             assert figure is not None
             return figure[0], -score(*figure)
-        value = run.cell(key)
-        return (0, value, "") if type(value) in (int, float) else (1, 0, as_yaml(value))
+        value = values[run.name]
+        return (0, value, "") if type(value) in (int, float) else (1, 0, setting_text(value))
 
     ordered = sorted(having, key=place, reverse=column.startswith("-"))
-    return ordered + [run for run in runs if run.cell(key) is None]
+    return ordered + [run for run in runs if run.name not in values]
 
 
 def ago(seconds: float) -> str:

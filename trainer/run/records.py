@@ -20,13 +20,15 @@ from trainer.utils.text import one_line, short_repr
 MAX_RECORD = 2**26  # of a record: 100,000 epochs take 30 MB
 MAX_TEXT = 100_000  # characters: a list of the reasons why jobs failed is long
 MAX_FIELDS = 1000
+MAX_DEPTH = 20  # of fields within fields
 MAX_NORMS = 10_000  # as many tensors as a checkpoint may hold
 MAX_WEIGHTS = 8  # of a linear regression whose numbers are kept after each epoch
 STATES = ("running", "done", "interrupted", "failed", "diverged")
 
 WHOLE = Range(0, 2**53, whole=True)
 NUMBER = Range(-1.7e308, 1.7e308)
-FIGURE = Such("a number", lambda value: type(value) in (int, float))  # a test loss may be too large for a float
+# a test loss may be too large for a float, and then is infinite; a whole number of 400 digits is damage
+FIGURE = Such("a number", lambda value: type(value) is float or (type(value) is int and abs(value) < 2**1000))
 ANY_TEXT = Such("text", lambda value: isinstance(value, str) and len(value) <= MAX_TEXT)
 
 
@@ -71,6 +73,7 @@ OF_REFERENCE: "Fields" = {
     "yours": NUMBER,
     "n": WHOLE,
     "verdict": ANY_TEXT,
+    "std?": Such("a number or null", lambda value: value is None or accepts(NUMBER, value)),
 }
 NORMS = Such(
     "figures by the names of parameters", all_of(ANY_TEXT, FIGURE, MAX_NORMS)
@@ -101,6 +104,7 @@ OF_ROW: Fields = {
 OF_RESULT: Fields = {
     "epochs": WHOLE,
     "seconds": NUMBER,
+    "num_parameters?": WHOLE,
     "stopped?": ANY_TEXT,
     "objective": Such("a metric and its value", all_of(ANY_TEXT, Such("", lambda value: True))),
     "objective.metric": OneOf(DECIDING),
@@ -157,6 +161,7 @@ def read_record(path: Path, fields: Fields) -> dict[str, Any]:
     """
     try:
         content = parse(text_of(path))
+        check_depth(content)
         if fault := fault_of(content, fields):
             raise ConfigError(fault)
     except MissingPluginError:
@@ -188,6 +193,16 @@ def parse(text: str) -> Any:
         raise ConfigError("it is nested without end") from None
     except ValueError as error:
         raise ConfigError(f"it is no JSON: {error}") from None
+
+
+def check_depth(content: Any) -> None:
+    """Refuse what is nested deeper than a record is, which whoever walks through it would run out of stack for."""
+    layer = [content]
+    for _ in range(MAX_DEPTH):
+        inside = (each.values() if isinstance(each, dict) else each for each in layer if isinstance(each, (dict, list)))
+        if not (layer := [value for values in inside for value in values]):
+            return
+    raise ConfigError(f"it is nested deeper than {MAX_DEPTH} levels")
 
 
 def whole_rows(text: str) -> tuple[list[dict[str, Any]], bool]:

@@ -248,6 +248,11 @@ def unknown_run(target: str, outputs: Path, checkpoints: Path) -> ConfigError:
         told := directory.how_to_continue(Run(name, outputs / name, checkpoints / name))
     ):
         return ConfigError(f"{target}: {where}; {outputs / name / 'config.json'} is missing.{told}")
+    if name in names and not directory.JOB.fullmatch(name):
+        return ConfigError(
+            f"{target}: {outputs / name} has a run under a name that none may have. Rename it, in {checkpoints}/ too: "
+            "letters, digits, '.', '_' and '-', first a letter or digit."
+        )
     sweeps = {run.partition("/")[0] for run in names if "/" in run}
     close = close_to(name, [*sweeps, *names])
     close = [f"{run}:best" if run in sweeps else run for run in close]

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.config.command_line import Command
-from trainer.config.ranges import as_yaml
 from trainer.run import directory
-from trainer.run.brief import Brief, brief_of
+from trainer.run.brief import Brief, brief_of, setting_text
 from trainer.run.target import existing_run
 from trainer.utils.errors import ConfigError
 from trainer.utils.program import main_py
@@ -32,8 +31,9 @@ def run_diff(command: Command, _stop: StopSignal) -> None:
         ("figures", figures_of_runs(runs)),
         ("machine", machine_of(runs)),
     ):
+        head = f"{what}:" if what in command.names else what  # the columns have names of their own
         if rows:
-            emit(*table([{what: name} | dict(zip((r.name for r in runs), cells, strict=True)) for name, cells in rows]))
+            emit(*table([{head: name} | dict(zip((r.name for r in runs), cells, strict=True)) for name, cells in rows]))
         else:
             emit(f"The same {what}.")
         emit("")
@@ -59,13 +59,13 @@ def differing(rows: Mapping[str, Sequence[Any]]) -> list[tuple[str, list[str]]]:
 
 def cell_of(value: Any) -> str:
     """A value as a table shows it; nothing where there is none."""
-    return "" if value is None else shown(value) if isinstance(value, float) else as_yaml(value)
+    return "" if value is None else shown(value) if isinstance(value, float) else setting_text(value)
 
 
 def settings_of(runs: Sequence[Brief]) -> list[tuple[str, list[str]]]:
     """The settings that differ."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if key not in NO_DIFFERENCE)
-    rows = {key: [as_yaml(run.settings[key]) if key in run.settings else None for run in runs] for key in keys}
+    rows = {key: [setting_text(run.settings[key]) if key in run.settings else None for run in runs] for key in keys}
     return differing(rows)
 
 

@@ -1,10 +1,21 @@
 """The runs command: all runs as a table, or as JSON for scripts."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from trainer.config.command_line import Command
-from trainer.run.brief import OF_A_BRIEF, Brief, ago, all_briefs, named_in, select, sort_runs
+from trainer.run.brief import (
+    OF_A_BRIEF,
+    Brief,
+    ago,
+    all_briefs,
+    is_number,
+    named_in,
+    select,
+    setting_text,
+    sort_runs,
+)
 from trainer.utils.errors import ConfigError
 from trainer.utils.program import main_py
 from trainer.utils.screen import shown, table
@@ -21,7 +32,7 @@ def run_runs(command: Command, _stop: StopSignal) -> None:
         ConfigError: a condition, column or number that cannot be read.
     """
     text, outputs = command.value("limit"), Path(command.folders["outputs"])
-    if text is not None and not (text.isdecimal() and int(text)):
+    if text is not None and not re.fullmatch("[1-9][0-9]{0,8}", text):
         raise ConfigError(f"limit={text} is not allowed. Allowed: whole numbers from 1.")
     every = all_briefs(outputs)
     where, sort = command.value("where"), command.value("sort")
@@ -67,5 +78,7 @@ def line(run: Brief, extra: list[str]) -> dict[str, Any]:
         **{key: figures.get(key) for key in ("best", "test")},
         "seconds": f"{run.seconds:.0f}",
         "age": ago(run.cell("age")),
-        **{key: run.cell(key) for key in extra},
+        **{
+            key: value if (value := run.cell(key)) is None or is_number(value) else setting_text(value) for key in extra
+        },
     }

@@ -1,14 +1,14 @@
 """The show command: what is known of one run, or of a sweep."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer.config.command_line import Command
 from trainer.config.origins import DEFAULT, origins
-from trainer.config.ranges import as_yaml
 from trainer.run import directory
-from trainer.run.brief import REPORT, Brief, ago, brief_of
+from trainer.run.brief import REPORT, Brief, ago, brief_of, setting_text
 from trainer.run.looks import looks_of
 from trainer.run.target import find_run
 from trainer.sweep.table import FIGURES, best_first, rows_of_sweep, without_empty
@@ -76,7 +76,7 @@ def lines_of(run: Brief, checkpoints: Path, folders: Sequence[str]) -> list[str]
     told = f"{run.state}, started {ago(run.cell('age'))} ago, {number_of(run.epochs, 'epoch')} in {run.seconds:.0f} s"
     lines = [f"{run.name}: {told}"]
     lines += [f"reason       {reason}"] if (reason := status.get("reason")) else []
-    lines += [f"command      {' '.join(map(str, run.record['command']))}"] if "command" in run.record else []
+    lines += [f"command      {shlex.join(run.record['command'])}"] if "command" in run.record else []
     lines += of_settings(run)
     if "num_parameters" in result:
         lines.append(f"parameters   {result['num_parameters']:,}")
@@ -99,7 +99,7 @@ def of_settings(run: Brief) -> list[str]:
     found: dict[str, list[str]] = {}
     for key, of in origins_of(run).items():
         if of != DEFAULT and key not in UNSAID:
-            found.setdefault(of, []).append(f"{key}={as_yaml(run.settings[key])}")
+            found.setdefault(of, []).append(f"{key}={setting_text(run.settings[key])}")
     heads = ["settings", *[""] * len(found)]
     return [f"{head:13}{' '.join(words)} ({of})" for head, (of, words) in zip(heads, found.items(), strict=False)]
 
@@ -122,7 +122,7 @@ def of_machine(record: Mapping[str, Any]) -> list[str]:
     versions, git = record.get("versions") or {}, record.get("git") or {}
     parts = [
         str(record.get("gpu") or record.get("cpu") or ""),
-        f"{record['threads']} threads" if "threads" in record else "",
+        number_of(threads, "thread") if type(threads := record.get("threads")) is int else "",
         *(f"{name} {versions[name]}" for name in ("torch", "python") if name in versions),
         f"commit {str(git['commit'])[:7]}{' with changes' if git.get('dirty') else ''}" if "commit" in git else "",
     ]

@@ -124,7 +124,12 @@ METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", *OF_CLASS
 
 
 def shown(value: float) -> str:
-    """Return a number with four decimals; small ones, like the noise floor of a regression, in powers of ten."""
+    """Return a number with four decimals; small ones, like the noise floor of a regression, in powers of ten.
+
+    Large ones too, like the loss of a run before it diverges.
+    """
+    if abs(value) >= 1e9:
+        return f"{value:.4e}"
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
 
 

@@ -6,12 +6,13 @@ line of printable characters that the stream can take.
 """
 
 import json
+import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 MAX_CHARS = 4000  # of a line: a path may have that many, and what to type next stands at the end
 
@@ -78,11 +79,20 @@ def emit(*lines: object, file: IO[str] | None = None) -> None:
 
 
 def emit_json(content: object) -> None:
-    """Print plain data as JSON in ASCII, for scripts; never fails."""
+    """Print plain data as JSON in ASCII, for scripts; never fails. What is not finite, which JSON has not, is null."""
     try:
-        print(json.dumps(content, indent=1), flush=True)
+        print(json.dumps(finite(content), indent=1, allow_nan=False), flush=True)
     except OSError:
         silence(sys.stdout)
+
+
+def finite(data: Any) -> Any:
+    """Plain data in which what is not a finite number is None."""
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def is_terminal() -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.utils.text import one_line
+from trainer.utils.text import finite, one_line
 
 HERE = Path(__file__).parent
 LIBRARY = ("bokeh.min.js", "bokeh-api.min.js")  # 1.4 MB
@@ -133,15 +133,6 @@ def fraction(value: float) -> str:
 def in_script(data: Mapping[str, Any]) -> str:
     """Data as JSON that no parser of HTML takes for the end of its script, in ASCII; what is not finite is null."""
     return json.dumps(finite(data), separators=(",", ":")).replace("<", "\\u003c")
-
-
-def finite(data: Any) -> Any:
-    """Plain data in which what is not a finite number is None."""
-    if isinstance(data, Mapping):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def library_scripts() -> list[str]:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.config.origins import DEFAULT, origins
-from trainer.config.ranges import as_yaml
 from trainer.config.schema import Config
 from trainer.engine import Evaluation
 from trainer.plots.page.charts import chart, curve, logarithm_of, upright
 from trainer.plots.page.draft import Draft
 from trainer.plots.page.markup import Html, cards, code, el, facts, remark, rows_table
 from trainer.run import directory
-from trainer.run.brief import REPORT, Brief, brief_of
+from trainer.run.brief import REPORT, Brief, brief_of, setting_text
 from trainer.run.directory import Run, moved_folders
 from trainer.run.looks import looks_of
 from trainer.run.parts import Parts
@@ -178,7 +177,7 @@ def add_settings(draft: Draft, told: Brief) -> None:
     keys = sorted(found, key=lambda key: (found[key] == DEFAULT, key))
     table = rows_table(
         ["setting", "value", "from"],
-        [[key, as_yaml(told.settings[key]), found[key]] for key in keys],
+        [[key, setting_text(told.settings[key]), found[key]] for key in keys],
         filtered="filter: a name, a value, typed",
         caption="settings",
     )
