@@ -17,6 +17,7 @@ from conftest import Cli, assert_refused, write_class_folders
 from PIL import Image
 
 from trainer.plots.page import markup
+from trainer.plots.page.charts import curve, ends_of_shares
 from trainer.plots.page.png import png_of, shrunk
 from trainer.run.report.inside import Convolutions
 from trainer.utils.text import one_line
@@ -125,6 +126,25 @@ def test_a_classifier_of_images_has_everything(report_of: Any, cli: Cli, tiny_mn
     assert json.loads(Path("outputs/a/test.json").read_text(encoding="utf-8"))["looks"] == 1
 
 
+def test_axes_of_shares_end_at_one(report_of: Any, tiny_mnist: Path) -> None:
+    page = report_of(*MNIST, f"paths.data={tiny_mnist}", "model=softmax", "epochs=1")
+    low, high = page.data["charts"]["accuracy"]["range"]
+    [train, val, _] = page.data["charts"]["accuracy"]["layers"]
+    assert low < min(*train["y"], *val["y"]) <= max(*train["y"], *val["y"]) < high <= 1.1
+    assert ends_of_shares([curve("", [1], [0.5])]) == [0.49, 0.51]
+    assert ends_of_shares([curve("", [1, 2], [0.0, 1.0])]) == pytest.approx([-0.02, 1.02])
+    assert ends_of_shares([curve("", [1], [None])]) == []
+
+
+def test_the_page_of_a_run_that_is_continued_is_of_all_its_epochs(report_of: Any, cli: Cli) -> None:
+    report_of("epochs=1")
+    assert cli("resume=a", "epochs=2", "plots=false").code == 0
+    page = Page(Path("outputs/a/report.html"))
+    assert page.data["charts"]["loss"]["layers"][0]["x"] == [1, 2]
+    assert cli("resume=a", "epochs=3", "report=false").code == 0
+    assert not Path("outputs/a/report.html").exists()
+
+
 def test_the_default_writes_one_beside_the_plots_and_none_without_them(cli: Cli) -> None:
     outcome = cli("name=a", "epochs=1")
     assert "report       outputs/a/report.html" in outcome.out
@@ -222,6 +242,11 @@ def test_a_run_that_diverged_and_one_whose_data_is_gone_have_a_page(cli: Cli, tm
     (tmp_path / "h.csv").write_text("a,b\n" + "\n".join(f"{i},{2 * i}" for i in range(40)), encoding="utf-8")
     words = ("data=table", "data.path=h.csv", "data.target=b", "model=linreg", "epochs=1", "name=g")
     assert cli(*words, *QUICK).code == 0
+    for file, field in (("result.json", "weight"), ("result.json", "coefficients")):  # shown from the weights
+        path = tmp_path / "outputs" / "g" / file
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {field: 3}), encoding="utf-8")
+    for path in (tmp_path / "checkpoints" / "g").glob("step_*"):
+        path.unlink()
     (tmp_path / "h.csv").rename(tmp_path / "moved.csv")
     outcome = cli("report", "g")
     assert outcome.code == 0
@@ -231,7 +256,17 @@ def test_a_run_that_diverged_and_one_whose_data_is_gone_have_a_page(cli: Cli, tm
     assert {"loss", "settings", "origin"} <= set(page.ids())
     assert "numbers" not in page.ids()
     assert "warning" not in cli("report", "g", "data.path=moved.csv").out
-    assert "numbers" in Page(Path("outputs/g/report.html")).ids()
+    assert {"numbers", "coefficients"} <= set(Page(Path("outputs/g/report.html")).ids())
+    (tmp_path / "h.csv").write_text("a,b\n" + "\n".join(f"{i},{3 * i}" for i in range(40)), encoding="utf-8")
+    assert "is not what it was in the training of g" in cli("report", "g").out
+    assert "numbers" not in Page(Path("outputs/g/report.html")).ids()
+
+
+def test_report_downloads_nothing(cli: Cli, tiny_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli(*MNIST, f"paths.data={tiny_mnist}", "model=softmax", "epochs=1", "report=false", "name=a").code == 0
+    monkeypatch.setattr("trainer.data.vision.download", pytest.fail)
+    outcome = cli("report", "a", "paths.data=elsewhere")
+    assert "elsewhere/MNIST/raw/train-images-idx3-ubyte is missing. paths.data=" in outcome.out
 
 
 def test_what_report_cannot_show_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,9 @@ def test_it_follows_light_and_dark_and_fits_a_phone(cli: Cli, chromium: Any) -> 
     page.look(390, "dark")
     page.wait(lambda: page.drawn() >= 2)  # the charts in other colours
     assert page.js(paper) != light
+    assert page.told_over("loss")
+    [tip, *_] = page.js(DEEP, ".bk-Tooltip")
+    assert page.js("return getComputedStyle(arguments[0]).backgroundColor", tip) == page.js(paper)
     assert page.js("return document.documentElement.scrollWidth") <= 390
     assert page.errors() == []
 

@@ -29,7 +29,7 @@ def run_remove(command: Command, _stop: StopSignal) -> None:
             for folder in (run.outputs, *sorted(path.parent for path in run.outputs.glob("*/status.json"))):
                 if folder.is_dir():
                     held.enter_context(directory.hold(folder))
-        files = [path for run in runs for folder in folders_of(run) for path in folder.rglob("*") if path.is_file()]
+        files = {path for run in runs for folder in folders_of(run) for path in folder.rglob("*") if path.is_file()}
         size = sum(path.lstat().st_size for path in files)
         told = f"{', '.join(run.name for run in runs)}: {number_of(len(files), 'file')}, {size / 1e6:.1f} MB"
         if "--yes" not in command.flags and not agreed(f"{told}. Delete them? [y/N] ", command):

@@ -69,7 +69,7 @@ def said_of(target: Target, new: Run) -> list[str]:
     differences = list(differences_between(one, other))
     if not differences:
         return [f"bit-identical to {old.name}: {how_much(one)}"]
-    lines = [f"not bit-identical to {old.name}. {len(differences)} differ:"]
+    lines = [f"not bit-identical to {old.name}. {len(differences)} differ{'s' if len(differences) == 1 else ''}:"]
     lines += [f"  {line}" for line in differences[:MOST_SHOWN]]
     changed = [
         f"{key} {one['env'].get(key)} -> {now}" for key, now in other["env"].items() if now != one["env"].get(key)

@@ -175,13 +175,17 @@ def leave_pictures(
     if config.plots:
         few = config.plots == "auto" and run.is_job
         draw_run(config, parts, progress, run, test, recorder, few=few)
-    if config.report is True or (config.report and config.plots and not run.is_job):
+    report = run.outputs / REPORT
+    is_there = report.is_file()  # of before the run was continued: it would tell old figures
+    if config.report is True or (config.report and (is_there or (config.plots and not run.is_job))):
         try:
             from trainer.run.report.of_run import Made, write_report
 
             write_report(run, Made(config, parts, progress, test))
         except Exception as error:
-            screen.say(f"warning: without report.html: {str(error) or type(error).__name__}")
+            screen.say(f"warning: without {REPORT}: {str(error) or type(error).__name__}")
+    elif is_there:
+        report.unlink()
 
 
 def draw_run(

@@ -34,14 +34,19 @@ def run_report(command: Command, _stop: StopSignal) -> None:
 
 def report_of(found: Target, command: Command) -> Path:
     """Write the report of a run: of one that is done with what its test examples tell, else from its records."""
-    from trainer.run.again import measured_again  # imports torch
+    from trainer.commands.data_set import homes_of
+    from trainer.run.again import config_now, measured_again  # imports torch
     from trainer.run.report.of_run import write_report
 
     made, missing = None, ""
     if brief_of(found.run.name, found.run.outputs).state in ("done", "trial"):
         typed = {key: value for key in MOVED_DATA if (value := command.value(key)) is not None}
         try:
-            made = measured_again(found.run, typed)
+            config = config_now(found.run, typed)
+            for path in homes_of(config):
+                if not path.exists():  # it is not downloaded for a picture
+                    raise ConfigError(f"{path} is missing. paths.data=, data.root= and data.path= say where it is now.")
+            made = measured_again(found.run, config)
         except (TrainerError, OSError, RuntimeError) as error:  # its files or its data may be elsewhere
             missing = str(error)
             emit(f"warning: without what the test examples tell: {missing}")

@@ -44,7 +44,10 @@ def run_show(command: Command, _stop: StopSignal) -> None:
         return
     columns = ("job", "overrides", "status", *FIGURES, "stopped", "error")
     emit(*table(without_empty([{key: row[key] for key in columns} for row in best_first(rows)])))
-    emit("", f"{main_py()} show {folder.name}/{best_first(rows)[0]['job']} tells more of one.")
+    started = (
+        name for row in best_first(rows) if directory.exists(name := f"{folder.name}/{row['job']}", folders["outputs"])
+    )
+    emit(*(["", f"{main_py()} show {first} tells more of one."] if (first := next(started, None)) else []))
 
 
 def plainly(run: Brief, checkpoints: Path) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def lines_of(run: Brief, checkpoints: Path, folders: Sequence[str]) -> list[str]
     lines += [f"plots        {', '.join(plots)} in {run.folder / 'plots'}"] if plots else []
     lines += [f"report       {run.folder / REPORT}"] if (run.folder / REPORT).is_file() else []
     words = " ".join([run.name, *folders])
-    verb = "eval " if run.state == "done" else "resume="
+    verb = "eval " if run.state in ("done", "trial") else "resume="
     return [*lines, f"{verb.strip(' ='):13}{main_py()} {verb}{words}"]
 
 

@@ -25,7 +25,21 @@ def chart(title: str, x: str, y: str, layers: Sequence[Mapping[str, Any]], **opt
         key: {str(place): clean(name) for place, name in value.items()} if key in ("ticks", "names") else value
         for key, value in options.items()
     }
+    if "y" in options.get("percent", "") and (ends := ends_of_shares(layers)):
+        named.setdefault("range", ends)
     return {"title": clean(title), "x": clean(x), "y": clean(y), "layers": [*layers], **named}
+
+
+def ends_of_shares(layers: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The ends of an axis of shares, none of which is below 0 or above 1; [] where there are none."""
+    values = [v for layer in layers for key in ("y", "low", "high") for v in layer.get(key, ()) if v is not None]
+    values = [v for v in values if math.isfinite(v)]
+    if not values:
+        return []
+    low = 0.0 if any(layer["kind"] == "bars" for layer in layers) else min(values)
+    room = max(0.1 * (max(values) - low), 0.01)
+    # a curve at an end shall not be cut in half
+    return [max(low - room, min(low, -0.2 * room)), min(max(values) + room, max(*values, 1 + 0.2 * room))]
 
 
 def curve(name: str, x: Sequence[float], y: Sequence[float | None], pen: int = 0, **options: Any) -> dict[str, Any]:

@@ -6,38 +6,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.config.schema import Config
 from trainer.data.columns import Encoding
 from trainer.engine import Evaluation
 from trainer.plots.page.charts import bars, chart, curve, dots
 from trainer.plots.page.draft import Draft
 from trainer.plots.page.markup import clean, facts, remark
-from trainer.run.tables import formula_of, in_own_unit, terms_of
+from trainer.run.parts import Parts
+from trainer.run.tables import coefficients_of, formula_of, in_own_unit, terms_of
 
 MOST_EXAMPLES = 1500
 MOST_EFFECTS = 40
 MOST_WEIGHTS = 12
 
 
-def add_numbers(draft: Draft, table: Encoding | None, test: Evaluation, result: Mapping[str, Any]) -> None:
+def add_numbers(draft: Draft, config: Config, parts: Parts, test: Evaluation) -> None:
     """The parts of the page that are about numbers; of several outputs the first one is shown.
 
     Args:
         draft: the page.
-        table: how the model sees a table; None: it is of other data.
+        config: of the run.
+        parts: with the best weights.
         test: what was measured.
-        result: of result.json.
     """
+    table = parts.splits.table
     if table is not None:
         predicted, true = (in_own_unit(table, values) for values in (test.outputs, test.labels))
     else:
         predicted, true = (values.detach().cpu().double()[:, 0] for values in (test.outputs, test.labels))
     target = clean(table.target if table is not None else "y")
     add_scatter(draft, predicted, true, target)
-    if "coefficients" in result and table is not None:
-        add_coefficients(draft, table, result)
-    elif 0 < len(result.get("weight", ())) <= MOST_WEIGHTS:
-        pairs = [(f"w{i + 1}", f"{w:.6g}") for i, w in enumerate(result["weight"])]
-        draft.add("weights", "Weights", facts([*pairs, ("b", result["bias"])]))
+    weights = parts.measured.state_dict()
+    if config.model.name != "linreg":
+        return
+    if table is not None:
+        add_coefficients(draft, table, coefficients_of(table, parts.measured))
+    elif weights["linear.weight"].numel() <= MOST_WEIGHTS:
+        pairs = [(f"w{i + 1}", f"{w:.6g}") for i, w in enumerate(weights["linear.weight"].flatten().tolist())]
+        biases = weights["linear.bias"].tolist()
+        draft.add("weights", "Weights", facts([*pairs, ("b", ", ".join(f"{b:.6g}" for b in biases))]))
 
 
 def add_scatter(draft: Draft, predicted: Tensor, true: Tensor, target: str) -> None:
@@ -68,11 +75,11 @@ def add_scatter(draft: Draft, predicted: Tensor, true: Tensor, target: str) -> N
     draft.add("errors", "Errors", draft.chart("errors", chart("", *axes, layers, height=340)))
 
 
-def add_coefficients(draft: Draft, table: Encoding, result: Mapping[str, Any]) -> None:
+def add_coefficients(draft: Draft, table: Encoding, found: Mapping[str, Any]) -> None:
     """The formula, and what each column does to the prediction."""
     # a coefficient alone says little: one of a column in other units is a thousand times as large
     spread = {column.name: column.std for column in table.columns if not column.categories}
-    effects = [(name, w, w * spread.get(name, 1.0)) for name, w in terms_of(result)]
+    effects = [(name, w, w * spread.get(name, 1.0)) for name, w in terms_of(found)]
     effects = sorted(effects, key=lambda each: abs(each[2]))[-MOST_EFFECTS:]
     tips = [f"{clean(name)}: coefficient {w:.5g}, effect {effect:.5g}" for name, w, effect in effects]
     places = range(len(effects))
@@ -81,4 +88,4 @@ def add_coefficients(draft: Draft, table: Encoding, result: Mapping[str, Any]) -
     axes = f"change of {table.target} for a standard deviation of the column, or for this category", ""
     height = 90 + 22 * len(effects)
     where = draft.chart("coefficients", chart("", *axes, layers, names=names, height=height))
-    draft.add("coefficients", "Coefficients", remark(formula_of(result["target"], result)), where, wide=True)
+    draft.add("coefficients", "Coefficients", remark(formula_of(table.target, found)), where, wide=True)

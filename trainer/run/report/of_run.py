@@ -55,7 +55,7 @@ def write_report(run: Run, made: Made | None, missing: str = "") -> Path:
     if made is not None and made.parts.splits.task == "classification":
         add_classes(draft, made.config, made.parts, made.test)
     elif made is not None:
-        add_numbers(draft, made.parts.splits.table, made.test, result or {})
+        add_numbers(draft, made.config, made.parts, made.test)
     if made is not None:
         add_inside(draft, made.config, made.parts, made.test)
     add_rates(draft, rows, made)
