@@ -294,6 +294,11 @@ def test_rm_asks_and_deletes_both_folders(two: Cli, answers: Any) -> None:
 def test_rm_never_deletes_what_is_in_use_or_was_not_named(two: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert_refused(two("rm", "a"), "rm a --yes")
+    shutil.copytree("outputs", "there")
+    assert_refused(two("rm", "a", "paths.outputs=there"), "rm a paths.outputs=there --yes")  # not the other a
+    shutil.copytree("checkpoints/a", "there/a", dirs_exist_ok=True)
+    assert two("rm", "a", "paths.outputs=there", "paths.checkpoints=there", "--yes").code == 0
+    assert not Path("there/a").exists()
     assert_refused(two("rm", "last", "--yes"), "last: rm takes names")
     assert_refused(two("rm", "b:best", "--yes"), "rm takes names")
     assert_refused(two("rm", "a", "bb", "--yes"), "bb: there is no run of this name")
@@ -312,12 +317,15 @@ def test_rm_of_a_sweep_and_of_a_linked_folder(cli: Cli, tmp_path: Path) -> None:
     with held_by_another("outputs/s/1"):
         assert cli("rm", "s", "--yes").code == 5
     assert cli("rm", "s/0", "--yes").code == 0
+    assert "show s/1 tells more" in cli("show", "s").out  # there is no s/0 any more
     assert not Path("outputs/s/0").exists()
     assert Path("outputs/s/1").is_dir()
     elsewhere = tmp_path / "elsewhere"
     shutil.move("outputs/s", elsewhere)
     Path("outputs/s").symlink_to(elsewhere)
-    assert cli("rm", "s", "--yes").code == 0
+    outcome = cli("rm", "s", "--yes")
+    assert outcome.code == 0
+    assert "of outputs/s the link, not what it leads to" in outcome.out
     assert not Path("outputs/s").is_symlink()
     assert (elsewhere / "1").is_dir()  # the link is gone, what it led to is there
     assert not Path("checkpoints/s").exists()

@@ -1,5 +1,6 @@
 """The rm command: runs and sweeps deleted, with their checkpoints, after a question."""
 
+import shlex
 import shutil
 import sys
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from trainer.config.command_line import Command
 from trainer.run import directory
 from trainer.run.directory import Run
 from trainer.run.target import name_of, unknown_run
-from trainer.utils.errors import ConfigError
+from trainer.utils.errors import ConfigError, listed
 from trainer.utils.program import main_py
 from trainer.utils.signals import StopSignal
 from trainer.utils.text import emit, number_of
@@ -29,14 +30,19 @@ def run_remove(command: Command, _stop: StopSignal) -> None:
             for folder in (run.outputs, *sorted(path.parent for path in run.outputs.glob("*/status.json"))):
                 if folder.is_dir():
                     held.enter_context(directory.hold(folder))
-        files = {path for run in runs for folder in folders_of(run) for path in folder.rglob("*") if path.is_file()}
+        folders = dict.fromkeys(folder for run in runs for folder in folders_of(run))
+        whole = [folder for folder in folders if not folder.is_symlink()]  # what a link leads to stays
+        files = {path for folder in whole for path in folder.rglob("*") if path.is_file()}
         size = sum(path.lstat().st_size for path in files)
         told = f"{', '.join(run.name for run in runs)}: {number_of(len(files), 'file')}, {size / 1e6:.1f} MB"
+        if links := [str(folder) for folder in folders if folder.is_symlink()]:
+            told += f"; of {listed(links)} the link, not what it leads to"
         if "--yes" not in command.flags and not agreed(f"{told}. Delete them? [y/N] ", command):
             emit("Nothing was deleted.")
             return
-        for folder in (folder for run in runs for folder in folders_of(run)):
-            delete(folder)
+        for folder in folders:
+            if folder.is_dir():  # a job goes with its sweep
+                delete(folder)
     emit(f"deleted {told}")
 
 
@@ -63,7 +69,8 @@ def folders_of(run: Run) -> list[Path]:
 def agreed(question: str, command: Command) -> bool:
     """Whether the user says yes; ConfigError where nobody can be asked."""
     if sys.stdin is None or not sys.stdin.isatty():
-        raise ConfigError(f"rm asks first, and there is no terminal: {main_py()} rm {' '.join(command.names)} --yes")
+        words = " ".join([*map(shlex.quote, command.names), *directory.moved_folders(**command.folders)])
+        raise ConfigError(f"rm asks first, and there is no terminal: {main_py()} rm {words} --yes")
     try:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:
