@@ -85,9 +85,8 @@ class Shown:
         """The addresses that the page asked for, but its own and those that hold their bytes."""
         entries = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         asked = [each["params"]["request"]["url"] for each in entries if each["method"] == "Network.requestWillBeSent"]
-        asked = [url for url in asked if not url.startswith("chrome:")]  # of the browser's own pages
-        assert asked[0].startswith("file:")
-        return [url for url in asked[1:] if not url.startswith("data:")]
+        first = next(i for i, url in enumerate(asked) if url.startswith("file:"))  # before it the browser's own pages
+        return [url for url in asked[first + 1 :] if not url.startswith(("data:", "chrome:"))]
 
     def column(self, name: str, section: str) -> list[str]:
         """The cells of a column, of the rows that are seen."""
