@@ -60,6 +60,8 @@ PACKAGES = {
     "onnxruntime": ("trainer.run.formats",),
     "threadpoolctl": ("trainer.run.machine",),
     "pyarrow": ("trainer.data.table_file",),
+    "mlflow": ("trainer.run.services",),
+    "wandb": ("trainer.run.services",),
     "torch": ("trainer",),
 }
 # these take long to import, so they are imported where they are used
@@ -78,6 +80,8 @@ LAZY = (
     "cmaes",
     "pyarrow",
     "onnxruntime",
+    "mlflow",
+    "wandb",
 )
 TORCH_FREE = (
     *(
@@ -87,6 +91,7 @@ TORCH_FREE = (
         "trainer.schedules",
         "trainer.run.directory",
         "trainer.run.folders",
+        "trainer.run.loggers",
         "trainer.run.plugged",
         "trainer.config",
         "trainer.sweep",
@@ -486,7 +491,7 @@ def test_a_name_is_defined_in_one_file() -> None:
 
 # each takes a tenth of a second or more to import, torch and what is below it one or more
 HEAVY = {"torch", "torch._dynamo", "torch._inductor", "sympy", "torchvision", "numpy", "PIL", "matplotlib"}
-HEAVY |= {"tensorboard", "rich", "hydra", "optuna"}
+HEAVY |= {"tensorboard", "rich", "hydra", "optuna", "mlflow", "wandb"}
 
 
 def imported_by(code: str) -> set[str]:

@@ -99,7 +99,7 @@ FREE_BY_HAND = {
     ),
     *("early_stopping.patience", "early_stopping.min_delta", "save.every_steps", "save.every_seconds"),
     *("stop_at.train_loss", "stop_at.train_accuracy", "stop_at.val_loss", "stop_at.val_accuracy"),
-    *("record.every_steps", "record.histograms_every", "record.gradients"),
+    *("record.every_steps", "record.histograms_every", "record.gradients", "logger"),
     *("reference.source", "reference.metric", "reference.value", "reference.tolerance"),
     *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache", "paths.weights"),
     *("data.mirror", "data.resident", "data.workers"),
@@ -120,6 +120,7 @@ REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, device
     *("overwrite", "checkpoint", "ensemble", "input", "output", "split", "tta", "resume", "resume_allow", "plots"),
     *("top_k", "probabilities"),
     "report",
+    "logger",
     "plugins",
 }
 
@@ -177,6 +178,7 @@ CANDIDATES = [
     [0.5, 0.5],
     [2],
     ["a"],
+    ["csv"],
 ]
 
 

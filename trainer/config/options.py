@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from trainer.config.loggers import LOGGERS, Loggers
 from trainer.config.ranges import AUGMENTS, OF_LAUNCHERS, RANGES, TEXT, OneOf, Range, Rule, Steps, as_yaml
 from trainer.config.schema import GROUPS
 from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed, nearest
@@ -246,21 +247,34 @@ def check_value(key: str, value: Any, default: Any, rule: Rule | None = None) ->
     """
     # every number and every word out of a few is in RANGES: what remains is true, false or free text
     rule = rule or RANGES.get(key) or (OneOf((True, False)) if isinstance(default, bool) else TEXT)
+    by_item = isinstance(default, list) and not isinstance(rule, Loggers)
     try:
-        if value is None:
+        if value is None and not isinstance(rule, Loggers):
             if default is not None:
                 raise ValueError
             return None
         texts = value if isinstance(value, list) else [value]
         if any(isinstance(t, str) and "${" in t for t in texts):  # resolved, it could carry a secret into saved files
             raise ConfigError(f"{key}={as_yaml(value)}: ${{...}} is not resolved here. Allowed: the value itself.")
-        if isinstance(default, list):
+        if by_item:
             return _list(value, rule)
         return rule(value)
     except (ValueError, OverflowError):  # a whole number can be too large for a float
-        allowed = f"a list of at most {MAX_ITEMS:,}, each of {rule}" if isinstance(default, list) else str(rule)
+        allowed = (
+            f"a list of at most {MAX_ITEMS:,}, each of {rule}"
+            if isinstance(default, list) and not isinstance(rule, Loggers)
+            else str(rule)
+        )
         allowed += " or null" if default is None and "null" not in allowed else ""
-        words = rule.words if isinstance(rule, OneOf) else ("none", *AUGMENTS) if isinstance(rule, Steps) else ()
+        words = (
+            rule.words
+            if isinstance(rule, OneOf)
+            else ("none", *AUGMENTS)
+            if isinstance(rule, Steps)
+            else LOGGERS
+            if isinstance(rule, Loggers)
+            else ()
+        )
         odd = [item for item in value if item not in words][:1] if isinstance(value, list) and words else [value]
         close = close_to(as_yaml(odd[0]), [as_yaml(w) for w in words]) if odd and words else []
         if isinstance(rule, Range) and rule.whole and isinstance(value, float) and value.is_integer():

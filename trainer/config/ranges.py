@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.config.loggers import Loggers
 from trainer.config.schema import BUILT, DEPTHS
 from trainer.utils.errors import listed
 from trainer.utils.objective import OF_CLASSES
@@ -244,6 +245,7 @@ RANGES: dict[str, Rule] = {
     **{f"{part}.impl": OneOf((None, *IMPLS)) for part in BUILT},
     "plots": OneOf(("auto", True, False)),
     "report": OneOf(("auto", True, False)),
+    "logger": Loggers(),
     "split": OneOf(("train", "val", "test")),
     "tta": OneOf(("none", "flip")),
     "top_k": Range(1, 1000, whole=True),

@@ -133,6 +133,7 @@ class Config:
     init_from: str | None  # a run or file whose weights a new run starts from
     plots: str | bool  # auto, True or False
     report: str | bool  # likewise
+    logger: Sequence[str]  # what takes the metrics besides metrics.jsonl
     plugins: Sequence[str]  # files of one's own that brought choices, each with its digest
     monitor: str  # the metric that says which epoch is best; auto: validation accuracy, for regression the loss
     save: Save

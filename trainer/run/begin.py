@@ -18,6 +18,7 @@ from trainer.run.directory import Run
 from trainer.run.distributed import check_processes, distribute
 from trainer.run.environment import provenance
 from trainer.run.finetune import on_features
+from trainer.run.loggers import check_loggers
 from trainer.run.machine import Machine, resolve_auto
 from trainer.run.parts import Parts, assemble
 from trainer.run.pretrained import for_fine_tuning, read_start
@@ -89,6 +90,7 @@ def begin(config: Config, target: Target | None, ranks: Ranks, screen: Screen, h
 def open_run(config: Config, target: Target | None, screen: Screen, held: ExitStack) -> Begun:
     """As begin, for one process."""
     folders = {"outputs": config.paths.outputs, "checkpoints": config.paths.checkpoints}
+    check_loggers(config.logger)
     directory.check_writable(*map(Path, folders.values()))  # now: a read-only disk should not cost a download first
     if target is None and (resumed := resolve_resume(config.resume, config.name, config.paths.outputs)) is not None:
         target = find(resumed, **folders)
@@ -248,5 +250,5 @@ def start_recording(s: Session, begun: Begun, held: ExitStack) -> None:
         if s.parts.ranks.is_first:
             # an epoch that was recorded but not saved is trained and recorded again
             done = {"epochs_done": s.progress.epoch - 1, "steps_done": s.progress.step}
-            s.recorder = Recorder(s.run.outputs, **done, waiting=s.progress.waiting, warn=s.screen.say)
+            s.recorder = Recorder(s.run.outputs, s.config.logger, **done, waiting=s.progress.waiting, warn=s.screen.say)
             held.callback(s.recorder.close)

@@ -1,10 +1,11 @@
-"""Numbers over time: metrics.jsonl, which scripts read, and TensorBoard, which people look at."""
+"""Numbers over time: metrics.jsonl, which is always written, and what logger= names."""
 
 import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from torch import nn
 
 from trainer.run import records
-from trainer.utils.files import open_regular, replacing
+from trainer.run.loggers import Sender, figures_in
+from trainer.run.services import open_service
+from trainer.utils.files import csv_bytes, open_regular, replacing
 from trainer.utils.text import one_line
 
 # TensorBoard sorts the groups, named before the slash, and opens the first two. So that these are accuracy and loss,
@@ -33,11 +36,12 @@ TAGS = {
 class Recorder:
     """Writes the metrics of one run; `step` counts parameter updates over the whole run.
 
-    A full disk does not stop training: the lines of metrics.jsonl wait until there is room again, TensorBoard is given
-    up with a warning.
+    A full disk does not stop training: the lines of metrics.jsonl wait until there is room again, any other logger is
+    given up with a warning.
 
     Args:
         folder: outputs/<run>.
+        loggers: of logger=.
         epochs_done: of a resumed run; what the interrupted process wrote past them is dropped, so that no epoch and no
             step appears twice.
         steps_done: the same of steps.
@@ -48,14 +52,13 @@ class Recorder:
     def __init__(
         self,
         folder: Path,
+        loggers: Sequence[str] = ("tensorboard",),
         *,
         epochs_done: int = 0,
         steps_done: int = 0,
         waiting: str = "",
         warn: Callable[[str], None] = print,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # 0.1 s
-
         self.path = folder / "metrics.jsonl"
         self.warn = warn
         if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
@@ -67,11 +70,19 @@ class Recorder:
             warn(f"warning: {self.path} has unreadable lines; it is kept as metrics.corrupt.")
         by_epoch = {row["epoch"]: row for row in [*records.whole_rows(waiting)[0], *rows]}
         with replacing(self.path) as temporary:
-            kept = [json.dumps(by_epoch[epoch]) + "\n" for epoch in sorted(by_epoch) if epoch <= epochs_done]
-            temporary.write_text("".join(kept), encoding="utf-8")
-        self.waiting = ""
-        threading.excepthook = silent_for_tensorboard
-        self.writer: Any = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1)
+            kept = [by_epoch[epoch] for epoch in sorted(by_epoch) if epoch <= epochs_done]
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.waiting, self.writer, self.table = "", None, None
+        if "tensorboard" in loggers:
+            from torch.utils.tensorboard import SummaryWriter  # 0.1 s
+
+            threading.excepthook = silent_for_tensorboard
+            self.writer = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1)
+        if "csv" in loggers:
+            self.table = EpochTable(folder / "metrics.csv", kept)
+            self._tabulate(kept)
+        elsewhere = [name for name in ("mlflow", "wandb") if name in loggers]
+        self.senders = [Sender(name, folder, partial(open_service, name, folder), warn) for name in elsewhere]
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and its metrics in TensorBoard."""
@@ -83,6 +94,18 @@ class Recorder:
             if is_news:
                 self.warn(f"warning: {self.path} cannot be written ({error.strerror}); its lines wait for room.")
         self.scalars({tag: row[name] for name, tag in TAGS.items() if row.get(name) is not None}, row["step"])
+        self._tabulate([row])
+        for sender in self.senders:
+            sender.tell("epoch", row)
+
+    def _tabulate(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self.table is None:
+            return
+        try:
+            self.table.add(rows)
+        except OSError as error:
+            self.warn(f"warning: metrics.csv is off, it cannot be written ({error.strerror}).")
+            self.table = None
 
     def flush(self) -> None:
         """Write the lines that wait; OSError where there still is no room."""
@@ -115,6 +138,8 @@ class Recorder:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Numbers within an epoch, to TensorBoard only."""
+        if self.writer is None:
+            return
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
         together = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
@@ -129,6 +154,10 @@ class Recorder:
 
     def image(self, name: str, path: Path, step: int) -> None:
         """A PNG file as it is, as plots/<name>: reading and writing it anew would take longer than drawing it."""
+        for sender in self.senders:
+            sender.tell("picture", (name, path))
+        if self.writer is None:
+            return
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -139,6 +168,10 @@ class Recorder:
 
     def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
         """The settings beside the final metrics, in this same TensorBoard run (add_hparams would open another)."""
+        for sender in self.senders:
+            sender.tell("final", metrics)
+        if self.writer is None:
+            return
         from torch.utils.tensorboard.summary import hparams
 
         plain = {k: v if isinstance(v, (bool, int, float)) else one_line(v) for k, v in settings.items()}
@@ -149,6 +182,32 @@ class Recorder:
     def close(self) -> None:
         """Write out what is still in memory."""
         self._board("close")
+        for sender in self.senders:
+            sender.close()
+
+
+class EpochTable:
+    """metrics.csv: one line per epoch under a head, whose columns are those of the lines so far."""
+
+    def __init__(self, path: Path, kept: Sequence[Mapping[str, Any]]) -> None:
+        self.path, self.columns, self.rows = path, list[str](), list[dict[str, Any]]()
+        path.unlink(missing_ok=True)  # of the interrupted process; it is written anew from metrics.jsonl
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append lines; with a new column, as a resumed run may bring, the file is written anew."""
+        for row in map(figures_in, rows):
+            self.rows.append(row)
+            new = [key for key in row if key not in self.columns]
+            self.columns += new
+            if new:
+                with replacing(self.path) as temporary:
+                    temporary.write_bytes(csv_bytes([self._line(each) for each in self.rows]))
+            else:
+                with open_regular(self.path, "ab") as file:
+                    file.write(csv_bytes([self._line(row)]).split(b"\n", 1)[1])
+
+    def _line(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: row.get(key, "") for key in self.columns}
 
 
 def silent_for_tensorboard(args: threading.ExceptHookArgs) -> None:
@@ -161,7 +220,7 @@ class SilentRecorder(Recorder):
     """Records nothing: for the ranks that do not write, and for plots that are drawn later."""
 
     def __init__(self) -> None:
-        self.waiting, self.writer = "", None
+        self.waiting, self.writer, self.table, self.senders = "", None, None, []
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Do nothing."""

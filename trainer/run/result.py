@@ -19,6 +19,7 @@ from trainer.run import directory
 from trainer.run.brief import REPORT
 from trainer.run.directory import Run, command_for
 from trainer.run.distributed import gathered
+from trainer.run.loggers import where_to_look
 from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder
@@ -165,7 +166,10 @@ def say_result(screen: Screen, config: Config, run: Run, result: Mapping[str, An
         screen.say(f"predict      {command_for(config, 'predict checkpoint')}")
     if (report := run.outputs / REPORT).is_file():
         screen.say(f"report       {report}")
-    screen.say(f"tensorboard  {tensorboard(run.outputs)}")
+    if "tensorboard" in config.logger:
+        screen.say(f"tensorboard  {tensorboard(run.outputs)}")
+    for line in where_to_look(config.logger, config.paths.outputs, run.outputs):
+        screen.say(line)
 
 
 def leave_pictures(

@@ -27,6 +27,7 @@ from trainer.config.options import CONFIGS, chosen_engines
 from trainer.config.roles import check_typed, identifies, without_effect
 from trainer.config.tasks import LAUNCHERS
 from trainer.run import directory, folders, records
+from trainer.run.loggers import check_loggers
 from trainer.run.plugged import plugged
 from trainer.sweep.board import Board
 from trainer.sweep.job import INTERRUPTED, Job
@@ -82,6 +83,7 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     if not ranks.of_environment().is_first:  # rank 0 alone writes the files of the sweep
         run_all(jobs, folder, stop)
         return
+    check_loggers([name for job in jobs if job.config is not None for name in job.config.logger])
     directory.check_writable(*map(Path, command.folders.values()))
     paths = [
         f"{key}={unquote(value)}" for key, value in map(split_word, words) if key.startswith(("paths.", "plugins"))

@@ -232,7 +232,8 @@ def say_best(best: Mapping[str, Any], has_plots: bool, folder: Path, checkpoints
     emit(f"best         {run} ({best['overrides']}): {best['metric']} {shown(best['objective'])}")
     emit(f"checkpoint   {Path(checkpoints) / run / 'best.pt'}")
     emit(f"eval         {main_py()} eval checkpoint={run}{paths}")
-    emit(f"tensorboard  {tensorboard(folder)}")
+    if any(folder.glob("*/tb")):  # not with logger=[]
+        emit(f"tensorboard  {tensorboard(folder)}")
     if has_plots:
         emit(f"plots        {folder / 'plots'}")
     if (folder / REPORT).is_file():
