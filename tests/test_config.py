@@ -433,6 +433,7 @@ NULL_BY_DEFAULT = {  # what kind of value a null stands for
     "data.order_seed": 0,
     "finetune.unfreeze_epoch": 2,
     "reference.value": 1.0,
+    "record.histograms_every": 0,
     "model.init_std": 1.0,
     "model.start": 1.0,
     **dict.fromkeys(("stop_at.train_loss", "stop_at.train_accuracy", "stop_at.val_loss", "stop_at.val_accuracy"), 1.0),

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Cli
+from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from trainer.run import directory
-from trainer.run.recorder import Recorder
+from trainer.run.recorder import Recorder, yaml_lines
 
 
 @pytest.fixture(autouse=True)
@@ -151,8 +152,18 @@ def test_hyperparameters_stand_in_the_same_run_beside_the_metrics(tmp_path: Path
     assert start["plots"].number_value == 1.0
     assert start["model"].string_value == "mlp"
     assert start["model.num_hiddens"].string_value == "[4, 2]"
-    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
-    assert [info.name.tag for info in experiment.metric_infos] == ["test/accuracy"]
+    assert "_hparams_/experiment" not in content  # that of one run would hold for all others
+
+
+def test_settings_are_yaml() -> None:
+    settings = {"a": {"b": 0.5, "c": {}}, "d": None, "e": ["x: y", True], "f": "on"}
+    assert OmegaConf.to_container(OmegaConf.create("\n".join(yaml_lines(settings)))) == settings
+
+
+def test_each_class_has_a_curve(tmp_path: Path) -> None:
+    with closing(Recorder(tmp_path)) as recorder:
+        recorder.curves(["cat", "dog"], torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]), 5)
+    assert {"val/cat", "val/dog"} <= set(events(tmp_path).PluginTagToContent("pr_curves"))
 
 
 def test_histograms_hold_every_weight_and_the_norm_of_every_gradient(tmp_path: Path) -> None:
@@ -181,3 +192,20 @@ def test_a_picture_comes_back_as_it_was(mode: str, tmp_path: Path) -> None:
     (event,) = events(tmp_path).Images("plots/loss")
     assert event.encoded_image_string == (tmp_path / "curve.png").read_bytes()
     assert (event.step, event.width, event.height) == (30, 4, 6)
+
+
+@pytest.mark.parametrize(("words", "times"), [([], 1), (["epochs=20"], 4), (["record.histograms_every=0"], 0)])
+def test_histograms_come_at_the_end_and_after_each_quarter(cli: Cli, words: list[str], times: int) -> None:
+    assert cli("name=a", "epochs=2", "plots=false", "report=false", *words).code == 0
+    found = events(Path("outputs/a"))
+    assert len(found.Histograms("weights/linear.weight") if times else found.Tags()["histograms"]) == times
+
+
+def test_weights_without_a_histogram_are_left_out(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1, bias=False))
+    model.register_parameter("none", nn.Parameter(torch.empty(0)))
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.inf
+    with closing(Recorder(tmp_path)) as recorder:
+        recorder.histograms(model, 1)
+    assert sorted(events(tmp_path).Tags()["histograms"]) == ["weights/0.bias", "weights/1.weight"]

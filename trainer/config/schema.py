@@ -59,7 +59,7 @@ class Record:
     """How often something is written to TensorBoard: every N steps, and histograms every N epochs."""
 
     every_steps: int
-    histograms_every: int
+    histograms_every: int | None
     gradients: bool  # each layer's length in metrics.jsonl
 
 

@@ -14,7 +14,7 @@ from trainer.run.checkpoint import pack
 from trainer.run.checkpoint_files import keep_as_best, path_of_step, tidy, write_checkpoint
 from trainer.run.parts import Parts
 from trainer.run.progress import Progress
-from trainer.run.result import looks_inside
+from trainer.run.result import looks_inside, record_state
 from trainer.run.session import Session, check_finite, diverged
 from trainer.run.watch import Watch
 from trainer.totals import Totals
@@ -79,9 +79,6 @@ def end_epoch(s: Session, totals: Totals, val: Evaluation | None) -> None:
     row = row_of_epoch(s.parts, s.progress, totals, val) | looks_inside(s.config, s.parts, s.progress, val)
     with s.parts.ranks.together():
         s.recorder.epoch(row)
-        every = s.config.record.histograms_every
-        if every and s.progress.epoch % every == 0:
-            s.recorder.histograms(s.parts.model, s.progress.step)
         s.progress.waiting = s.recorder.waiting
     s.progress.end_epoch(s.config, row)  # before the save: the checkpoint has the decision in it
     if s.report is not None and not s.progress.stopped:
@@ -89,6 +86,7 @@ def end_epoch(s: Session, totals: Totals, val: Evaluation | None) -> None:
             if s.parts.ranks.is_first:  # one of them tells the study, and all stop where it says
                 s.progress.stopped = s.report(row["epoch"], row[s.progress.best["metric"]])
         s.progress.stopped = s.parts.ranks.share(s.progress.stopped)
+    record_state(s, val, row["epoch"])
     save_or_warn(s)
     s.screen.row(row, s.config.epochs)
 

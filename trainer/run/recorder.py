@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 
 from trainer.run import records
 from trainer.run.loggers import Sender, figures_in
-from trainer.run.services import open_service
+from trainer.run.services import open_service, source_tags
 from trainer.utils.files import csv_bytes, open_regular, replacing
 from trainer.utils.text import one_line
 
@@ -31,6 +31,8 @@ TAGS = {
     "lr": "lr",
     "samples_per_second": "samples_per_second",
 }
+
+MOST_CURVES = 10  # classes that get one
 
 
 class Recorder:
@@ -78,6 +80,7 @@ class Recorder:
 
             threading.excepthook = silent_for_tensorboard
             self.writer = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1)
+            self._describe(folder, steps_done)
         if "csv" in loggers:
             self.table = EpochTable(folder / "metrics.csv", kept)
             self._tabulate(kept)
@@ -136,6 +139,32 @@ class Recorder:
             self.writer = None
             self.warn(f"warning: TensorBoard is off, {self.path.parent / 'tb'} cannot be written: {error}")
 
+    def _describe(self, folder: Path, step: int) -> None:
+        """The settings and the command, in the Text tab."""
+        if not (folder / "config.json").is_file():
+            return
+        about = records.read_record(folder / "config.json", records.OF_CONFIG)
+        settings = "".join(f"    {line}\n" for line in yaml_lines(about["config"]))  # indented: as it is, in Markdown
+        self._board("add_text", "settings", settings, step)
+        if command := source_tags(about, folder)["command"]:
+            again = f"python main.py rerun {about['config']['name']}"  # of a sweep's job: of it alone
+            self._board("add_text", "command", f"    {command}\n    {again}\n", step)
+
+    def curves(self, classes: Sequence[str], chances: torch.Tensor, labels: torch.Tensor, step: int) -> None:
+        """Precision over recall on the validation split, for each of the first MOST_CURVES classes.
+
+        Args:
+            classes: their names.
+            chances: (N, K), of each class.
+            labels: (N,) int64.
+            step: of the weights.
+        """
+        if self.writer is None:
+            return
+        x, y = chances.float().cpu().numpy(), labels.cpu().numpy()
+        for k, name in enumerate(classes[:MOST_CURVES]):
+            self._board("add_pr_curve", f"val/{one_line(name)}", y == k, x[:, k], step)
+
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Numbers within an epoch, to TensorBoard only."""
         if self.writer is None:
@@ -148,7 +177,8 @@ class Recorder:
     def histograms(self, model: nn.Module, step: int) -> None:
         """Each weight's histogram, and the L2 norm of each gradient as the last step left it."""
         for name, parameter in model.named_parameters():
-            self._board("add_histogram", f"weights/{name}", parameter.detach().float().cpu(), step)
+            if parameter.numel() and torch.isfinite(parameter).all():  # others have no bins
+                self._board("add_histogram", f"weights/{name}", parameter.detach().float().cpu(), step)
             if parameter.grad is not None:
                 self._board("add_scalar", f"norm_of_gradient/{name}", torch.linalg.vector_norm(parameter.grad), step)
 
@@ -175,7 +205,8 @@ class Recorder:
         from torch.utils.tensorboard.summary import hparams
 
         plain = {k: v if isinstance(v, (bool, int, float)) else one_line(v) for k, v in settings.items()}
-        for summary in hparams(plain, dict(metrics)):
+        # without the first summary, which would hold for all runs: TensorBoard then lists what each of them has
+        for summary in hparams(plain, dict(metrics))[1:]:
             self._board("file_writer.add_summary", summary)
         self.scalars(metrics, step)
 
@@ -208,6 +239,16 @@ class EpochTable:
 
     def _line(self, row: Mapping[str, Any]) -> dict[str, Any]:
         return {key: row.get(key, "") for key in self.columns}
+
+
+def yaml_lines(settings: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Nested settings as YAML; its values are written as JSON, which YAML contains."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}:"
+            yield from yaml_lines(value, indent + "  ")
+        else:
+            yield f"{indent}{key}: {json.dumps(value)}"
 
 
 def silent_for_tensorboard(args: threading.ExceptHookArgs) -> None:

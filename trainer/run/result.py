@@ -24,6 +24,7 @@ from trainer.run.parts import Parts
 from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder
 from trainer.run.records import MAX_WEIGHTS
+from trainer.run.session import Session
 from trainer.run.tables import FIGURES_OF_NUMBERS, coefficients_of, draw_table, figures_of, formula_of, said_of_numbers
 from trainer.utils.files import write_csv
 from trainer.utils.metrics import classification_report
@@ -33,6 +34,7 @@ from trainer.utils.screen import Screen, shown
 from trainer.utils.text import number_of, one_line
 
 NUM_IMAGES = 32  # in a grid
+LONG_RUN = 20  # epochs
 
 
 def result_of(config: Config, parts: Parts, progress: Progress, run: Run, test: Evaluation) -> dict[str, Any]:
@@ -307,3 +309,20 @@ def hyperparameters(config: Config) -> dict[str, Any]:
     plain = config.to_dict()
     chosen = flatten({group: plain[group] for group in ("data", "model", "loss", "optimizer", "schedule")})
     return plain["choices"] | {k: plain[k] for k in ("seed", "epochs", "batch_size", "impl")} | chosen
+
+
+def record_state(s: Session, val: Evaluation | None, epoch: int) -> None:
+    """What TensorBoard shows of the weights, after the last epoch, and in a long run after each quarter.
+
+    Histograms, where record.histograms_every does not say otherwise, and precision over recall of each class. These
+    not of several processes, each of which has a part of the examples; for 6,000 of 10 classes they take 8 ms.
+    """
+    quarters = {s.config.epochs * k // 4 for k in (1, 2, 3)} if s.config.epochs >= LONG_RUN else set()
+    due, every = epoch in quarters or not s.has_epochs_left, s.config.record.histograms_every
+    if s.recorder.writer is None:
+        return
+    if due if every is None else every and epoch % every == 0:
+        s.recorder.histograms(s.parts.model, s.progress.step)
+    if due and val is not None and val.accuracy is not None and s.parts.ranks.world == 1:
+        chances = build.probabilities(s.config.loss, val.outputs)
+        s.recorder.curves(s.parts.splits.classes, chances, val.labels, s.progress.step)
