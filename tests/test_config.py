@@ -40,7 +40,7 @@ from trainer.schedules import SCHEDULES
 from trainer.utils.errors import ConfigError
 
 TABLES = {"data": DATASETS, "model": MODELS, "loss": LOSSES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
-PICTURE_SETS = ("mnist", "fashion_mnist", "cifar10", "folder")
+PICTURE_SETS = ("mnist", "fashion_mnist", "cifar10", "folder", "shards")
 PICTURE_MODELS = ("softmax", "lenet", "convnet", "resnet18", "resnet34", "timm", "torchvision")
 # written by hand from the contract: linreg is for regression, mlp for both, the others for classification
 FITTING = (
@@ -69,7 +69,8 @@ def every_setting() -> list[tuple[str, Any]]:
 def plain(nodes: dict[str, Any] | None = None, **choices: str) -> dict[str, Any]:
     """A saved config that names its choices and, but for the settings in `nodes`, nothing else."""
     settled = settled_for(choices.get("data", "synthetic")) | choices
-    needed = {"folder": {"root": "pictures"}, "table": {"path": "houses.csv", "target": "price"}}
+    needed = {name: {"root": "pictures"} for name in ("folder", "shards")}
+    needed |= {"table": {"path": "houses.csv", "target": "price"}}
     own = {"data": needed[settled["data"]]} if settled["data"] in needed else {}
     return {"choices": settled} | own | (nodes or {})
 
@@ -157,8 +158,8 @@ def test_options_of_a_data_set_are_its_keywords_and_the_common_ones(name: str) -
     common = {"val_fraction", "split_seed", "order_seed", "drop_last", "limit", "eval_limit"}
     common |= {"size"} if name in PICTURE_SETS else set()
     common |= {"normalize", "augment", "mixup", "cutmix", "balance"} if name in PICTURE_SETS else set()
-    common |= {"resident"} if name in PICTURE_SETS else set()
-    common |= {"workers"} if name == "folder" else {"expand"} if name in PICTURE_SETS else set()
+    common |= {"resident"} if name in PICTURE_SETS and name != "shards" else set()
+    common |= {"workers"} if name in ("folder", "shards") else {"expand"} if name in PICTURE_SETS else set()
     common |= {"balance"} if name == "table" else set()
     of_the_tests = {"digests", "archive_sha256", "known"}  # and what a checkpoint gives
     assert set(options_of("data", name)) == keywords(DATASETS[name]) - of_the_tests | common

@@ -114,7 +114,7 @@ def test_what_resume_may_change_is_what_no_result_depends_on() -> None:
 
 
 REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, devices, processes, and what a command is told
-    *("data.mirror", "data.root", "data.path", "data.test_path", "data.workers", "data.resident"),
+    *("data.mirror", "data.root", "data.test_root", "data.path", "data.test_path", "data.workers", "data.resident"),
     *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache", "paths.weights"),
     *("choices.device", "device.index", "device.num_threads", "device.compile", "device.deterministic"),
     *("overwrite", "checkpoint", "ensemble", "input", "output", "split", "tta", "resume", "resume_allow", "plots"),

@@ -1,5 +1,6 @@
 """The data command: where a data set is, whether it is whole, and what its examples look like."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import torch
 from trainer import data
 from trainer.commands.summary import new_parts
 from trainer.config.schema import Config
+from trainer.data.pack import pack_images
 from trainer.data.splits import Split, Splits
 from trainer.data.stratify import mixed
 from trainer.data.vision import CIFAR10_MD5, FASHION_SHA256, MNIST_SHA256, inside
 from trainer.run import directory
 from trainer.run.parts import Parts
 from trainer.run.result import NUM_IMAGES, first, first_batch, title_of
-from trainer.utils.errors import ConfigError
+from trainer.utils.errors import ConfigError, listed
 from trainer.utils.program import main_py
 from trainer.utils.screen import Screen, shown, table
 from trainer.utils.text import emit, number_of, one_line
@@ -162,4 +164,25 @@ def size_of_place(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-ACTIONS: dict[str, Callable[[Config], None]] = {"show": show, "where": where, "verify": verify, "fetch": fetch_set}
+def pack_set(config: Config) -> None:
+    """Write a folder of images as tar files beside it, for data=shards.
+
+    Raises:
+        ConfigError: it is no folder of images, or there are tar files of it already.
+    """
+    if config.data.name != "folder":
+        raise ConfigError(f"data pack {config.data.name}: only data=folder has images to pack, with data.root=PHOTOS.")
+    root = Path(config.data["root"]).expanduser()
+    to = root.with_name(f"{root.resolve().name}-shards")
+    names = pack_images(root, to)
+    emit(f"{to}: {listed(names[:3])}{f' and {len(names) - 3:,} more' if len(names) > 3 else ''}, classes.txt")
+    emit(f"train        {main_py()} {shlex.join(['data=shards', f'data.root={to}'])}")
+
+
+ACTIONS: dict[str, Callable[[Config], None]] = {
+    "show": show,
+    "where": where,
+    "verify": verify,
+    "fetch": fetch_set,
+    "pack": pack_set,
+}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from trainer import build
 from trainer.config.freeze import from_dict
-from trainer.config.schema import Config
+from trainer.config.schema import FITTED, Config
 from trainer.data.augment import stored_size
 from trainer.run.checkpoint import check_architecture, load_model
 from trainer.run.machine import Machine
@@ -125,7 +125,7 @@ def option_of(content: Mapping[str, Any], key: str) -> Any:
     """
     saved = content["config"]
     default = {"fit": "crop", "interpolation": "bilinear", "augment": "none"}[key]
-    of_folder = saved.get("choices", {}).get("data") == "folder"
+    of_folder = saved.get("choices", {}).get("data") in FITTED
     return saved.get("data", {}).get(key, default) if of_folder or key != "augment" else default
 
 

@@ -13,7 +13,7 @@ from trainer.commands.ensemble import Ensemble, Mirrored, option_of, others_of
 from trainer.config.fit import shape_of
 from trainer.config.options import origin_of
 from trainer.config.ranges import as_yaml
-from trainer.config.schema import Choice, Config
+from trainer.config.schema import FITTED, Choice, Config
 from trainer.data.columns import Encoding, from_plain
 from trainer.data.splits import Splits
 from trainer.engine import Evaluation
@@ -131,7 +131,7 @@ def prepared_as_trained(config: Config, trained: Trained) -> Choice:
         options["size"] = trained.in_shape[-1]
     choice = replace(config.data, options=options)
     if (shape := shape_of(choice)) is not None:
-        check_shape(trained.content, shape, trained.path, is_folder=choice.name == "folder")
+        check_shape(trained.content, shape, trained.path, is_folder=choice.name in FITTED)
     return choice
 
 

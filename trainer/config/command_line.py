@@ -37,7 +37,7 @@ RECIPES = ("recipe", "recipe/optimizer", "recipe/schedule")
 # Text whatever it looks like: name=1e3 is no number. It is quoted, so that Hydra's grammar does not parse it.
 PLAIN_TEXT = re.compile(
     r"(checkpoint|resume|input|output|init_from|name|paths\.\w+|model\.weights|reference\.source|"
-    r"data\.(root|mirror|path|test_path|target))$"
+    r"data\.(root|test_root|mirror|path|test_path|target))$"
 )
 OF_COLUMNS = ("data.features", "data.drop")  # lists of names, which may hold anything
 SCALARS = re.compile(r"(?!null$)[-+.\w]+(,[-+.\w]+)*")

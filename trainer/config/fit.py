@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from trainer.config.ranges import as_yaml
-from trainer.config.schema import BUILT, Choice, Config
+from trainer.config.schema import BUILT, FITTED, Choice, Config
 from trainer.config.tasks import CLASSIFICATION, IMPLS_OF, TASKS_OF, tasks_of
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.text import number_of
@@ -46,6 +46,8 @@ def check_fit(config: Config) -> None:
         raise ConfigError(f"model.bias_std={model['bias_std']:g} is for the initial biases, but {reason}. Allowed: 0.")
     if config.data.name == "folder" and not config.data["root"] and config.input is None:  # else it is not read
         raise ConfigError("data=folder needs data.root=<a folder with a folder of images for each class>.")
+    if config.data.name == "shards" and not config.data["root"] and config.input is None:
+        raise ConfigError("data=shards needs data.root=<a folder of tar files, or train-{000..127}.tar>.")
     if config.data.name == "table" and None in (config.data["path"], config.data["target"]) and config.input is None:
         raise ConfigError("data=table needs data.path=<a CSV, TSV or Parquet file> and data.target=<a column>.")
     if config.reference.metric is not None and config.reference.value is None:
@@ -57,7 +59,7 @@ def check_fit(config: Config) -> None:
         raise ConfigError(
             f"data.val_fraction={val_fraction} is not allowed. Allowed: [0, 1), or a whole number from 1 on."
         )
-    no_val = val_fraction == 0 and config.data.name != "folder"  # a folder of images may have a val/ of its own
+    no_val = val_fraction == 0 and config.data.name not in FITTED  # they may have a val part of their own
     if no_val and needs_validation(config):
         instead = f", or monitor=auto instead of {config.monitor}" if config.monitor != "auto" else ""
         raise ConfigError(f"{NEEDS_VALIDATION} need validation data: data.val_fraction above 0{instead}.")

@@ -22,7 +22,7 @@ python main.py predict RUN|PATH [FILE|FOLDER ...]                label images or
                        (or by name: eval checkpoint=RUN, predict checkpoint=RUN input=FILE)
 python main.py check-resume [group=choice ...] [key=value ...]   does a run like this resume bit for bit?
 python main.py compare-impl [group=choice ...] [key=value ...]   one run in each library: curves, times, differences
-python main.py data show|where|verify|fetch NAME [...]          its images and class counts; where it is; is it whole
+python main.py data show|where|verify|fetch|pack NAME [...]     its images and classes; is it whole; pack: as tar files
 python main.py summary [group=choice ...] [key=value ...]        layers, shapes, parameters, multiplications, memory
 python main.py doctor  [group=choice ...] [key=value ...]        machine, speed, can it learn, which learning rate
 python main.py compare RUN RUN [RUN ...]                         is the first better than the others, or is it chance?
@@ -80,7 +80,8 @@ Trains a short run of these settings, the same killed and resumed again and agai
     "data": """\
 show: sizes, classes, mean and std, and images as they are and as the model sees them in training. where: its files.
 verify: all of it can be read, and published files are what was published. fetch: the same, and what is missing
-is downloaded. data show folder data.root=photos data.augment=[flip,color] looks at your own.""",
+is downloaded. data show folder data.root=photos data.augment=[flip,color] looks at your own.
+pack: copies the images of a folder into tar files, which data=shards reads: data pack folder data.root=photos.""",
     "summary": "Builds the network and reads the data set; nothing is written.",
     "doctor": """\
 Measures for a minute at most, on the settings of a training: first loss, one batch learnt by heart, units without

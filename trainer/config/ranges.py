@@ -228,7 +228,7 @@ RANGES: dict[str, Rule] = {
         key: FilePath()
         for key in ("resume", "checkpoint", "ensemble", "output", "init_from", "data.root", "model.weights")
     },
-    **{key: FilePath() for key in ("data.path", "data.test_path")},
+    **{key: FilePath() for key in ("data.path", "data.test_path", "data.test_root")},
     "input": FilePaths(),
     **{f"paths.{folder}": FilePath() for folder in ("data", "outputs", "checkpoints", "cache", "weights")},
     "seed": SEED,

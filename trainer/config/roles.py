@@ -124,7 +124,8 @@ def _names(*roles: Role) -> tuple[str, ...]:
 OF_THE_COMMAND = _names(Role.COMMAND)
 # What a file that somebody sent does not choose either: a device, a folder, processes. This machine's defaults, its own
 # record of the run and the command line do.
-OF_THIS_MACHINE = (*_names(Role.MACHINE), "device.compile", "logger", "data.root", "data.path", "data.test_path")
+PLACES_OF_DATA = ("data.root", "data.test_root", "data.path", "data.test_path")
+OF_THIS_MACHINE = (*_names(Role.MACHINE), "device.compile", "logger", *PLACES_OF_DATA)
 # With other values of these the run is still the same run, apart from how far it gets.
 FREE_ON_RESUME = _names(*(set(Role) - {Role.NUMBERS, Role.ROUNDING}))
 HOW_FAR = _names(Role.FAR)

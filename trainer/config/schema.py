@@ -7,6 +7,7 @@ from typing import Any
 GROUPS = ("data", "model", "loss", "optimizer", "schedule", "device")
 BUILT = ("model", "loss", "optimizer")  # impl= chooses the library that they come from
 DEPTHS = (8, 10, 12, 14, 16)  # bits of the values in 16-bit grey files, as cameras have them
+FITTED = ("folder", "shards")  # data sets of image files of any size, which are fitted to data.size
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ TASK_OF_DATA = {
     "fashion_mnist": CLASSIFICATION,
     "cifar10": CLASSIFICATION,
     "folder": CLASSIFICATION,
+    "shards": CLASSIFICATION,
     "table": "auto",  # its target decides
 }
 TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the tasks of each model and loss

@@ -7,7 +7,7 @@ from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed
 from trainer.utils.program import main_py
 
 FOLDERS = ("paths.outputs", "paths.checkpoints")  # where the runs are: for each of these commands
-ELSEWHERE = ("plugins", "paths.data", "data.root", "data.path")  # where the data of a run may be now
+ELSEWHERE = ("plugins", "paths.data", "data.root", "data.test_root", "data.path")  # where the data of a run may be now
 EXPORT_TO = ("onnx", "safetensors", "torch_export")
 ENOUGH = 10**9
 
@@ -73,7 +73,7 @@ VERBS = (
     "completion",
     *OF_RUNS,
 )
-WITH_DATA = ("show", "where", "verify", "fetch")  # what the data command does with a set
+WITH_DATA = ("show", "where", "verify", "fetch", "pack")  # what the data command does with a set
 
 
 def check_words_of_runs(verb: str, names: Sequence[str], settings: Sequence[str], flags: Sequence[str]) -> None:

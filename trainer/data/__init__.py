@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from trainer.config.schema import Choice, Paths
+from trainer.config.schema import FITTED, Choice, Paths
 from trainer.data.adapt import measured, normalized, scaled, seen_smaller
 from trainer.data.augment import stored_size
 from trainer.data.folder import class_folders
+from trainer.data.shards import shards
 from trainer.data.splits import Source, Splits, cut
 from trainer.data.synthetic import random, synthetic
 from trainer.data.table import table_rows
@@ -22,6 +23,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
     "folder": class_folders,
+    "shards": shards,
     "table": table_rows,
 }
 # options that splits.cut handles, for every set alike
@@ -52,6 +54,7 @@ def load(
     own = {key: value for key, value in choice.options.items() if key not in (*CUT, *ADAPTED, *BATCHES)}
     if choice.name == "folder":  # class_folders() decides whether its images stay on disk
         own["resident"] = choice["resident"]
+    if choice.name in FITTED:
         own["size"] = stored_size(choice["size"], choice["augment"])
     size = own.pop("size", None) if choice.name in SCALED else None
     if choice.name == "cifar10":  # where it lies as image files, they are decoded to the size
@@ -75,7 +78,7 @@ def load(
     splits = cut(sources[key], **cuts, spares=like is None or "spares" in like["data"])
     splits = normalized(splits, choice.options.get("normalize", "own"))
     splits = measured(splits, choice.options.get("eval_limit"))
-    return seen_smaller(splits, choice["size"]) if choice.name == "folder" else scaled(splits, size)
+    return seen_smaller(splits, choice["size"]) if choice.name in FITTED else scaled(splits, size)
 
 
 def check_options(choice: Choice, in_shape: tuple[int, ...]) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from trainer.data.augment import UNCHANGED, Augment, Augmentation
 from trainer.data.splits import Split, Splits
-from trainer.data.stratify import balanced
+from trainer.data.stratify import balanced, shuffled
 from trainer.data.workers import shutting_down, start_worker
 
 MAX_EVAL_BATCH, MAX_EVAL_NUMBERS = 1000, 4_000_000  # examples, and input numbers in total, of an evaluation batch
@@ -79,7 +79,7 @@ class Batches:
 
     def hold(self, split: Split) -> None:
         """Take the examples of a split, on the device where they fit there."""
-        self.x, device = split.x, self.placement.device
+        self.x, self.group, device = split.x, split.group, self.placement.device
         if isinstance(split.x, Tensor) and (fits(split.x, device) if self.resident == "auto" else self.resident):
             self.x = split.x.to(device)
         self.y = split.y.to(device)  # always: labels are small
@@ -115,7 +115,7 @@ class Batches:
             self.hold(self.of_epoch(epoch, n))
         order = torch.arange(n)
         if self.seed is not None:
-            order = torch.randperm(n, generator=generator(self.seed, epoch, "order"))
+            order = shuffled(n, self.group, generator(self.seed, epoch, "order"))
             if self.balance:
                 order = balanced(self.y.cpu(), order)
         used = order[start : start + sum(self.sizes(start))]

@@ -3,6 +3,7 @@
 Only decoding lives here: which files are images is in listing.py, and augmentation works on batches.
 """
 
+import io
 import os
 import stat
 import sys
@@ -27,7 +28,7 @@ MEGAPIXELS = 52.0  # a 50-megapixel camera; decoding stays below 1 GB, and a PNG
 LARGE_PIXELS = 4_000_000  # from here on an image is shrunk before anything else; below, the copies do not matter
 WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # convert() clips these to 255 instead of scaling them
 
-Picture = Path | str | Image.Image  # a file, or an image in memory
+Picture = Path | str | io.BytesIO | Image.Image  # a file, its content, or an image in memory
 
 
 LOST = {  # what of a file is not used
@@ -141,7 +142,7 @@ def decode(source: Picture, frame: Frame) -> tuple[Tensor, Values]:
 
     Of an image that Pillow has read already a copy is taken.
     """
-    if not isinstance(source, Image.Image):
+    if isinstance(source, (Path, str)):
         check_regular(source)
     channels, height, width = frame.shape
     try:
@@ -198,8 +199,10 @@ def _opened(source: Picture) -> Iterator[Image.Image]:
     if isinstance(source, Image.Image):
         yield source.copy()  # what follows changes it
         return
-    with Image.open(source, formats=FORMATS) as image, _named_lines(source, is_tiff=image.format == "TIFF"):
-        yield image
+    with Image.open(source, formats=FORMATS) as image:
+        name = source if isinstance(source, (Path, str)) else "a member of a tar file"
+        with _named_lines(name, is_tiff=image.format == "TIFF"):
+            yield image
 
 
 @contextmanager

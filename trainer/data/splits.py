@@ -25,11 +25,14 @@ class Split:
             Dataset whose item i is one (C, H, W) uint8 image, decoded when asked for.
         y: (N,) int64 class numbers, or (N, 1) float32 targets of a regression.
         names: of the files below the set's folder, N of them, where each example is a file.
+        group: (N,) int64, ascending: the file that each example lies in, where files hold many. Those of a few files
+            are shuffled together, and then those of the next few.
     """
 
     x: "Tensor | Dataset[Tensor]"
     y: Tensor
     names: Sequence[str] = ()
+    group: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -39,6 +42,8 @@ class Split:
         y, names = self.y[indices], [self.names[i] for i in indices.tolist()] if self.names else ()
         if isinstance(self.x, Tensor):
             return Split(self.x.index_select(0, indices), y, names)
+        if self.group is not None:
+            return Split(self.x.take(indices), y, names, self.group[indices])  # type: ignore[attr-defined]
         return Split(Subset(self.x, indices.tolist()), y, names)  # a Subset keeps numbers, not images
 
 

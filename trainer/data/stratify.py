@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+TOGETHER = 8  # files with many examples each that are read at a time
+
 
 def stratified(
     labels: Tensor | None, n: int, size: int, seed: int, *, each: bool = False, spare: bool = False
@@ -98,3 +100,18 @@ def balanced(labels: Tensor, order: Tensor) -> Tensor:
         places = (turns == k).nonzero()[:, 0]
         found[places] = indices[torch.arange(len(places)).remainder(len(indices))]
     return found[order]  # as random as the order is
+
+
+def shuffled(n: int, group: Tensor | None, draws: torch.Generator) -> Tensor:
+    """Return an order (n,) of n examples: any, or one in which the examples of TOGETHER files come mixed, then others.
+
+    Args:
+        n: number of examples.
+        group: (n,) int64, the file of each one; None: each is read by itself.
+        draws: decides the order of the files and of the examples.
+    """
+    if group is None:
+        return torch.randperm(n, generator=draws)
+    files, own = group.unique(return_inverse=True)
+    turn = torch.randperm(len(files), generator=draws) // TOGETHER
+    return torch.argsort(turn[own] + torch.rand(n, generator=draws, dtype=torch.float64), stable=True)

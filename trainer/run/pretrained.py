@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import torch
 
 from trainer.config.fit import shape_of
-from trainer.config.schema import Choice, Config, Finetune
+from trainer.config.schema import FITTED, Choice, Config, Finetune
 from trainer.data import files
 from trainer.models import timm, torchvision
 from trainer.models.torchvision import Published
@@ -42,7 +42,7 @@ def for_fine_tuning(config: Config, screen: Screen) -> Config:
     """
     config = with_their_images(config, screen)
     typed = "recipe" in config.typed or any(key.startswith("finetune.") for key in config.typed)
-    if config.data.name != "folder" or config.model.options.get("weights", "none") == "none" or typed:
+    if config.data.name not in FITTED or config.model.options.get("weights", "none") == "none" or typed:
         return config
     first = config.epochs // 3 + 1
     care = Finetune("backbone", first, 0.1) if first > 1 else Finetune("none", None, 0.1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import build
-from trainer.config.schema import Choice
+from trainer.config.schema import FITTED, Choice
 from trainer.data.augment import stored_size
 from trainer.data.columns import Encoding
 
@@ -85,7 +85,7 @@ def described(
         about["input"] = "uint8 images (N, C, H, W), 0 is black, 255 is white, colours as RGB; normalised inside"
         about |= {"mean": preprocess["mean"], "std": preprocess["std"]}
         about |= {key: options[key] for key in ("fit", "interpolation") if key in options}
-        augment = options.get("augment", "none") if saved.get("choices", {}).get("data") == "folder" else "none"
+        augment = options.get("augment", "none") if saved.get("choices", {}).get("data") in FITTED else "none"
         about["fitted_to"] = [stored_size(side, augment) for side in arch["in_shape"][1:]]  # then the middle is taken
     else:
         about["input"] = "float32 rows (N, D)"

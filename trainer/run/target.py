@@ -11,7 +11,7 @@ from typing import Any
 from trainer.config.freeze import from_dict
 from trainer.config.options import flatten
 from trainer.config.plugins import changes_since, check_plugged
-from trainer.config.roles import OF_THE_COMMAND, OF_THIS_MACHINE, decisive
+from trainer.config.roles import OF_THE_COMMAND, OF_THIS_MACHINE, PLACES_OF_DATA, decisive
 from trainer.run import directory, records
 from trainer.run.directory import Run
 from trainer.utils.errors import ConfigError, DamagedError, MissingPluginError, close_to, did_you_mean
@@ -123,7 +123,7 @@ def settings_of_file(saved: Mapping[str, Any], record: Mapping[str, Any]) -> dic
     if isinstance(kept.get("choices"), dict):
         kept["choices"]["device"] = "auto"
     of_file, of_run = flatten(saved), flatten(record)
-    if any(of_file.get(key) != of_run.get(key) for key in ("choices.data", "data.root", "data.path", "data.test_path")):
+    if any(of_file.get(key) != of_run.get(key) for key in ("choices.data", *PLACES_OF_DATA)):
         return kept
     for node, values in record.items():
         if isinstance(values, Mapping):

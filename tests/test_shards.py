@@ -1,0 +1,234 @@
+"""data=shards: tar files of images are read where the images lie, in an order that is fixed, each once an epoch."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Cli, assert_refused, striped_pictures, write_class_folders
+from PIL import Image
+
+from trainer.data import tars
+from trainer.data.batches import Batches, Placement
+from trainer.data.images import Frame, read_image
+from trainer.data.listing import scan
+from trainer.data.pack import pack_images
+from trainer.data.shards import shards
+from trainer.data.splits import Source, cut
+from trainer.data.stratify import TOGETHER, shuffled
+from trainer.utils.errors import ConfigError
+
+SMALL = ("data=shards", "data.root=photos-shards", "model=softmax", "data.size=8", "plots=false", "report=false")
+
+
+def png(label: int) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(striped_pictures(label + 1, 10, 16, label)[0][label]).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def of_labels(labels: list[str], suffix: str = "cls") -> list[tuple[str, bytes]]:
+    """PNG images, each with a class in front of it or behind it."""
+    found = []
+    for i, label in enumerate(labels):
+        content = label if suffix == "cls" else json.dumps({"label": label, "caption": "x"})
+        pair = [(f"a/{i:04d}.png", png(i % 10)), (f"a/{i:04d}.{suffix}", content.encode())]
+        found += pair if i % 2 else pair[::-1]
+    return found
+
+
+def load(root: Path | str, cache: Path, **options: Any) -> Source:
+    return shards(Path(), cache, root=str(root), size=8, **options)
+
+
+def test_packed_images_are_those_of_the_folder(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "photos", {"train": 30, "test": 9, "val": 6})
+    names = pack_images(tmp_path / "photos", tmp_path / "packed", shard_bytes=3000)
+    assert len(names) > 4
+    found = load(tmp_path / "packed", tmp_path)
+    assert found.val is not None
+    assert (len(found.train), len(found.test), len(found.val)) == (30, 9, 6)
+    assert found.classes == ("class0", "class1", "class2")
+    listing, frame = scan(tmp_path / "photos"), Frame((3, 8, 8))
+    for part, split in (("train", found.train), ("test", found.test), ("val", found.val)):
+        rows = listing.rows(part).tolist()
+        own = {read_image(listing.root / listing.names[i], frame).numpy().tobytes() for i in rows}
+        assert {split.x[i].numpy().tobytes() for i in range(len(split))} == own
+        assert split.y.bincount().tolist() == listing.labels[rows].bincount().tolist()
+
+
+def test_packing_twice_gives_the_same_bytes_and_never_overwrites(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "photos", {"": 12})
+    for name in ("a", "b"):
+        pack_images(tmp_path / "photos", tmp_path / name)
+    a, b = ((tmp_path / name / "train-000000.tar").read_bytes() for name in "ab")
+    assert a == b
+    with pytest.raises(ConfigError, match="is there already"):
+        pack_images(tmp_path / "photos", tmp_path / "a")
+
+
+@pytest.mark.parametrize("suffix", ["cls", "json"])
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [(["0", "2", "1"] * 4, ("0", "1", "2")), (["owl", "bee", "\u732b"] * 4, ("bee", "owl", "\u732b"))],
+)
+def test_classes_are_numbers_or_words(tmp_path: Path, suffix: str, labels: list[str], classes: tuple[str, ...]) -> None:
+    path = write_tar(tmp_path / "s" / "x.tar", of_labels(labels, suffix))
+    found = load(path, tmp_path)
+    assert found.classes == classes
+    images, labels_seen = [], torch.cat([found.train.y, found.test.y]).tolist()
+    for split in (found.train, found.test):
+        images += [split.x[i] for i in range(len(split))]
+    frame = Frame((3, 8, 8))
+    for i, label in enumerate(labels):  # each image kept its class
+        (tmp_path / "one.png").write_bytes(png(i % 10))
+        wanted = read_image(tmp_path / "one.png", frame)
+        assert (classes.index(label)) in [y for x, y in zip(images, labels_seen, strict=True) if x.equal(wanted)]
+
+
+def test_classes_txt_names_the_numbers(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s" / "x.tar", of_labels(["1", "0"] * 5))
+    (tmp_path / "s" / "classes.txt").write_text("owl\nbee\n", encoding="utf-8")
+    assert load(tmp_path / "s", tmp_path).classes == ("owl", "bee")
+    (tmp_path / "s" / "classes.txt").write_text("owl\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"has 1 lines, and there is a class 1"):
+        load(tmp_path / "s", tmp_path)
+
+
+def test_a_pattern_counts(tmp_path: Path) -> None:
+    for i in range(8, 12):
+        write_tar(tmp_path / f"p-{i:03d}.tar", of_labels(["0", "1"] * 3))
+    found = load(f"{tmp_path}/p-{{008..011}}.tar", tmp_path, test_root=f"{tmp_path}/p-008.tar")
+    assert (len(found.train), len(found.test)) == (24, 6)
+    with pytest.raises(ConfigError, match=r"p-012\.tar: there is no such file \(2 of 3 files are missing\)"):
+        load(f"{tmp_path}/p-{{011..013}}.tar", tmp_path)
+
+
+def test_the_order_is_fixed_and_every_example_comes_once_on_all_ranks(tmp_path: Path) -> None:
+    for i in range(TOGETHER + 3):
+        write_tar(tmp_path / "s" / f"{i:02d}.tar", of_labels(["0", "1"] * 4))
+    splits = cut(load(tmp_path / "s", tmp_path), val_fraction=0.1, split_seed=0)
+    splits.train.y[:] = torch.arange(len(splits.train))  # tells which one it is
+    place = Placement(torch.device("cpu"))
+
+    def seen(epoch: int, start: int = 0, rank: int = 0, world: int = 1, workers: int = 0) -> list[int]:
+        options = {"batch_size": 8, "seed": 3, "rank": rank, "world": world, "workers": workers}
+        batches = Batches(splits, splits.train, place, **options)
+        return [int(y) for _, ys in batches.epoch(epoch, start) for y in ys]
+
+    whole = seen(1)
+    assert sorted(whole) == list(range(len(splits.train)))
+    assert seen(1) == seen(1, workers=2) == whole != seen(2)
+    assert seen(1, start=16) == whole[16:]
+    assert sorted(seen(1, rank=0, world=2) + seen(1, rank=1, world=2)) == sorted(whole)
+
+
+def test_the_examples_of_a_few_files_are_shuffled_together() -> None:
+    group = torch.arange(20).repeat_interleave(50)
+    order = shuffled(1000, group, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(1000))
+    first = group[order[: 50 * TOGETHER]]
+    assert len(first.unique()) == TOGETHER
+    assert len(group[order[:50]].unique()) > TOGETHER // 2
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:700])
+
+
+@pytest.mark.parametrize(
+    ("members", "mode", "change", "message"),
+    [
+        (of_labels(["0", "1"]), "w:gz", None, "Compressed ones are not read"),
+        (of_labels(["0", "1"]), "w", lambda path: path.write_bytes(b"no tar at all" * 99), "not a plain tar file"),
+        (of_labels(["0", "1"]), "w", lambda path: path.write_bytes(b""), "not a plain tar file"),
+        (of_labels(["0", "1"]), "w", truncated, "not a plain tar file, or a damaged one|lacks an image"),
+        ([("a.png", png(0))], "w", None, r"a lacks KEY\.cls or KEY\.json"),
+        ([("a.cls", b"0"), ("b.cls", b"1")], "w", None, "lacks an image"),
+        ([("readme", b"x")], "w", None, "it holds no images with a class"),
+        ([("a.png", png(0)), ("a.cls", b" ")], "w", None, "says no class"),
+        ([("a.png", png(0)), ("a.cls", b"\xff\xfe")], "w", None, "is no text"),
+        ([("a.png", png(0)), ("a.json", b"[" * 99999)], "w", None, "is no JSON object"),
+        ([("a.png", png(0)), ("a.json", b"3")], "w", None, "is no JSON object"),
+        ([("a.png", png(0)), ("a.json", b'{"label": [1]}')], "w", None, "says no class"),
+        (of_labels(["0", "0"]), "w", None, "there is only the class"),
+        (of_labels(["0", "2"] * 4), "w", None, "no training image of 1"),
+    ],
+)
+def test_what_is_no_shard_is_refused(
+    tmp_path: Path, members: list[tuple[str, bytes]], mode: str, change: Callable[[Path], object] | None, message: str
+) -> None:
+    path = write_tar(tmp_path / "s" / "x.tar", members, mode)
+    if change is not None:
+        change(path)
+    with pytest.raises(ConfigError, match=message):
+        load(path, tmp_path)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    members = [("a/0.png", b"no image"), ("a/0.cls", b"0"), *of_labels(["1", "0"] * 3)]
+    path = write_tar(tmp_path / "s" / "x.tar", members)
+    with pytest.raises(ConfigError, match=r"x\.tar: a/0\.png: not an image in a known format"):
+        load(path, tmp_path)  # mean and std need all of so few
+
+
+def test_a_file_that_is_changed_during_training_is_named(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s" / "x.tar", of_labels(["1", "0"] * 3))
+    found = load(path, tmp_path)
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(ConfigError, match=r"x\.tar was changed while it was in use"):
+        found.test.x[0]
+
+
+def test_a_file_is_read_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "s" / "x.tar", of_labels(["1", "0"] * 3))
+    first = load(path, tmp_path)
+    monkeypatch.setattr(tars, "indexed", lambda path: pytest.fail("it is indexed again"))
+    monkeypatch.setitem(shards.__globals__, "pixel_sums", lambda x: pytest.fail("it is measured again"))
+    again = load(path, tmp_path)
+    assert (again.sha256, again.mean, again.std) == (first.sha256, first.mean, first.std)
+    for kept in (tmp_path / "shards").iterdir():
+        kept.write_bytes(b"damaged")
+    monkeypatch.undo()
+    assert load(path, tmp_path).sha256 == first.sha256
+
+
+def test_files_sorted_by_class_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(2 * TOGETHER):
+        write_tar(tmp_path / "s" / f"{i:02d}.tar", of_labels([str(i // 4)] * 3))
+    load(tmp_path / "s", tmp_path)
+    assert "lie sorted by class: 8 of them, which are shuffled together, have 2 of 4 classes" in capsys.readouterr().out
+
+
+def test_a_run_on_shards_resumes_to_the_same_bits_and_is_measured(cli: Cli, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "photos", {"": 60})
+    assert cli("data", "pack", "folder", "data.root=photos", as_typed=True).code == 0
+    assert_refused(cli("data", "pack", "folder", "data.root=photos", as_typed=True), "is there already")
+    assert cli(*SMALL, "name=a", "epochs=3").code == 0
+    assert cli(*SMALL, "name=b", "epochs=1").code == 0
+    assert cli("resume=b", "epochs=3", "plots=false").code == 0
+    a, b = (torch.load(f"checkpoints/{name}/best.pt", weights_only=True)["model"] for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert "accuracy" in cli("eval", "a", "plots=false").out
+    assert cli("predict", "a", "photos", "plots=false").code == 0
+
+
+def test_no_root_and_no_tar_files_are_refused(cli: Cli, tmp_path: Path) -> None:
+    assert_refused(cli("data=shards"), "data=shards needs data.root=")
+    (tmp_path / "empty").mkdir()
+    assert_refused(cli("data=shards", "data.root=empty"), "there are no tar files in it", "data pack folder")
+    assert_refused(cli("data", "pack", "mnist", as_typed=True), "only data=folder has images to pack")

@@ -1,0 +1,263 @@
+"""data=shards: images in tar files, read where they lie in the files; tars.py knows where that is.
+
+In memory an example takes 40 bytes, however large its image is.
+"""
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainer.data.decoded import mean_std, pixel_sums
+from trainer.data.folder import SAMPLE, SAMPLE_SEED, TEST_SEED
+from trainer.data.images import MEGAPIXELS, Frame, ImageError, decode, quiet_pillow
+from trainer.data.listing import PARTS
+from trainer.data.splits import Source, Split
+from trainer.data.stratify import TOGETHER, stratified
+from trainer.data.tars import INDEX_FORMAT, UNREADABLE, Index, index_of, keep, name_at
+from trainer.utils.bar import Bar
+from trainer.utils.errors import ConfigError, listed
+from trainer.utils.program import main_py
+from trainer.utils.text import emit, number_of, short_repr
+
+CLASS_NAMES = "classes.txt"  # beside the shards: a class on each line, in the order of their numbers
+COUNTING = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_SHARDS = 100_000
+
+
+class ShardImages(Dataset[Tensor]):
+    """Images in tar files: item i is (C, H, W) uint8, read and decoded when asked for.
+
+    Args:
+        files: the tar files.
+        where: (N, 3) int64: file, offset, length.
+        frame: what an image is decoded to.
+    """
+
+    def __init__(self, files: Sequence[Path], where: Tensor, frame: Frame) -> None:
+        self.files, self.where, self.frame = files, where, frame
+        self.sizes = [path.stat().st_size for path in files]
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, index: int) -> Tensor:
+        number, offset, length = self.where[index].tolist()
+        path = self.files[number]
+        try:
+            with open(path, "rb") as file:  # opening takes a hundredth of the time of decoding
+                if os.fstat(file.fileno()).st_size != self.sizes[number]:
+                    raise ConfigError(f"{path} was changed while it was in use.")
+                file.seek(offset)
+                content = file.read(length)
+            with quiet_pillow():
+                return decode(io.BytesIO(content), self.frame)[0]
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+        except ImageError as error:
+            raise ConfigError(f"{path}: {name_at(path, offset)}: {error}.") from error
+
+    def take(self, indices: Tensor) -> "ShardImages":
+        """The same of some images (M,)."""
+        return ShardImages(self.files, self.where[indices], self.frame)
+
+
+def shards(
+    _data_root: Path,
+    cache: Path,
+    *,
+    root: str | None = None,
+    test_root: str | None = None,
+    size: int = 32,
+    channels: int = 3,
+    depth: int = 16,
+    fit: str = "crop",
+    max_megapixels: float = MEGAPIXELS,
+    interpolation: str = "bilinear",
+    test_fraction: float = 0.1,
+) -> Source:
+    """Images in tar files, which stay there.
+
+    Args:
+        cache: folder for the indices.
+        root: a folder of *.tar, one file, or a pattern such as photos/train-{000..127}.tar. In a folder with files
+            named train-*.tar, those named test-*.tar and val-*.tar are the other parts.
+        test_root: the same of the test part; None: `test_fraction` of the examples are cut off for it.
+        size: height and width in pixels.
+        channels: as in images.Frame, like depth, fit, max_megapixels and interpolation.
+        test_fraction: share of the examples that becomes the test part.
+    Returns:
+        A Source whose splits have the shard of each example in `group`; mean and std come from 2,000 training images.
+    Raises:
+        ConfigError: a file is missing, damaged, compressed or no tar file, or an example has no class.
+    """
+    if root is None:
+        raise ConfigError(
+            "data.root is missing. Name your tar files: data.root=FOLDER or data.root=train-{000..127}.tar"
+        )
+    parts = parts_in(root)
+    if test_root is not None:
+        parts["test"] = expanded_names(test_root)
+    files = [path for part in parts.values() for path in part]
+    indices = [index_of(path, cache) for path in files]
+    classes, labels = class_numbers(files, indices)
+    numbers = [torch.full((len(index.codes), 1), i) for i, index in enumerate(indices)]
+    where = torch.cat([torch.cat([i, index.places], 1) for i, index in zip(numbers, indices, strict=True)])
+    frame = Frame((channels, size, size), depth, fit, max_megapixels, interpolation)
+    images = ShardImages(files, where, frame)
+    emit(
+        f"{number_of(len(where), 'image')} in {number_of(len(files), 'tar file')}, read from there, to {size} x {size}"
+    )
+    if others := sum(index.num_others for index in indices):
+        emit(f"warning: {number_of(others, 'member')} of the tar files belong to no image: they are not used")
+    group = where[:, 0]
+    rows = split_rows(parts, group, labels, test_fraction)
+    check_rows(root, rows, labels, classes)
+    warn_of_order(labels[rows["train"]], group[rows["train"]])
+    split = {name: Split(images.take(part), labels[part], group=group[part]) for name, part in rows.items()}
+    digest = hashlib.sha256(repr([index.sha256 for index in indices] + list(classes)).encode()).hexdigest()
+    moments = sampled_moments(images.take(rows["train"]), cache, digest)
+    own = (split.get("val"), ("test_fraction",) if "test" in parts else ())
+    return Source(split["train"], split["test"], frame.shape, digest, classes, *moments, *own, depth=depth)
+
+
+def split_rows(
+    parts: Mapping[str, Sequence[Path]], group: Tensor, labels: Tensor, test_fraction: float
+) -> dict[str, Tensor]:
+    """The numbers (M,) of the examples of each part; without files for the test, it is cut from the training part."""
+    bounds = torch.tensor([len(part) for part in parts.values()]).cumsum(0).tolist()
+    starts = dict(zip(parts, [0, *bounds], strict=False))
+    rows = {
+        name: ((group >= starts[name]) & (group < starts[name] + len(parts[name]))).nonzero()[:, 0] for name in parts
+    }
+    if "test" not in rows:
+        train = rows["train"]
+        num_test = round(len(train) * test_fraction)
+        chosen, rest = stratified(labels[train], len(train), num_test, TEST_SEED, spare=True)
+        rows |= {"train": train[rest], "test": train[chosen]}
+    return rows
+
+
+def parts_in(root: str) -> dict[str, list[Path]]:
+    """The tar files of each part, in the order of their names; one part, train, where the names do not say otherwise.
+
+    Raises:
+        ConfigError: there are none, or none to train on.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        return {"train": expanded_names(root)}
+    files = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and not path.name.startswith("."))
+    if not files:
+        raise ConfigError(
+            f"{folder}: there are no tar files in it. {main_py()} data pack folder data.root=PHOTOS makes some."
+        )
+    named = {part: [path for path in files if path.name.lower().startswith(f"{part}-")] for part in PARTS}
+    if not named["train"]:
+        return {"train": files}
+    if odd := [path.name for path in files if not any(path in part for part in named.values())]:
+        raise ConfigError(f"{folder}: there are train-*.tar, and {odd[0]} belongs to no part. Rename or move it.")
+    return {part: files for part, files in named.items() if files}
+
+
+def expanded_names(pattern: str) -> list[Path]:
+    """The files of a pattern: `a-{00..12}.tar` are thirteen; without braces it is one file.
+
+    Raises:
+        ConfigError: one of them is missing.
+    """
+    match = COUNTING.search(pattern)
+    names = [pattern]
+    if match is not None:
+        first, last = int(match[1]), int(match[2])
+        if not 0 <= last - first < MOST_SHARDS:
+            raise ConfigError(f"data.root={pattern}: {match[0]} counts up, at most to {MOST_SHARDS:,} files.")
+        width = len(match[1])
+        names = [f"{pattern[: match.start()]}{n:0{width}}{pattern[match.end() :]}" for n in range(first, last + 1)]
+    paths = [Path(name).expanduser() for name in names]
+    if missing := [path for path in paths if not path.is_file()]:
+        many = f" ({len(missing):,} of {len(paths):,} files are missing)" if len(paths) > 1 else ""
+        raise ConfigError(
+            f"{missing[0]}: there is no such file{many}. Allowed: a tar file, train-{{000..127}}.tar, a folder."
+        )
+    return paths
+
+
+def class_numbers(files: Sequence[Path], indices: Sequence[Index]) -> tuple[tuple[str, ...], Tensor]:
+    """The names of all classes, and the class number of each example.
+
+    Where all classes are numbers, these are the class numbers, and classes.txt beside the shards has their names.
+
+    Raises:
+        ConfigError: a class is in the shards and not in classes.txt, or there is but one.
+    """
+    words = sorted({word for index in indices for word in index.words})
+    listing = files[0].parent / CLASS_NAMES
+    numbers = [int(word) for word in words if re.fullmatch(r"\d{1,7}", word)]
+    names = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+    if len(numbers) == len(words):
+        names = names or [str(number) for number in range(max(numbers) + 1)]
+        if max(numbers) >= len(names):
+            raise ConfigError(f"{listing} has {len(names)} lines, and there is a class {max(numbers)}, counted from 0.")
+        number_of_word = {word: int(word) for word in words}
+    else:
+        names = names or words
+        if unknown := [word for word in words if word not in names]:
+            raise ConfigError(f"{listing} has no line {short_repr(unknown[0])}, which is a class in the shards.")
+        number_of_word = {word: names.index(word) for word in words}
+    if len(names) < 2:
+        raise ConfigError(f"{files[0].parent}: there is only the class {names[0]!r}. At least two are needed.")
+    tables = [torch.tensor([number_of_word[word] for word in index.words]) for index in indices]
+    return tuple(names), torch.cat([table[index.codes] for table, index in zip(tables, indices, strict=True)])
+
+
+def check_rows(root: str, rows: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str]) -> None:
+    """Refuse parts without examples, and a class that is not in the training part.
+
+    Raises:
+        ConfigError: names the part or the classes.
+    """
+    if not len(rows["test"]):
+        raise ConfigError(f"{root}: the test part is empty. Raise data.test_fraction, or name data.test_root.")
+    counts = torch.bincount(labels[rows["train"]], minlength=len(classes))
+    if empty := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
+        raise ConfigError(f"{root}: no training image of {listed(empty)}.")
+
+
+def warn_of_order(labels: Tensor, group: Tensor) -> None:
+    """Say where the examples lie sorted by class: those of TOGETHER files are then of a few classes only."""
+    num_classes, files = len(labels.unique()), group.unique()
+    if len(files) <= TOGETHER:  # all are shuffled together
+        return
+    seen = [len(labels[torch.isin(group, some)].unique()) for some in files.split(TOGETHER)]
+    if min(seen) <= num_classes // 2:
+        emit(
+            f"warning: the tar files lie sorted by class: {TOGETHER} of them, which are shuffled together, have "
+            f"{min(seen)} of {num_classes} classes. Pack the images in a random order."
+        )
+
+
+def sampled_moments(train: ShardImages, cache: Path, digest: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of a seeded sample of the training images, from the cache or computed now."""
+    what = repr((INDEX_FORMAT, digest, train.frame, len(train), int(train.where.sum())))
+    kept = cache / "shards" / f"moments-{hashlib.sha256(what.encode()).hexdigest()[:16]}.pt"
+    chosen, _ = stratified(None, len(train), min(SAMPLE, len(train)), SAMPLE_SEED)
+    sums = None
+    with suppress(*UNREADABLE):
+        sums = torch.load(kept, weights_only=True)["sums"]
+    if sums is None or sums.shape != (len(chosen), 2, train.frame.shape[0]):
+        sums = []
+        with Bar("measuring", len(chosen), "images") as bar:
+            for i in chosen.tolist():
+                sums.append(pixel_sums(train[i].unsqueeze(0)))
+                bar.add(1)
+        sums = torch.cat(sums)
+        keep(kept, {"sums": sums})
+    return mean_std(sums, train.frame.shape[1] * train.frame.shape[2])

@@ -1,0 +1,168 @@
+"""A tar file of images with their classes: where each one lies in it.
+
+An example is some neighbouring members of one key: `KEY.jpg` (or another image) and `KEY.cls` with its class, or
+`KEY.json` with a field `label`, `cls` or `class`. This is WebDataset's convention.
+"""
+
+import hashlib
+import json
+import pickle
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.data.decoded import name_in_cache
+from trainer.data.listing import IMAGE_SUFFIXES
+from trainer.utils.bar import Bar
+from trainer.utils.errors import ConfigError
+from trainer.utils.files import replacing
+from trainer.utils.text import emit, one_line, short_repr
+
+INDEX_FORMAT = 1  # of the cached indices
+LABEL_FIELDS = ("label", "cls", "class")  # of KEY.json
+LABEL_BYTES = 2**20  # a file with a class is no larger
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, pickle.UnpicklingError)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What one tar file holds.
+
+    Attributes:
+        places: (n, 2) int64: offset and length in bytes of each image.
+        codes: (n,) int64, of each example the number of its class in `words`.
+        words: classes as they stand in the file.
+        num_others: members that belong to no image.
+        sha256: of the file.
+    """
+
+    places: Tensor
+    codes: Tensor
+    words: tuple[str, ...]
+    num_others: int
+    sha256: str
+
+
+def index_of(path: Path, cache: Path) -> Index:
+    """The index of a tar file, from the cache or made now, for which all of the file is read."""
+    info = path.stat()
+    what = repr((INDEX_FORMAT, str(path.resolve()), info.st_size, info.st_mtime_ns, info.st_ctime_ns))
+    kept = cache / "shards" / f"{name_in_cache(path)}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.pt"
+    with suppress(*UNREADABLE):
+        index = Index(**torch.load(kept, weights_only=True))
+        if index.places.shape == (len(index.codes), 2) and index.sha256:
+            return index
+    index = indexed(path)
+    keep(kept, vars(index))
+    return index
+
+
+def indexed(path: Path) -> Index:
+    """Read a tar file through.
+
+    Raises:
+        ConfigError: it is no tar file that can be read where it lies, or an example lacks its image or its class.
+    """
+    places, codes, others = [], [], 0
+    words: dict[str, int] = {}
+    try:
+        with open(path, "rb") as file, Bar(f"indexing {path.name}", path.stat().st_size, "bytes") as bar:
+            sha256 = hashlib.sha256()
+            while block := file.read(2**20):
+                sha256.update(block)
+                bar.add(len(block))
+        with tarfile.open(path, "r:") as tar:  # not compressed: else nothing could be read from its middle
+            for key, members in examples(tar):
+                images = [member for member in members if suffix_of(member.name) in IMAGE_SUFFIXES]
+                label = next((m for m in members if suffix_of(m.name) in (".cls", ".json")), None)
+                if not images or label is None:
+                    if images or label is not None:
+                        lacks = "KEY.cls or KEY.json with its class" if images else "an image"
+                        raise ConfigError(f"{path}: {one_line(key, 80)} lacks {lacks}.")
+                    others += len(members)
+                    continue
+                others += len(members) - 2
+                word = word_of(tar, label, path)
+                places.append((images[0].offset_data, images[0].size))
+                codes.append(words.setdefault(word, len(words)))
+    except tarfile.TarError as error:
+        raise ConfigError(
+            f"{path}: not a plain tar file, or a damaged one: {error}. Compressed ones are not read."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    if not places:
+        raise ConfigError(f"{path}: it holds no images with a class (KEY.jpg and KEY.cls).")
+    return Index(torch.tensor(places), torch.tensor(codes), tuple(words), others, sha256.hexdigest())
+
+
+def examples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
+    """Yield the neighbouring files of one key; the key is the path up to the first dot of the file's name."""
+    key = ""
+    members: list[tarfile.TarInfo] = []
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+        if not member.isreg() or member.sparse is not None:
+            continue
+        folder, slash, name = member.name.rpartition("/")
+        own = f"{folder}{slash}{name.partition('.')[0]}"
+        if own != key and members:
+            yield key, members
+            members = []
+        key = own
+        members.append(member)
+    if members:
+        yield key, members
+
+
+def suffix_of(name: str) -> str:
+    """The last suffix of a member's name, in small letters."""
+    return name[name.rfind(".") :].lower() if "." in name.rpartition("/")[2] else ""
+
+
+def word_of(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> str:
+    """The class that a member says, as text.
+
+    Raises:
+        ConfigError: it says none.
+    """
+    where = f"{path}: {one_line(member.name, 80)}"
+    file = tar.extractfile(member)
+    assert file is not None
+    try:
+        text = file.read(LABEL_BYTES).decode()
+        if suffix_of(member.name) == ".cls":
+            word: Any = text.strip()
+        else:
+            content = json.loads(text)
+            word = next((content[field] for field in LABEL_FIELDS if field in content), None)
+    except (ValueError, TypeError, RecursionError):
+        raise ConfigError(f"{where} is no {'text' if member.name.endswith('.cls') else 'JSON object'}.") from None
+    if type(word) not in (str, int) or word == "":
+        raise ConfigError(f"{where} says no class: {short_repr(word)}. Allowed: a number from 0 or a word.")
+    return str(word)
+
+
+def keep(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what is found again by itself; a folder that cannot be written is a warning."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        emit(f"warning: {path} cannot be written ({error}); the next start does the work again")
+
+
+def name_at(path: Path, offset: int) -> str:
+    """The name of the member whose content begins there: it is looked for when it has to be said."""
+    with suppress(OSError, tarfile.TarError), tarfile.open(path, "r:") as tar:
+        for member in tar:
+            if member.offset_data == offset:
+                return one_line(member.name, 80)
+    return f"the image at byte {offset:,}"
