@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from trainer.run.watch import to_go
 from trainer.utils import bar
 from trainer.utils.screen import Screen, shown, table
 
@@ -209,3 +210,11 @@ def test_work_beside_the_epochs_has_a_bar_from_a_second_on_where_there_is_a_term
         out = capsys.readouterr().out
         assert ("measuring" in out) is drawn
         assert ("5/5 examples" in CONTROL.sub("", out)) is drawn
+
+
+@pytest.mark.parametrize(
+    ("epoch", "done", "said"),
+    [(1, 0, "  to go: run 16 min, epoch"), (9, 50, "  to go: run 2 min, epoch"), (10, 0, "")],
+)
+def test_the_bar_says_how_long_the_run_will_take(epoch: int, done: int, said: str) -> None:
+    assert to_go(epoch, 10, done, 100, rate=1.0) == said

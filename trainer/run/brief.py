@@ -232,6 +232,6 @@ def sort_runs(runs: Sequence[Brief], column: str) -> list[Brief]:
 
 
 def ago(seconds: float) -> str:
-    """How long ago something was: 12 s, 5 min, 3 h, 2 d."""
+    """How long ago something was, or will take: 12 s, 5 min, 3 h, 2 d."""
     unit, size = next(((unit, size) for unit, size in UNITS if seconds >= size), ("s", 1.0))
     return f"{max(0, int(seconds / size))} {unit}"

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+from trainer.run.brief import ago
 from trainer.run.distributed import STEPS_BETWEEN_TALKS
 from trainer.run.result import note_gradients
 from trainer.run.session import Session, check_finite
@@ -90,5 +91,21 @@ def check_readings(s: Session, readings: list[Reading], checked: int, *, wait: b
 def draw_bar(s: Session, reading: Reading) -> None:
     """Draw the bar of the running epoch, where there is one."""
     if s.parts.ranks.is_first:
-        text = f"loss {reading.loss:.4f}  {reading.num_examples / reading.seconds:,.0f} examples/s"
-        s.screen.progress(s.progress.epoch, s.config.epochs, reading.num_examples, len(s.parts.splits.train), text)
+        done, of_epoch, rate = reading.num_examples, len(s.parts.splits.train), reading.num_examples / reading.seconds
+        text = f"loss {reading.loss:.4f}  {rate:,.0f} examples/s"
+        text += to_go(s.progress.epoch, s.config.epochs, done, of_epoch, rate)
+        s.screen.progress(s.progress.epoch, s.config.epochs, done, of_epoch, text)
+
+
+def to_go(epoch: int, epochs: int, done: int, of_epoch: int, rate: float) -> str:
+    """How long the run will take from here, without validation; "" in its last epoch, whose own time stands beside it.
+
+    Args:
+        epoch: the running one, from 1 on.
+        epochs: that will be trained, unless training stops earlier.
+        done: examples of this epoch.
+        of_epoch: examples of each.
+        rate: examples per second.
+    """
+    left = (epochs - epoch + 1) * of_epoch - done
+    return f"  to go: run {ago(left / rate)}, epoch" if epoch < epochs and rate > 0 else ""
