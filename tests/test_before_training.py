@@ -1,15 +1,18 @@
 """The commands before a training: data, summary and doctor."""
 
+import contextlib
 import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from conftest import Cli, assert_refused, write_class_folders
 
-from trainer.commands import doctor
+from trainer.commands import doctor, summary
 from trainer.run import diagnosis
 
 FEW = ("data.num_examples=60",)
@@ -62,10 +65,43 @@ def test_summary_of_memory(cli: Cli, tiny_mnist: Path) -> None:
 def test_summary_and_doctor_of_every_library(cli: Cli, impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "NUM_RATES", 12)
     out = cli("summary", f"impl={impl}", *FEW).out
-    assert "parameters       3\n" in out
+    assert "parameters       3\nmultiplications  2 an example" in out
     outcome = cli("doctor", f"impl={impl}", *FEW, "plots=false")
     assert outcome.code == 0, outcome.err
     assert re.search(r"by heart +10 examples: .*: well", outcome.out)
+
+
+def test_summary_counts_attention_and_parameters_beside_the_layers() -> None:
+    model = torch.nn.Sequential(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.nn.Linear(8, 1))
+    parts: Any = SimpleNamespace(model=model, machine=SimpleNamespace(autocast=contextlib.nullcontext))
+    layers = {layer.name: layer for layer in summary.layers_of(parts, (torch.zeros(3, 5, 8), torch.zeros(3)))}
+    assert layers["0.self_attn"].multiplications == 5 * 8 * 8 * 4 + 2 * 5 * 5 * 8
+    assert layers["0.self_attn"].parameters == 4 * 8 * 8 + 4 * 8
+    assert layers["0.linear1"].multiplications == 5 * 8 * 16
+    assert sum(layer.parameters for layer in layers.values()) == sum(p.numel() for p in model.parameters())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_steps_in_parts_and_clipped_ones_are_measured(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "NUM_RATES", 12)
+    monkeypatch.setattr(diagnosis, "MOST_STEPS", 4)
+    assert "with batch_size=10" in cli("summary", "accumulate_steps=3", *FEW).out
+    found = []
+    for words in ((), ("accumulate_steps=3", "clip_norm=0.001")):
+        outcome = cli("doctor", *words, "plots=false", *FEW)
+        assert outcome.code == 0, outcome.err
+        found.append(next(line for line in outcome.out.splitlines() if line.startswith("gradients")))
+    assert found[0] == found[1]
+
+
+def test_a_slow_backbone_stays_slow_in_each_measurement(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(doctor, "of_rates", lambda patient, _: seen.append(patient.fresh(lambda _: 0.1)) or [])
+    monkeypatch.setattr(diagnosis, "MOST_STEPS", 2)
+    outcome = cli("doctor", "model=mlp", "finetune.backbone_lr=0.1", "optimizer=adam", "plots=false", *FEW)
+    assert outcome.code == 0, outcome.err
+    assert [group.get("lr_factor", 1) for group in seen[0].optimizer.param_groups] == [1, 0.1]
+    assert not seen[0].optimizer.state
 
 
 def test_summary_says_what_has_no_effect_and_refuses_what_makes_a_run(cli: Cli) -> None:
@@ -88,7 +124,7 @@ def test_doctor_finds_nothing_wrong_and_changes_nothing(cli: Cli, tiny_mnist: Pa
     assert "100% right" in found["by heart"]
     assert "0 of 32 units" in found["units"]
     assert re.search(r"[\d,]+ examples/s: [\d.,]+ s an epoch of 540, .* for epochs=\d+", found["speed"])
-    assert "a batch of 512 fits" in found["memory"]  # the largest power of two in 540 examples
+    assert "a batch of all 540 fits" in found["memory"]
     rate = float(re.match(r"optimizer.lr=([\d.e-]+) to begin with", found["rate"])[1])  # type: ignore[index]
     assert 0.005 <= rate <= 1
     after = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
@@ -179,6 +215,8 @@ def test_data_where_verify_and_fetch(cli: Cli, tiny_mnist: Path) -> None:
     file = tiny_mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert_refused(cli("data", "verify", "mnist", where), "t10k-images-idx3-ubyte")
+    (tiny_mnist / "cifar10").mkdir()  # nothing is in it: it would be downloaded
+    assert_refused(cli("data", "verify", "cifar10", where), "is missing.", "data fetch cifar10 downloads it")
     assert "made by the program" in cli("data", "where", "synthetic").out
     assert not Path("outputs").exists()
 

@@ -1,5 +1,6 @@
 """The loop: the only place that orders forward, backward and step. It knows nothing of config, files or screens."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ def whole(batches: Iterable[Batch]) -> Iterator[list[Part]]:
 
 def in_parts(
     batches: Iterable[Batch],
-    sizes: Iterable[int],
+    sizes: Iterable[int] | None,
     num_parts: int,
     totals: Totals,
     *,
@@ -101,7 +102,7 @@ def in_parts(
 
     Args:
         batches: what this process has of each batch, which may be no example at all.
-        sizes: examples in each whole batch.
+        sizes: examples in each whole batch; None: this process has all of each.
         num_parts: parts, one after the other; a short batch has fewer.
         totals: count the examples of the other processes too.
         world: processes that train together.
@@ -119,7 +120,8 @@ def in_parts(
             share = world if totals.is_sum else len(y_part) * world / size
             yield x_part, y_part, torch.tensor(share, dtype=totals.loss_sum.dtype, device=x.device)
 
-    for (x, y), size in zip(batches, sizes, strict=True):
+    for (x, y), n in zip(batches, sizes or itertools.repeat(0), strict=sizes is not None):
+        size = n or len(y)
         totals.num_examples += size - len(y)
         yield weighted(x, y, size)
 

@@ -151,10 +151,19 @@ def homes_of(config: Config) -> list[Path]:
         return [gz if gz.is_file() and not file.is_file() else file for gz, file in zip(packed, plain, strict=True)]
     if config.data.name == "cifar10":
         batches = [inside(root, "cifar-10-batches-py") / name for name in CIFAR10_MD5]
-        others = [[inside(root, "cifar10")], [root / "cifar-10-python.tar.gz"]]
-        return next((ways for ways in (batches, *others) if all(path.exists() for path in ways)), batches)
+        tree, archive = inside(root, "cifar10"), root / "cifar-10-python.tar.gz"
+        if all(path.is_file() for path in batches):
+            return batches
+        if (tree / "train").is_dir():
+            return [tree]
+        return [archive] if archive.is_file() else batches
     keys = [key for key in ("root", "path", "test_path") if options.get(key) is not None]
     return [Path(options[key]).expanduser() for key in keys]
+
+
+def is_missing(config: Config) -> bool:
+    """Whether to read a published set would download some of it."""
+    return is_published(config) and any(size_of_place(path) is None for path in homes_of(config))
 
 
 def size_of_place(path: Path) -> int | None:

@@ -137,6 +137,8 @@ def of_memory(parts: Parts, memory: Memory, count: int) -> list[str]:
     fixed = memory.total - memory.kept - memory.batch
     most = min(len(parts.train.y), int(0.8 * max(0, free - fixed) / max(1.0, of_an_example)))
     largest = f"a batch of {2 ** int(math.log2(most)):,} fits (estimated)" if most else "not even one example fits"
+    if most == len(parts.train.y):
+        largest = f"a batch of all {most:,} fits (estimated)"
     return [finding("memory", f"{megabytes(memory.total)} for a step with batch_size={count}; {largest}")]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer import build, data, engine
+from trainer.commands.data_set import is_missing
 from trainer.commands.evaluate import Trained, load_trained, prepared_as_trained
 from trainer.commands.outputs import check_output
 from trainer.config.schema import Choice, Config
@@ -33,8 +34,6 @@ COMPARED = 100  # examples
 BATCHES_TRIED = (1, 7, COMPARED)
 MOST_APART = 1e-4  # of probabilities; of numbers above 1 this share of the largest
 SCRIPT = "use.py"
-# where the published sets lie: a comparison does not download one
-PLACES = {"mnist": "MNIST/raw/*", "fashion_mnist": "FashionMNIST/raw/*", "cifar10": "cifar*10*"}
 
 
 def export(config: Config, target: Target, kind: str, output: str | None, screen: Screen) -> None:
@@ -131,7 +130,7 @@ def examples_of(config: Config, trained: Trained) -> tuple[Tensor, str]:
 
     No label is looked at: the test split stays unmeasured.
     """
-    if (place := PLACES.get(config.data.name)) and not any(Path(config.paths.data).glob(place)):
+    if is_missing(config):  # a comparison downloads nothing
         return random_examples(trained), f"random inputs: {config.data.name} is not in {config.paths.data}"
     if None in (config.data.options.get("root", ""), config.data.options.get("path", "")):
         return random_examples(trained), "random inputs: the file does not say where its data is"

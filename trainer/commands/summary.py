@@ -1,16 +1,17 @@
 """The summary command: the layers of a network, what they cost, and the memory that a training step takes."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer import data
-from trainer.config.schema import Config
+from trainer.config.schema import BUILT, Config
 from trainer.run.checkpoint import load_backbone
 from trainer.run.machine import resolve_auto
 from trainer.run.parts import Parts, assemble
@@ -59,6 +60,10 @@ class Memory:
 def run_summary(config: Config) -> None:
     """Print a line for each layer and the sums; nothing is written."""
     screen = Screen()
+    if "numpy" in config.impls().values():
+        screen.say("impl=numpy: counted with torch's layers, since nothing can look into NumPy's")
+        own = {part: replace(getattr(config, part), impl=None) for part in BUILT}
+        config = replace(config, impl="concise", **own)
     parts = new_parts(config, screen)
     batch = one_batch(parts)
     layers = layers_of(parts, batch)
@@ -110,29 +115,58 @@ def one_batch(parts: Parts) -> Batch:
 
 
 def layers_of(parts: Parts, batch: Batch) -> list[Layer]:
-    """The layers in the order in which they compute, each once."""
-    found: dict[str, Layer] = {}
-    hooks = []
-    for name, module in parts.model.named_modules():
-        if any(True for _ in module.children()):
-            continue
-        own = sum(p.numel() for p in module.parameters(recurse=False))
+    """The layers in the order in which they compute, each once; and modules that compute beside their layers."""
+    modules = {module: name for name, module in parts.model.named_modules()}
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
 
-        def note(module: nn.Module, _: Any, y: Any, name: str = name, own: int = own) -> None:
-            shape = tuple(y.shape[1:]) if isinstance(y, Tensor) else ()
-            found.setdefault(name, Layer(name or "(the network)", type(module).__name__, shape, own))
+    def note(module: nn.Module, _: Any, y: Any) -> None:
+        shapes.setdefault(module, tuple(y.shape[1:]) if isinstance(y, Tensor) else ())
 
-        hooks.append(module.register_forward_hook(note))
+    hooks = [module.register_forward_hook(note) for module in modules]
     parts.model.eval()  # the running statistics of batch normalisation stay as they are
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), parts.machine.autocast():
+    with counting_all() as counter, torch.no_grad(), parts.machine.autocast():
         parts.model(batch[0])
     for hook in hooks:
         hook.remove()
     counts, root = counter.get_flop_counts(), type(parts.model).__name__
-    for name, layer in found.items():
-        flops = sum(counts.get(f"{root}.{name}" if name else root, {}).values())
-        layer.multiplications = flops // 2 // len(batch[1])  # torch counts additions, too
-    return list(found.values())
+    layers = []
+    for module, shape in shapes.items():
+        name = modules[module]
+        own, flops = set(module.parameters()), flops_of(counts, root, name)
+        for child in nearest_called(module, shapes):
+            own -= set(child.parameters())
+            flops -= flops_of(counts, root, modules[child])
+        if own or flops or not any(True for _ in module.children()):
+            multiplications = flops // 2 // len(batch[1])  # torch counts additions, too
+            parameters = sum(p.numel() for p in own)
+            layers.append(Layer(name or "(the network)", type(module).__name__, shape, parameters, multiplications))
+    return layers
+
+
+@contextmanager
+def counting_all() -> Iterator[FlopCounterMode]:
+    """Inside, operations are counted; attention is computed step by step, since its fast forms are not counted."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def flops_of(counts: Mapping[str, Mapping[Any, int]], root: str, name: str) -> int:
+    """What was counted in a module and below it."""
+    return sum(counts.get(f"{root}.{name}" if name else root, {}).values())
+
+
+def nearest_called(module: nn.Module, called: Container[nn.Module]) -> Iterator[nn.Module]:
+    """The nearest modules below one that were called."""
+    for child in module.children():
+        if child in called:
+            yield child
+        else:
+            yield from nearest_called(child, called)
 
 
 @contextmanager
@@ -157,16 +191,17 @@ def counting_kept(skip: set[int]) -> Iterator[list[int]]:
 
 def memory_of_step(parts: Parts, batch: Batch) -> Memory:
     """What one step on a batch needs: it is done, so that the state of the optimizer is there. Changes the weights."""
-    x, y = batch
+    x, y = (tensor.chunk(parts.num_parts)[0] for tensor in batch)  # the parts of a batch come one after the other
     weights = [*parts.model.parameters(), *parts.model.buffers()]
+    parts = replace(parts, num_parts=1)
     with counting_kept({tensor.untyped_storage().data_ptr() for tensor in (x, y, *weights)}) as kept:
-        for _ in parts.steps([batch], 0, parts.totals()):
+        for _ in parts.steps([(x, y)], 0, parts.totals()):
             pass
     states = [value for state in parts.optimizer.state.values() for value in state.values()]
     ema = [] if parts.update.ema is None else [*parts.update.ema.parameters()]
     return Memory(
         weights=bytes_of(*weights, *ema),
-        batch=bytes_of(x, y),
+        batch=bytes_of(*batch),
         kept=kept[0],
         gradients=bytes_of(*(p.grad for p in parts.model.parameters() if p.grad is not None)),
         optimizer=bytes_of(*(value for value in states if isinstance(value, Tensor))),

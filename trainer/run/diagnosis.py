@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import build
 from trainer.config.schema import Config
 from trainer.config.tasks import CLASSIFICATION
 from trainer.run.parts import Parts
@@ -36,13 +35,14 @@ class Patient:
     def __init__(self, config: Config, parts: Parts) -> None:
         self.config, self.parts = config, parts
         self.initial = copy.deepcopy(parts.model.state_dict())
+        self.unused = copy.deepcopy(parts.optimizer.state_dict())  # with a group of its own for a backbone
 
     def fresh(self, lr_at: Callable[[int], float]) -> Parts:
         """The parts with the initial weights, a new optimizer, and this learning rate."""
-        config, parts = self.config, self.parts
+        parts = self.parts
         parts.model.load_state_dict(self.initial)
-        optimizer = build.build_optimizer(config.optimizer, config.impl, parts.model)
-        return replace(parts, optimizer=optimizer, lr_at=lr_at, update=replace(parts.update, ema=None))
+        parts.optimizer.load_state_dict(copy.deepcopy(self.unused))
+        return replace(parts, lr_at=lr_at, update=replace(parts.update, ema=None))
 
     def losses(self, parts: Parts, batches: Iterator[Batch]) -> Iterator[tuple[float, float]]:
         """Train on batches, and yield the mean loss and the share of right ones of each, before its step."""
@@ -119,6 +119,7 @@ def silent_units(patient: Patient, batch: Batch) -> list[tuple[str, int, int]]:
 def gradient_norms(patient: Patient, batch: Batch) -> dict[str, float]:
     """The length of the gradient of each weight that has more than one axis, in the first step."""
     parts = patient.fresh(lambda _: 0.0)
+    parts = replace(parts, update=replace(parts.update, clip_norm=0.0))  # else they would all be clipped
     for _ in parts.steps([batch], 0, parts.totals()):
         pass
     named = parts.model.named_parameters()

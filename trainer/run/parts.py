@@ -67,7 +67,7 @@ class Parts:
         if self.num_parts == 1 and self.ranks.world == 1:
             parts: Iterable[Iterable[engine.Part]] = engine.whole(batches)
         else:
-            sizes = self.train.sizes(totals.num_examples)
+            sizes = self.train.sizes(totals.num_examples) if self.ranks.world > 1 else None
             parts = engine.in_parts(
                 batches, sizes, self.num_parts, totals, world=self.ranks.world, distributed=self.distributed
             )
