@@ -163,6 +163,24 @@ def test_the_script_reads_a_table(cli: Cli, houses: Path, tmp_path: Path) -> Non
             assert EQUAL in out
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_the_script_reads_other_separators_and_names_with_spaces(separator: str, cli: Cli, tmp_path: Path) -> None:
+    rows = [f"{i},{['a', 'b'][i % 2]},{3 * i}" for i in range(60)]
+    text = "\n".join([" area , kind,price", *rows]) + "\n"
+    (tmp_path / "t.csv").write_text("\n" + text.replace(",", separator), encoding="utf-8")
+    assert cli("data=table", "data.path=t.csv", "data.target=price", "model=linreg", *QUICK).code == 0
+    assert cli("predict", "a", "t.csv", "plots=false").code == 0
+    exported(cli)
+    script = Path("outputs/a/export/use.py").resolve()
+    said = [float(row["prediction"]) for row in read_csv(predictions())]
+    np.testing.assert_allclose([float(x) for x in use(script, str(tmp_path / "t.csv"))], said, rtol=1e-5)
+    (tmp_path / "less.csv").write_text("area\n1\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script, "less.csv"], capture_output=True, encoding="utf-8", check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (1, "columns that are not in the file: ['kind']\n")
+
+
 @pytest.fixture
 def houses(tmp_path: Path) -> Path:
     """price = 3 area + 1,000,000 (in Paris); cells are missing in each column."""

@@ -65,7 +65,15 @@ def numbers(row):
             yield float(missing)
 
 
-for row in csv.DictReader(open(sys.argv[1], encoding="utf-8-sig", newline="")):
+lines = open(sys.argv[1], encoding="utf-8-sig", newline="").readlines()
+while not lines[0].strip():
+    del lines[0]
+separator = max(",\t;", key=lambda by: len(next(csv.reader(lines, delimiter=by, skipinitialspace=True))))
+table = csv.DictReader(lines, delimiter=separator, skipinitialspace=True)
+table.fieldnames = [name.strip() for name in table.fieldnames]
+if absent := {{column["name"] for column in about["table"]["columns"]}} - {{*table.fieldnames}}:
+    sys.exit(f"columns that are not in the file: {{sorted(absent)}}")
+for row in table:
     x = np.array([list(numbers(row))], np.float32)  # (N, D)
     {compute}
     print({said})
