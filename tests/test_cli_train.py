@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from conftest import Cli, assert_refused, predictions, striped_pictures, write_c
 from PIL import Image
 
 from trainer.build import LOSSES, OPTIMIZERS
+from trainer.commands.outputs import further_columns
 from trainer.models import MODELS
 from trainer.run import safe_load
 from trainer.schedules import SCHEDULES
@@ -630,6 +632,9 @@ def test_predict_writes_as_many_classes_and_probabilities_as_asked_for(coloured:
     assert "class_3" in rows_of(Path("all.csv"))[0]
     assert "class_4" not in rows_of(Path("all.csv"))[0]
     assert_refused(cli("predict", "a", "top_k=0"), "top_k=0", "1 to 1,000")
+    config: Any = SimpleNamespace(top_k=3, probabilities=False)
+    equal = further_columns(config, [str(k) for k in range(10)], torch.full((1, 10), 0.1))
+    assert [equal["class_2"], equal["class_3"]] == [["1"], ["2"]]  # `class` is 0, the first of equals
     assert_refused(cli("eval", "a", "top_k=2"), "top_k= is not for eval")
     assert_refused(cli("probabilities=true"), "probabilities= is for predict")
 

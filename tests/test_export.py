@@ -331,6 +331,13 @@ def test_what_cannot_be_exported_is_refused(cli: Cli, monkeypatch: pytest.Monkey
     assert "a-last.safetensors" in cli("export", "a:last", "format=safetensors").out
 
 
+def test_weights_that_onnx_has_no_room_for(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli(*QUICK).code == 0
+    monkeypatch.setattr(formats, "MOST_OF_ONNX", 11)
+    assert_refused(cli("export", "a"), "the weights have 0.00 GB", "format=torch_export or format=safetensors")
+    assert not Path("outputs/a/export").exists()
+
+
 def test_a_checkpoint_from_elsewhere(photos: Path, cli: Cli) -> None:
     assert cli(*OF_PHOTOS, "model=softmax").code == 0
     Path("checkpoints/a/best.pt").rename("theirs.pt")

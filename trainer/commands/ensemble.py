@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from trainer import build
 from trainer.config.freeze import from_dict
-from trainer.config.schema import FITTED, Config
-from trainer.data.augment import stored_size
+from trainer.config.schema import Config
 from trainer.run.checkpoint import check_architecture, load_model
 from trainer.run.machine import Machine
 from trainer.run.parts import place
+from trainer.run.ready import option_of, stored_of
 from trainer.run.safe_load import weights_to_use
 from trainer.run.target import find
 from trainer.utils.errors import ConfigError, listed
@@ -116,19 +116,3 @@ def check_together(first: Mapping[str, Any], other: Mapping[str, Any], path: Pat
         raise ConfigError(
             f"{path} and the first model differ in {listed(odd)}: models that are averaged see the same inputs."
         )
-
-
-def option_of(content: Mapping[str, Any], key: str) -> Any:
-    """data.fit, data.interpolation or data.augment of the training: how a file becomes an image.
-
-    Images of a published set were never larger than the model sees them: augment is none for these.
-    """
-    saved = content["config"]
-    default = {"fit": "crop", "interpolation": "bilinear", "augment": "none"}[key]
-    of_folder = saved.get("choices", {}).get("data") in FITTED
-    return saved.get("data", {}).get(key, default) if of_folder or key != "augment" else default
-
-
-def stored_of(content: Mapping[str, Any]) -> int:
-    """Pixels to which a file is decoded before the model sees the middle of it."""
-    return stored_size(content["arch"]["in_shape"][-1], option_of(content, "augment"))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trainer import build, data
-from trainer.commands.ensemble import Ensemble, Mirrored, option_of, others_of
+from trainer.commands.ensemble import Ensemble, Mirrored, others_of
 from trainer.config.fit import shape_of
 from trainer.config.options import origin_of
 from trainer.config.ranges import as_yaml
@@ -22,6 +22,7 @@ from trainer.run.checkpoint import check_architecture, check_fits, check_shape, 
 from trainer.run.looks import looks_of, note_look
 from trainer.run.machine import Machine, resolve_auto
 from trainer.run.parts import eval_batches, evaluate_split, place
+from trainer.run.ready import option_of
 from trainer.run.result import without_none
 from trainer.run.safe_load import weights_to_use
 from trainer.run.shapes import check_outputs, check_targets

@@ -1,5 +1,6 @@
 """The export command: a trained model as a file for other programs, compared with the model that it was made of."""
 
+import contextlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -61,9 +62,16 @@ def export(config: Config, target: Target, kind: str, output: str | None, screen
         trained.content, trained.classes, name=trained.content["config"]["name"], test=(result or {}).get("test")
     )
     x, what = examples_of(config, trained)
+    had_folder = path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        form.write(temporary, ready(config, trained), x[[0, -1]], about)
+    try:
+        with replacing(path) as temporary:
+            form.write(temporary, ready(config, trained), x[[0, -1]], about)
+    except BaseException:
+        if not had_folder:
+            with contextlib.suppress(OSError):  # another process may have written into it
+                path.parent.rmdir()
+        raise
     made = f"{path.stat().st_size / 1000:,.0f} kB"
     screen.say(f"written  {path} ({made}, {said_of_graph(trained) if kind != 'safetensors' else 'the weights'})")
     found = compare(config, trained, form.read(path, lambda: untrained(config, trained)), x)

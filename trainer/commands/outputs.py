@@ -81,8 +81,8 @@ def further_columns(config: Config, classes: Sequence[str], chances: Tensor) -> 
         chances: (N, K) probabilities.
     """
     found: dict[str, list[str]] = {}
-    best = chances.topk(min(config.top_k, len(classes)), dim=1)  # the first column is there anyway
-    for place in range(1, best.indices.shape[1]):
+    best = chances.sort(dim=1, descending=True, stable=True)  # of equals the first class first, as in `class`
+    for place in range(1, min(config.top_k, len(classes))):  # the first column is there anyway
         found[f"class_{place + 1}"] = [classes[k] for k in best.indices[:, place].tolist()]
         found[f"probability_{place + 1}"] = [f"{p:.6f}" for p in best.values[:, place].tolist()]
     if config.probabilities:

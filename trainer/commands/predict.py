@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from trainer import build, engine
-from trainer.commands.ensemble import option_of, stored_of
 from trainer.commands.evaluate import Trained, count_look, evaluate_data, load_trained
 from trainer.commands.outputs import further_columns, inputs_of, place_of, write_beside
 from trainer.commands.predict_table import predict_table
@@ -32,6 +31,7 @@ from trainer.data.listing import IMAGE_SUFFIXES, walk
 from trainer.data.stratify import mixed
 from trainer.run import directory
 from trainer.run.parts import placement
+from trainer.run.ready import option_of, stored_of
 from trainer.run.result import NUM_IMAGES, grid
 from trainer.run.target import Target
 from trainer.utils.bar import Bar

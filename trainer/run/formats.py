@@ -27,6 +27,7 @@ from trainer.utils.text import one_line
 PACKAGES_OF_ONNX = ("onnx", "onnxscript", "onnxruntime")
 ABOUT = "about"  # the key in ONNX and safetensors
 ABOUT_FILE = "about.json"  # its name inside a .pt2 file
+MOST_OF_ONNX = 2**31 - 2**20  # bytes of weights: protobuf takes 2 GiB, and the graph is beside them
 INPUT, OUTPUT = "x", "y"  # of the graph in an ONNX file
 
 
@@ -93,7 +94,15 @@ def first_line(error: BaseException) -> str:
 
 
 def write_onnx(path: Path, model: Ready, example: Tensor, about: Mapping[str, Any]) -> None:
-    """An ONNX file with its weights inside."""
+    """An ONNX file with its weights inside.
+
+    Raises:
+        ConfigError: the weights are too large for one, or ONNX has no form for the model.
+    """
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if size > MOST_OF_ONNX:
+        said = f"the weights have {size / 1e9:.2f} GB, and an ONNX file has room for {MOST_OF_ONNX / 1e9:.2f} GB"
+        raise ConfigError(f"format=onnx: {said}. Type format=torch_export or format=safetensors.")
     program = traced(model, example)
     batch = ({0: "N"},)  # the name of the first axis in the file
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}

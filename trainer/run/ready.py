@@ -85,7 +85,7 @@ def described(
         about["input"] = "uint8 images (N, C, H, W), 0 is black, 255 is white, colours as RGB; normalised inside"
         about |= {"mean": preprocess["mean"], "std": preprocess["std"]}
         about |= {key: options[key] for key in ("fit", "interpolation") if key in options}
-        augment = options.get("augment", "none") if saved.get("choices", {}).get("data") in FITTED else "none"
+        augment = option_of(content, "augment")
         about["fitted_to"] = [stored_size(side, augment) for side in arch["in_shape"][1:]]  # then the middle is taken
     else:
         about["input"] = "float32 rows (N, D)"
@@ -95,3 +95,19 @@ def described(
         about["table"] = content["table"]
         about["output"] += "" if classes else f": {content['table']['target']}, in its own unit"
     return about | ({"test": dict(test)} if test else {})
+
+
+def option_of(content: Mapping[str, Any], key: str) -> Any:
+    """data.fit, data.interpolation or data.augment of the training: how a file becomes an image.
+
+    Images of a published set were never larger than the model sees them: augment is none for these.
+    """
+    saved = content["config"]
+    default = {"fit": "crop", "interpolation": "bilinear", "augment": "none"}[key]
+    of_folder = saved.get("choices", {}).get("data") in FITTED
+    return saved.get("data", {}).get(key, default) if of_folder or key != "augment" else default
+
+
+def stored_of(content: Mapping[str, Any]) -> int:
+    """Pixels to which a file is decoded before the model sees the middle of it."""
+    return stored_size(content["arch"]["in_shape"][-1], option_of(content, "augment"))
