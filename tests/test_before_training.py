@@ -216,7 +216,9 @@ def test_data_where_verify_and_fetch(cli: Cli, tiny_mnist: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert_refused(cli("data", "verify", "mnist", where), "t10k-images-idx3-ubyte")
     (tiny_mnist / "cifar10").mkdir()  # nothing is in it: it would be downloaded
-    assert_refused(cli("data", "verify", "cifar10", where), "is missing.", "data fetch cifar10 downloads it")
+    assert_refused(cli("data", "verify", "cifar10", where), "is missing.", f"data fetch cifar10 {where} downloads it")
+    (tiny_mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
+    assert f"data fetch mnist {where} downloads it" in cli("data", "where", "mnist", where).out  # a part of it
     assert "made by the program" in cli("data", "where", "synthetic").out
     assert not Path("outputs").exists()
 

@@ -105,8 +105,10 @@ def where(config: Config) -> None:
     for path in places:
         there = size_of_place(path)
         emit(f"{path}: {'missing' if there is None else f'{there / 1e6:,.1f} MB'}")
-    if places and all(size_of_place(path) is None for path in places):
-        emit(f"{main_py()} data fetch {config.data.name} downloads it." if is_published(config) else "It is not there.")
+    if is_missing(config):
+        emit(fetch_it(config))
+    elif places and all(size_of_place(path) is None for path in places):
+        emit("It is not there.")
 
 
 def verify(config: Config) -> None:
@@ -118,8 +120,7 @@ def verify(config: Config) -> None:
     places = homes_of(config)
     missing = [path for path in places if size_of_place(path) is None]
     if missing:
-        fetch_it = f" {main_py()} data fetch {config.data.name} downloads it." if is_published(config) else ""
-        raise ConfigError(f"{missing[0]} is missing.{fetch_it}")
+        raise ConfigError(f"{missing[0]} is missing. {fetch_it(config) if is_published(config) else ''}".rstrip())
     fetch_set(config)
 
 
@@ -128,6 +129,12 @@ def fetch_set(config: Config) -> None:
     splits = data.load(config.data, config.paths)
     checked = "; its files are the published ones" if is_published(config) and is_official(config) else ""
     emit(f"{config.data.name}: {sizes_of(splits)}: all of it can be read{checked}")
+
+
+def fetch_it(config: Config) -> str:
+    """What to type for what is missing of a published set, to have it where it was looked for."""
+    place = f" {shlex.quote(f'paths.data={config.paths.data}')}" if "paths.data" in config.typed else ""
+    return f"{main_py()} data fetch {config.data.name}{place} downloads it."
 
 
 def is_published(config: Config) -> bool:
