@@ -201,6 +201,12 @@ def test_data_show_counts_and_draws(cli: Cli, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "some classes are much rarer" in outcome.out
     assert {path.name for path in Path("outputs").iterdir()} == {"data-folder.png", "data-folder-batch.png"}
+    shutil.rmtree("outputs")
+    words = ("data", "show", "folder", f"data.root={root}")
+    outcome = cli(*words, "plots=false")
+    assert not Path("outputs").exists() or not list(Path("outputs").iterdir())
+    assert "warning" not in outcome.out + outcome.err
+    assert "plot         there" in cli(*words, "paths.outputs=there").out.replace("\\", "/")
     out = cli("data", "show", "synthetic").out
     assert re.search(r"train targets +from -?[\d.]+ to [\d.]+", out)
     assert "the examples are rows" in out

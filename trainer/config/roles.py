@@ -204,7 +204,10 @@ def verdict_on(use: str, key: str, typed: Mapping[str, str]) -> tuple[str, str]:
         return found
     row = row_for(key)
     assert row is not None, f"{key} has no line in TABLE"
-    verdict = row.verdicts["summary" if use.startswith("data ") else use]
+    column = "summary" if use.startswith("data ") else use
+    if use == "data show" and key in ("plots", "paths.outputs"):  # it draws, as doctor does
+        column = "doctor"
+    verdict = row.verdicts[column]
     if verdict == REFUSED and key in GROUPS:
         return verdict, f"is not for {use}: the {key} comes from the checkpoint. What may change: data=, device=."
     if verdict == REFUSED:
