@@ -591,3 +591,17 @@ def test_what_shapes_alone_refuse_is_refused_before_an_image_is_decoded(
     outcome = cli(*verb, *words[:2], wrong, "paths.cache=another")
     assert_refused(outcome, "Type data.channels=3 data.size=8" if verb[0] == "eval" else "12x12 or more")
     assert "decoding" not in outcome.out
+
+
+def test_a_set_of_many_chunks_needs_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    monkeypatch.setattr(decoded, "CHUNK_BYTES", 1)  # a message for each image
+    monkeypatch.setattr(decoded, "num_cores", lambda: 2)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 300, before[1]))
+    try:
+        found = decoded.decode_files(tmp_path, ["a.png"] * 1000, Frame((3, 8, 8)), keep=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert found.sums.shape == (1000, 2, 3)

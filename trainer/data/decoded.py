@@ -275,8 +275,8 @@ def decode_files(
             if keep:
                 pixels[end : end + len(chunk.pixels)] = chunk.pixels
                 end += len(chunk.pixels)
-            sums.append(chunk.sums)
-            digests.append(chunk.digests)
+            sums.append(chunk.sums.clone())  # what a worker sends holds a file descriptor for as long as it lives
+            digests.append(chunk.digests.clone())
             reasons.update(chunk.reasons)
             seen.merge(chunk.seen)
     if end < len(pixels):
