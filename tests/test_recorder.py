@@ -201,11 +201,12 @@ def test_histograms_come_at_the_end_and_after_each_quarter(cli: Cli, words: list
     assert len(found.Histograms("weights/linear.weight") if times else found.Tags()["histograms"]) == times
 
 
-def test_weights_without_a_histogram_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 1e30])
+def test_weights_without_a_histogram_are_left_out(tmp_path: Path, value: float) -> None:
     model = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1, bias=False))
     model.register_parameter("none", nn.Parameter(torch.empty(0)))
     with torch.no_grad():
-        model[0].weight[0, 0] = torch.inf
+        model[0].weight[0, 0] = value
     with closing(Recorder(tmp_path)) as recorder:
         recorder.histograms(model, 1)
     assert sorted(events(tmp_path).Tags()["histograms"]) == ["weights/0.bias", "weights/1.weight"]

@@ -33,6 +33,7 @@ TAGS = {
 }
 
 MOST_CURVES = 10  # classes that get one
+LARGEST_BIN = 1e20  # of TensorBoard's histograms
 
 
 class Recorder:
@@ -177,7 +178,7 @@ class Recorder:
     def histograms(self, model: nn.Module, step: int) -> None:
         """Each weight's histogram, and the L2 norm of each gradient as the last step left it."""
         for name, parameter in model.named_parameters():
-            if parameter.numel() and torch.isfinite(parameter).all():  # others have no bins
+            if parameter.numel() and parameter.abs().max() < LARGEST_BIN:
                 self._board("add_histogram", f"weights/{name}", parameter.detach().float().cpu(), step)
             if parameter.grad is not None:
                 self._board("add_scalar", f"norm_of_gradient/{name}", torch.linalg.vector_norm(parameter.grad), step)
