@@ -28,6 +28,8 @@ def pack_images(root: Path, to: Path, shard_bytes: int = SHARD_BYTES) -> list[st
         ConfigError: `to` exists already, or an image cannot be read.
     """
     listing = scan(root)
+    if odd := [name for name in listing.classes if "\n" in name or "\r" in name]:
+        raise ConfigError(f"{root}: the class {odd[0]!r} has a line break in its name. Rename the folder.")
     part = to.with_name(f"{to.name}.part")  # until all is there
     for path in (to, part):
         if path.exists():

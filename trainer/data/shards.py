@@ -193,20 +193,20 @@ def expanded_names(pattern: str) -> list[Path]:
 def class_numbers(files: Sequence[Path], indices: Sequence[Index]) -> tuple[tuple[str, ...], Tensor]:
     """The names of all classes, and the class number of each example.
 
-    Where all classes are numbers, these are the class numbers, and classes.txt beside the shards has their names.
+    Where all classes are numbers and classes.txt lies beside the shards, they count its lines from 0.
 
     Raises:
         ConfigError: a class is in the shards and not in classes.txt, or there is but one.
     """
     words = sorted({word for index in indices for word in index.words})
     listing = files[0].parent / CLASS_NAMES
-    numbers = [int(word) for word in words if re.fullmatch(r"\d{1,7}", word)]
-    names = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
-    if len(numbers) == len(words):
-        names = names or [str(number) for number in range(max(numbers) + 1)]
-        if max(numbers) >= len(names):
-            raise ConfigError(f"{listing} has {len(names)} lines, and there is a class {max(numbers)}, counted from 0.")
-        number_of_word = {word: int(word) for word in words}
+    names = names_in(listing) if listing.is_file() else []
+    if all(re.fullmatch(r"[0-9]{1,9}", word) for word in words):
+        numbers = sorted({int(word) for word in words})
+        if names and numbers[-1] >= len(names):
+            raise ConfigError(f"{listing} has {len(names)} lines, and there is a class {numbers[-1]}, counted from 0.")
+        number_of_word = {word: int(word) if names else numbers.index(int(word)) for word in words}
+        names = names or [str(number) for number in numbers]
     else:
         names = names or words
         if unknown := [word for word in words if word not in names]:
@@ -216,6 +216,12 @@ def class_numbers(files: Sequence[Path], indices: Sequence[Index]) -> tuple[tupl
         raise ConfigError(f"{files[0].parent}: there is only the class {names[0]!r}. At least two are needed.")
     tables = [torch.tensor([number_of_word[word] for word in index.words]) for index in indices]
     return tuple(names), torch.cat([table[index.codes] for table, index in zip(tables, indices, strict=True)])
+
+
+def names_in(path: Path) -> list[str]:
+    """The lines of a file, which may hold names of folders that are no text."""
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    return text.removesuffix("\n").split("\n")  # splitlines() would also split at signs that a name may have
 
 
 def check_rows(root: str, rows: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str]) -> None:
@@ -228,7 +234,8 @@ def check_rows(root: str, rows: Mapping[str, Tensor], labels: Tensor, classes: S
         raise ConfigError(f"{root}: the test part is empty. Raise data.test_fraction, or name data.test_root.")
     counts = torch.bincount(labels[rows["train"]], minlength=len(classes))
     if empty := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
-        raise ConfigError(f"{root}: no training image of {listed(empty)}.")
+        more = f" and {len(empty) - 5:,} classes more" if len(empty) > 5 else ""
+        raise ConfigError(f"{root}: no training image of {listed(empty[:5])}{more}.")
 
 
 def warn_of_order(labels: Tensor, group: Tensor) -> None:

@@ -56,11 +56,23 @@ def index_of(path: Path, cache: Path) -> Index:
     kept = cache / "shards" / f"{name_in_cache(path)}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.pt"
     with suppress(*UNREADABLE):
         index = Index(**torch.load(kept, weights_only=True))
-        if index.places.shape == (len(index.codes), 2) and index.sha256:
+        if is_whole(index, info.st_size):
             return index
     index = indexed(path)
     keep(kept, vars(index))
     return index
+
+
+def is_whole(index: Index, size: int) -> bool:
+    """Whether an index can be one of a file of so many bytes: what was kept may be damaged."""
+    places, codes = index.places, index.codes
+    return (
+        (places.dtype, codes.dtype) == (torch.int64, torch.int64)
+        and places.shape == (len(codes), 2)
+        and len(codes) > 0
+        and bool((places >= 0).all() and (places.sum(1) <= size).all())
+        and bool((codes >= 0).all() and (codes < len(index.words)).all())
+    )
 
 
 def indexed(path: Path) -> Index:
@@ -136,7 +148,7 @@ def word_of(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> str:
     file = tar.extractfile(member)
     assert file is not None
     try:
-        text = file.read(LABEL_BYTES).decode()
+        text = file.read(LABEL_BYTES).decode("utf-8-sig")
         if suffix_of(member.name) == ".cls":
             word: Any = text.strip()
         else:
