@@ -86,7 +86,8 @@ def end_epoch(s: Session, totals: Totals, val: Evaluation | None) -> None:
             if s.parts.ranks.is_first:  # one of them tells the study, and all stop where it says
                 s.progress.stopped = s.report(row["epoch"], row[s.progress.best["metric"]])
         s.progress.stopped = s.parts.ranks.share(s.progress.stopped)
-    record_state(s, val, row["epoch"])
+    with s.parts.ranks.together():  # as the row above: what fails on one rank ends all
+        record_state(s, val, row["epoch"])
     save_or_warn(s)
     s.screen.row(row, s.config.epochs)
 
