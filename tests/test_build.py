@@ -192,7 +192,7 @@ def test_the_optimizer_holds_every_parameter_of_the_model() -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_lr_at_is_the_rate_times_the_schedules_factor(name: str) -> None:
     options = options_of("schedule", name)
-    lr_at = build.build_schedule(Choice(name, options), 0.3, 5, 8)
+    lr_at = build.build_schedule(Choice(name, options), 0.3, 5, 40)
     factor = partial(SCHEDULES[name], steps_per_epoch=5, total_steps=40, **options)
     assert [lr_at(step) for step in range(41)] == [0.3 * factor(step) for step in range(41)]
 

@@ -230,9 +230,9 @@ def test_compare_impl_prints_a_table_and_draws_the_curves(cli: Cli) -> None:
 
 
 def test_compare_impl_trains_what_train_trains(cli: Cli, tiny_mnist: Path) -> None:
-    """Also dropout: each library has the random numbers it would have alone."""
+    """Also dropout: each library has the random numbers it would have alone. The second epoch has 8 steps of 11."""
     words = ["data=mnist", "model=mlp", "model.dropout=0.5", "epochs=2", "batch_size=50", f"paths.data={tiny_mnist}"]
-    words += ["device.precision=fp64", "plots=false"]
+    words += ["device.precision=fp64", "plots=false", "schedule=cosine", "max_steps=19"]
     assert cli("compare-impl", *words).code == 0
     found = json.loads(Path("outputs/compare-impl-mnist-mlp/comparison.json").read_text())
     assert max(row["largest_difference"] for row in found["libraries"]) <= 1e-12

@@ -428,6 +428,7 @@ NEVER_NEGATIVE = {  # comments that say so in words only
     "stop_at.val_accuracy",
 }
 NULL_BY_DEFAULT = {  # what kind of value a null stands for
+    "max_steps": 1,
     "data.limit": 1,
     "data.eval_limit": 1,
     "data.size": 8,

@@ -45,6 +45,7 @@ SHORTER = {
     "data.limit=5000 data.eval_limit=1000": "data.limit=30 data.eval_limit=5",
     "n_trials=40": "n_trials=2",
     "seeds=5": "seeds=2",
+    "budget=1h": "max_steps=2",
 }
 
 

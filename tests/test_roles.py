@@ -95,6 +95,7 @@ FREE_BY_HAND = {
         "report",
         "plugins",
         "epochs",
+        "max_steps",
         "sweep.stack",
     ),
     *("early_stopping.patience", "early_stopping.min_delta", "save.every_steps", "save.every_seconds"),
@@ -155,6 +156,7 @@ def test_a_sweep_and_a_study_are_recognised_by_what_their_results_depend_on() ->
 # against an independent truth: what freeze takes from whom, what check-resume overwrites, what a command reads
 
 CANDIDATES = [
+    "1h",
     8,
     True,
     False,

@@ -213,8 +213,8 @@ def test_work_beside_the_epochs_has_a_bar_from_a_second_on_where_there_is_a_term
 
 
 @pytest.mark.parametrize(
-    ("epoch", "done", "said"),
-    [(1, 0, "  to go: run 16 min, epoch"), (9, 50, "  to go: run 2 min, epoch"), (10, 0, "")],
+    ("after", "left", "said"),
+    [(900, 100, "  to go: run 16 min, epoch"), (100, 50, "  to go: run 2 min, epoch"), (0, 100, "")],
 )
-def test_the_bar_says_how_long_the_run_will_take(epoch: int, done: int, said: str) -> None:
-    assert to_go(epoch, 10, done, 100, rate=1.0) == said
+def test_the_bar_says_how_long_the_run_will_take(after: int, left: int, said: str) -> None:
+    assert to_go(after, left, rate=1.0) == said

@@ -181,10 +181,10 @@ def build_optimizer(
     return optimizer
 
 
-def build_schedule(choice: Choice, lr: float, steps_per_epoch: int, epochs: int) -> Callable[[int], float]:
+def build_schedule(choice: Choice, lr: float, steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
     """lr_at(step) for steps counted from 0 over the whole run."""
     # planned, not done: the curve must not depend on where a run was interrupted
-    total = {"steps_per_epoch": steps_per_epoch, "total_steps": steps_per_epoch * epochs}
+    total = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
     factor: Callable[..., float] = partial(SCHEDULES[choice.name], **total, **choice.options)
     return lambda step: lr * factor(step)
 

@@ -21,7 +21,7 @@ from trainer.data.splits import Splits
 from trainer.run import directory
 from trainer.run.environment import provenance
 from trainer.run.machine import resolve_auto
-from trainer.run.parts import Parts, assemble, eval_batches
+from trainer.run.parts import Parts, assemble, eval_batches, steps_of_run
 from trainer.run.seeds import restore_rng, rng_state
 from trainer.totals import Totals
 from trainer.utils.errors import ConfigError, DivergedError
@@ -50,7 +50,7 @@ class Contender:
     def steps(self) -> Generator[int, None, None]:
         """Train from the first step to the last, and hand control back after each."""
         config, train = self.config, self.parts.train
-        total = len(train) * config.epochs
+        total = steps_of_run(config, train)
         every = max(1, total // POINTS)
         left, left_examples = 0.0, 0  # of the epoch before, after its last point
         for epoch in range(1, config.epochs + 1):
@@ -66,6 +66,8 @@ class Contender:
                         if not math.isfinite(loss):
                             raise DivergedError(f"impl={self.impl}, step {step}: the loss is not finite. {ADVICE}")
                     yield step
+                    if step == total:
+                        return
             left, left_examples = float(self.totals.loss_sum) - loss_sum, self.totals.num_examples - examples
 
 
@@ -135,7 +137,7 @@ def make_contender(impl: str, config: Config, splits: Splits) -> Contender:
 def train_by_turns(contenders: Sequence[Contender], screen: Screen) -> None:
     """Train all of them by turns, to the end."""
     first = contenders[0]
-    total = len(first.parts.train) * first.config.epochs
+    total = steps_of_run(first.config, first.parts.train)
     shown = 0
     with ExitStack() as opened:
         running = [opened.enter_context(closing(c.steps())) for c in contenders]

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from trainer.config.schema import Config
 from trainer.data.splits import Source
 from trainer.run.begin import begin, choose_machine, make_parts, open_session, start_recording
+from trainer.run.budget import lay_out
 from trainer.run.end import finish_run
 from trainer.run.epochs import train_epochs
 from trainer.run.failures import explain, note_failure
@@ -51,6 +52,7 @@ def train(
             config, begun = begin(config, target, ranks, screen, held)
             if begun.finished is not None:
                 return begun.name, begun.finished  # nothing was opened or changed
+            config = lay_out(config, begun, machine, ranks, screen, sources)
             parts, progress = make_parts(config, begun, machine, ranks, screen, batches=batches, sources=sources)
             session = open_session(config, begun, parts, progress, agreed, screen, held, report)
             start_recording(session, begun, held)

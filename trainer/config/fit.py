@@ -63,7 +63,11 @@ def check_fit(config: Config) -> None:
     if no_val and needs_validation(config):
         instead = f", or monitor=auto instead of {config.monitor}" if config.monitor != "auto" else ""
         raise ConfigError(f"{NEEDS_VALIDATION} need validation data: data.val_fraction above 0{instead}.")
-    if not 0 <= config.schedule.options.get("warmup_epochs", 0) < config.epochs:
+    typed = [f"{key}=" for key in ("epochs", "max_steps") if key in config.typed and "budget" in config.typed]
+    if typed and config.budget is not None:
+        raise ConfigError(f"budget={config.budget} chooses epochs and max_steps: leave {' and '.join(typed)} out.")
+    is_open = config.budget is not None and config.max_steps is None  # the epochs are chosen later
+    if not is_open and not 0 <= config.schedule.options.get("warmup_epochs", 0) < config.epochs:
         warmup = f"schedule.warmup_epochs={config.schedule['warmup_epochs']:g}"
         raise ConfigError(f"{warmup} is not allowed: it must be below epochs={config.epochs}.")
     check_labels(config)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.config.duration import Duration
 from trainer.config.loggers import Loggers
 from trainer.config.schema import BUILT, DEPTHS
 from trainer.utils.errors import listed
@@ -224,15 +225,14 @@ OF_NUMBERS = ("test_rmse", "test_mae", "test_r2")  # of a table whose target is 
 REFERENCE_METRICS = ("test_accuracy", "test_loss", "train_loss", "weight_error", "vote_accuracy", *OF_NUMBERS)
 IMPLS = ("concise", "autograd", "scratch", "numpy")
 RANGES: dict[str, Rule] = {
-    **{
-        key: FilePath()
-        for key in ("resume", "checkpoint", "ensemble", "output", "init_from", "data.root", "model.weights")
-    },
-    **{key: FilePath() for key in ("data.path", "data.test_path", "data.test_root")},
+    **{key: FilePath() for key in ("resume", "checkpoint", "ensemble", "output", "init_from", "model.weights")},
+    **{f"data.{key}": FilePath() for key in ("root", "test_root", "path", "test_path")},
     "input": FilePaths(),
     **{f"paths.{folder}": FilePath() for folder in ("data", "outputs", "checkpoints", "cache", "weights")},
     "seed": SEED,
     "epochs": Range(1, 100_000, whole=True),
+    "max_steps": Range(1, 10**12, whole=True),
+    "budget": Duration(),
     "batch_size": Range(1, 1_000_000, whole=True),
     "accumulate_steps": Range(1, 1_000_000, whole=True),
     "clip_norm": Range(0, 1e9),

@@ -65,6 +65,8 @@ NUMBERS   sync_batch_norm                                 +     +      +     -  
 NUMBERS   init_from                                       +     +      +     x     x         +            x          +       +
 NUMBERS   finetune.                                       +     +      +     -     -         +            +          +       +
 FAR       epochs                                          +     +      +     -     -         +            +          -       +
+FAR       max_steps                                       +     +      +     -     -         +            +          -       -
+NUMBERS   budget                                          +     +      +     -     -         -            -          -       -
 FAR       early_stopping. stop_at.                        +     +      +     -     -         +            -          -       -
 RECORDS   save. reference.                                +     +      +     -     -         -            -          -       -
 RECORDS   record.                                         +     +      +     -     -         +            -          -       -
@@ -255,6 +257,8 @@ def without_effect(use: str, config: Config) -> list[str]:
         unmixed = (trains, "batch_size=1 has no other image in the batch")
     void = {
         "epochs": (trains and config.fast_dev_run, "fast_dev_run=true trains one epoch"),
+        "max_steps": (trains and config.fast_dev_run, "fast_dev_run=true trains one step"),
+        "budget": (trains and config.fast_dev_run, "fast_dev_run=true trains one step"),
         "data.augment": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
         **dict.fromkeys(("data.mixup", "data.cutmix"), unmixed),
         "data.fresh": (trains and config.overfit_batches, "overfit_batches trains on the same rows in each epoch"),

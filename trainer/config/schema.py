@@ -112,6 +112,8 @@ class Config:
     name: str | None  # of the run; None: one is made up
     seed: int  # initial weights, dropout, and the order of the examples unless data.order_seed says another
     epochs: int  # passes over the training split, counted from the start of the run, also when it is resumed
+    max_steps: int | None  # steps of the whole run, where they end before the epochs do
+    budget: str | None  # the time that epochs and max_steps are laid out for; None: they are given
     batch_size: int  # examples in a step
     accumulate_steps: int  # parts that a batch is computed in, to save memory; the numbers stay those of the batch
     clip_norm: float  # the longest gradient, as an L2 norm; 0: any

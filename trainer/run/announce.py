@@ -50,6 +50,8 @@ def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Scr
     trained, total = build.parameter_count(parts.model), sum(p.numel() for p in parts.model.parameters())
     parameters = f"{total:,} parameters" if trained == total else f"{trained:,} of {total:,} parameters are trained"
     screen.say(f"{parameters}; examples: {sizes}; train {where}")
+    if config.max_steps is not None and config.max_steps < len(parts.train) * config.epochs:
+        screen.say(f"training ends with step {config.max_steps:,}: {config.max_steps / len(parts.train):.2f} epochs")
     if parts.ranks.world > 1:
         screen.say(f"{parts.ranks.world} processes, each of which takes its part of every batch")
     if path:

@@ -1,6 +1,6 @@
 """The beginning of a run: what it resumes from, its parts, its directory and files."""
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from typing import Any
 from trainer import data
 from trainer.config.roles import HOW_FAR
 from trainer.config.schema import Config
-from trainer.data.splits import Source, Splits
+from trainer.data.splits import Source
 from trainer.run import directory, resume
 from trainer.run.announce import announce, describe_parts
 from trainer.run.checkpoint import check_architecture, check_savable, load_backbone, unpack
@@ -45,6 +45,7 @@ class Begun:
     path: str = ""  # the checkpoint to continue from; "" for none
     content: dict[str, Any] = field(default_factory=dict)  # what is in it
     finished: float | None = None  # the objective, where there is nothing left to do
+    layout: Mapping[str, Any] = field(default_factory=dict)  # settings that its first start chose for its budget
 
     @property
     def start(self) -> Start | None:
@@ -84,7 +85,7 @@ def begin(config: Config, target: Target | None, ranks: Ranks, screen: Screen, h
             config = for_fine_tuning(config, screen)
         begun = open_run(config, target, screen, held) if ranks.is_first else Begun()  # only rank 0 locks and renames
     begun = Begun(**ranks.share(vars(begun)))
-    return replace(config, name=begun.name), begun
+    return replace(config, name=begun.name, **begun.layout), begun
 
 
 def open_run(config: Config, target: Target | None, screen: Screen, held: ExitStack) -> Begun:
@@ -99,19 +100,21 @@ def open_run(config: Config, target: Target | None, screen: Screen, held: ExitSt
     run = target.run
     if "name" in config.typed and config.name != run.name:
         raise ConfigError(f"name={config.name}: a resumed run keeps its own name, which is {run.name}.")
-    changed = resume.check_changes(replace(config, name=run.name), target, screen)
+    layout = resume.layout_of(config, target)
+    config = replace(config, name=run.name, **layout)
+    changed = resume.check_changes(config, target, screen)
     resume.warn_of_divergence(run, changed, screen)
     if (finished := resume.already_done(config, target, changed, screen)) is not None:
-        return Begun(run.name, False, finished=finished)
+        return Begun(run.name, False, finished=finished, layout=layout)
     if run.outputs.is_dir():
         held.enter_context(directory.hold(run.outputs))  # before looking: another process may be saving
         for folder in (run.outputs, run.checkpoints):
             remove_temporary(folder)  # of a killed process, since the lock is ours
     start = resume.find_start(target, screen)
     if start is None:
-        return Begun(run.name, False, changed)
+        return Begun(run.name, False, changed, layout=layout)
     resume.check_owner(run, start, config.resume_allow, screen)
-    return Begun(run.name, False, changed, str(start.path), start.content)
+    return Begun(run.name, False, changed, str(start.path), start.content, layout=layout)
 
 
 def new_run(config: Config) -> str:
@@ -175,7 +178,7 @@ def make_parts(
         if ranks.local != 0:
             pretrained = read_start(config) if start is None else None
             splits = data.load(config.data, config.paths, sources, like=like)
-        parts = assemble(config, with_moments(splits, start), machine, batches=batches, ranks=ranks)
+        parts = assemble(config, resume.with_moments(splits, start), machine, batches=batches, ranks=ranks)
     parts = distribute(config, parts)
     with ranks.together():
         check_smallest_part(config, parts)
@@ -191,14 +194,6 @@ def make_parts(
     if begun.goes_further:
         progress.stopped = ""  # it was stopped by settings that have changed
     return parts, progress
-
-
-def with_moments(splits: Splits, start: Start | None) -> Splits:
-    """The splits with the mean and standard deviation of the checkpoint: a streamed set takes its own from a sample."""
-    if start is None:
-        return splits
-    moments = start.content["preprocess"]
-    return replace(splits, mean=tuple(moments["mean"]), std=tuple(moments["std"]))
 
 
 def put_in(start: Start, config: Config, parts: Parts, screen: Screen) -> Progress:

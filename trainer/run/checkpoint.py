@@ -98,6 +98,8 @@ def unpack(content: dict[str, Any], config: Config, parts: Parts, path: Path) ->
         raise ConfigError(f"{path} does not hold the state of this run: {type(error).__name__} {error}.") from None
     if progress.epoch - 1 > config.epochs:
         raise ConfigError(f"epochs={config.epochs}: {path} has already trained {progress.epoch - 1} epochs.")
+    if config.max_steps is not None and progress.step > config.max_steps:
+        raise ConfigError(f"max_steps={config.max_steps}: {path} has already trained {progress.step:,} steps.")
     return progress
 
 

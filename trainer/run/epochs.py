@@ -1,6 +1,7 @@
 """The epochs of a run: train, validate, record, save, in this order, until the last one or until told to stop."""
 
 import contextlib
+import math
 import time
 from contextlib import closing
 from typing import Any
@@ -59,9 +60,9 @@ def train_one(s: Session) -> Totals:
     progress = s.progress
     hold_backbone(s.config, s.parts.model, s.parts.splits.num_outputs, progress.epoch)
     totals = progress.restore(s.parts.totals(), s.parts.ranks)
-    watch, step = Watch(s, totals), progress.step
+    watch, step, last = Watch(s, totals), progress.step, s.config.max_steps or math.inf
     with closing(s.parts.train.epoch(progress.epoch, start=progress.samples)) as batches:
-        for step in s.parts.steps(batches, progress.step, totals):
+        for step in s.parts.steps(batches, progress.step, totals) if progress.step < last else ():
             signum, saves = watch.look(step)
             if signum or saves:
                 watch.settle(step)
@@ -69,6 +70,8 @@ def train_one(s: Session) -> Totals:
                     raise Interrupted(signum)
                 save_or_warn(s)
                 watch.saved_at, watch.saved_step = time.monotonic(), step
+            if step == last:
+                break
     return watch.settle(step)
 
 

@@ -1,5 +1,6 @@
 """Everything a run computes with, built from its config."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -140,6 +141,11 @@ def training_order(config: Config) -> dict[str, Any]:
     return options | {"batch_size": config.batch_size, "seed": order_seed(config)}
 
 
+def steps_of_run(config: Config, train: Batches) -> int:
+    """The steps of the whole run, not of what is left of it: a resumed run is then on the same curve."""
+    return min(len(train) * config.epochs, config.max_steps or sys.maxsize)
+
+
 def reading(config: Config) -> dict[str, Any]:
     """The data set's options that say where its images are kept and who decodes them."""
     return {key: config.data[key] for key in ("resident", "workers") if key in config.data.options}
@@ -221,8 +227,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
         loss_fn=build.build_loss(config.loss, config.impl),
         train_loss=build.build_loss(config.loss, config.impl, weights_of_classes(config, splits, machine)),
         optimizer=build.build_optimizer(config.optimizer, config.impl, model, slow, config.finetune.backbone_lr),
-        # epochs: the whole run's, not what is left, so that a resumed run is on the same curve
-        lr_at=build.build_schedule(config.schedule, config.optimizer["lr"], len(train), config.epochs),
+        lr_at=build.build_schedule(config.schedule, config.optimizer["lr"], len(train), steps_of_run(config, train)),
         train=train,
         val=eval_batches(config, splits, splits.val, machine, ranks) if len(splits.val) else None,
         is_sum=build.is_sum(config.loss),

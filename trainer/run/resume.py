@@ -1,7 +1,7 @@
 """Resuming a run: which of its files to trust, what may have changed since, and what else has to be put back."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from trainer.config.options import flatten
 from trainer.config.ranges import as_yaml
 from trainer.config.roles import FREE_ON_RESUME, HOW_FAR, OF_THIS_MACHINE
 from trainer.config.schema import Config
+from trainer.data.splits import Splits
 from trainer.run import directory
 from trainer.run.checkpoint_files import give_name, keep_as_best, named_like_steps, path_of_step, step_of, steps_in
 from trainer.run.directory import Run
@@ -23,7 +24,7 @@ from trainer.utils.screen import Screen
 from trainer.utils.text import number_of
 
 # the checkpoint would not fit, or the new weights would not be used
-NEVER_ON_RESUME = ("choices.data", "choices.model", "choices.optimizer", "init_from")
+NEVER_ON_RESUME = ("choices.data", "choices.model", "choices.optimizer", "init_from", "budget")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,14 @@ def find_start(target: Target, screen: Screen) -> Start | None:
         raise ConfigError(f"{run.name} has no checkpoint that can be read; nothing was changed.", *reasons, hint)
     check_never_saved(run)
     return None
+
+
+def with_moments(splits: Splits, start: Start | None) -> Splits:
+    """The splits with the mean and standard deviation of the checkpoint: a streamed set takes its own from a sample."""
+    if start is None:
+        return splits
+    moments = start.content["preprocess"]
+    return replace(splits, mean=tuple(moments["mean"]), std=tuple(moments["std"]))
 
 
 def check_never_saved(run: Run) -> None:
@@ -131,8 +140,8 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
         if name not in names:
             raise ConfigError(f"resume_allow=[{name}]: {name} is not a setting of this run.{nearest(name, names)}")
     changed = [key for key in now if key in before and now[key] != before[key]]
-    if "epochs" in changed and config.schedule.name in ("cosine", "onecycle"):
-        covers = f"schedule={config.schedule.name} now covers {config.epochs} epochs instead of {before['epochs']}"
+    for key in {"epochs", "max_steps"} & set(changed) if config.schedule.name in ("cosine", "onecycle") else ():
+        covers = f"schedule={config.schedule.name} now covers {key}={as_yaml(now[key])} instead of {before[key]}"
         screen.say(f"warning: {covers}: this is not the run it would have been from the start.")
     for key in sorted(changed, key=lambda key: not key.startswith("choices.")):  # a choice before its options
         shown = key.removeprefix("choices.")
@@ -146,6 +155,19 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
             to_do = "Choose another name= for the sweep."
         raise ConfigError(f"{shown}: {was}. That would be another run. {to_do}")
     return changed
+
+
+def layout_of(config: Config, target: Target) -> dict[str, Any]:
+    """The epochs and max_steps that the first start of a run chose for its budget, where no others are typed.
+
+    The job of a sweep that is resumed comes without them: its settings are those that were typed.
+    """
+    try:
+        saved = flatten(target.saved_config)
+    except DamagedError:
+        return {}
+    chosen = {"epochs", "max_steps"} - set(config.typed) if saved.get("budget") and saved.get("max_steps") else set()
+    return {key: saved[key] for key in chosen}
 
 
 def warn_of_divergence(run: Run, changed: Sequence[str], screen: Screen) -> None:
@@ -168,17 +190,17 @@ def already_done(config: Config, target: Target, changed: Sequence[str], screen:
     result = directory.read_result(run.outputs)
     if directory.read_status(run.outputs).get("state") != "done" or result is None:  # a damaged one is made again
         return None
-    if config.epochs > result["epochs"] and any(key.startswith(HOW_FAR) for key in changed):
+    rows, last = directory.read_metrics(run.outputs), config.max_steps
+    has_steps_left = last is None or not rows or rows[-1]["step"] < last
+    if config.epochs > result["epochs"] and has_steps_left and any(key.startswith(HOW_FAR) for key in changed):
         return None
     if config.epochs < result["epochs"] and config.resume != "auto" and "stopped" not in result:
         raise ConfigError(
             f"epochs={config.epochs}: {run.name} has already trained {number_of(result['epochs'], 'epoch')}."
         )
     reason = f" ({result['stopped']})" if "stopped" in result else ""
-    screen.say(
-        f"{run.name} is already complete: {number_of(result['epochs'], 'epoch')}{reason}. "
-        "epochs=N with a larger N continues."
-    )
+    how = "epochs=N with a larger N" + (f", and max_steps=null instead of {last}," if last is not None else "")
+    screen.say(f"{run.name} is already complete: {number_of(result['epochs'], 'epoch')}{reason}. {how} continues.")
     return float(result["objective"]["value"])
 
 

@@ -37,7 +37,9 @@ class Session:
     @property
     def has_epochs_left(self) -> bool:
         """Whether there is something left to train."""
-        return self.progress.epoch <= self.config.epochs and not self.progress.stopped
+        p, last = self.progress, self.config.max_steps
+        # an epoch whose last step was saved is still to be validated
+        return p.epoch <= self.config.epochs and not p.stopped and (last is None or p.step < last or p.samples > 0)
 
 
 def check_finite(s: Session, loss: float, checked: int, step: int) -> float:

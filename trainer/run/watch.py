@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from trainer.run.brief import ago
 from trainer.run.distributed import STEPS_BETWEEN_TALKS
+from trainer.run.parts import steps_of_run
 from trainer.run.result import note_gradients
 from trainer.run.session import Session, check_finite
 from trainer.totals import Reading, Totals
@@ -91,21 +92,20 @@ def check_readings(s: Session, readings: list[Reading], checked: int, *, wait: b
 def draw_bar(s: Session, reading: Reading) -> None:
     """Draw the bar of the running epoch, where there is one."""
     if s.parts.ranks.is_first:
-        done, of_epoch, rate = reading.num_examples, len(s.parts.splits.train), reading.num_examples / reading.seconds
-        text = f"loss {reading.loss:.4f}  {rate:,.0f} examples/s"
-        text += to_go(s.progress.epoch, s.config.epochs, done, of_epoch, rate)
-        s.screen.progress(s.progress.epoch, s.config.epochs, done, of_epoch, text)
+        epoch, n, done = s.progress.epoch, len(s.parts.splits.train), reading.num_examples
+        rate = done / reading.seconds
+        of_run = n * steps_of_run(s.config, s.parts.train) // len(s.parts.train)
+        of_epoch = min(n, of_run - (epoch - 1) * n)  # max_steps may end the last one early
+        text = f"loss {reading.loss:.4f}  {rate:,.0f} examples/s{to_go(of_run - epoch * n, of_epoch - done, rate)}"
+        s.screen.progress(epoch, -(-of_run // n), done, of_epoch, text)
 
 
-def to_go(epoch: int, epochs: int, done: int, of_epoch: int, rate: float) -> str:
+def to_go(after: int, left: int, rate: float) -> str:
     """How long the run will take from here, without validation; "" in its last epoch, whose own time stands beside it.
 
     Args:
-        epoch: the running one, from 1 on.
-        epochs: that will be trained, unless training stops earlier.
-        done: examples of this epoch.
-        of_epoch: examples of each.
+        after: examples of the epochs after the running one.
+        left: examples of the running one.
         rate: examples per second.
     """
-    left = (epochs - epoch + 1) * of_epoch - done
-    return f"  to go: run {ago(left / rate)}, epoch" if epoch < epochs and rate > 0 else ""
+    return f"  to go: run {ago((after + left) / rate)}, epoch" if after > 0 and rate > 0 else ""

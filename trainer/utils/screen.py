@@ -109,6 +109,13 @@ class Screen:
             emit(f"[{self._job}] epoch {row['epoch']}/{epochs}  {said}")
 
 
+class SilentScreen(Screen):
+    """Says nothing: for what is done twice."""
+
+    def say(self, *lines: str) -> None:
+        """Do nothing."""
+
+
 def _started_bar(total: int) -> Any:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -84,6 +84,8 @@ def obstacle(config: Config) -> str:
         "clip_norm: each run has its own norm": bool(config.clip_norm),
         "overfit_batches": bool(config.overfit_batches),
         "fast_dev_run": config.fast_dev_run,
+        "max_steps": config.max_steps is not None,
+        "budget": config.budget is not None,
         "monitor": config.monitor != "auto",
         "data.mixup": config.data.options.get("mixup", 0) > 0,
         "data.cutmix": config.data.options.get("cutmix", 0) > 0,

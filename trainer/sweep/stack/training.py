@@ -193,7 +193,8 @@ class Stack:
         began = time.perf_counter() - progress.seconds * self.num_runs
         saved_at, saved_step, checked, step = time.monotonic(), progress.step, progress.step, progress.step
         every, seconds = config.save.every_steps, config.save.every_seconds
-        factor = build.build_schedule(config.schedule, 1.0, len(self.own.train), config.epochs)
+        per_epoch = len(self.own.train)
+        factor = build.build_schedule(config.schedule, 1.0, per_epoch, per_epoch * config.epochs)
         with closing(self.own.train.epoch(progress.epoch, start=progress.samples)) as batches:
             for step in engine.train_epoch(
                 self.model,

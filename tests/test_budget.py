@@ -1,0 +1,151 @@
+"""max_steps ends training in the middle of an epoch; budget= chooses it from the speed that is measured here."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import Cli, assert_refused
+
+from trainer.config.duration import in_seconds
+from trainer.config.options import check_value
+from trainer.run import budget
+from trainer.utils.errors import ConfigError
+from trainer.utils.ranks import Ranks
+
+RUN = ("data.num_examples=240", "data.val_fraction=40", "batch_size=10", "plots=false", "device.num_threads=1")
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(f"outputs/{name}/metrics.jsonl").read_text().splitlines()]
+
+
+def settings(name: str) -> dict[str, Any]:
+    return json.loads(Path(f"outputs/{name}/config.json").read_text())["config"]
+
+
+def last_weights(name: str) -> torch.Tensor:
+    path = sorted(Path(f"checkpoints/{name}").glob("step_*.pt"))[-1]
+    return torch.load(path, weights_only=True)["model"]["linear.weight"]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that takes a second for a step, and 2 s for 40 examples that are measured."""
+    speeds = itertools.cycle([1.0, 50.0])
+    monkeypatch.setattr(budget, "seconds_of_each", lambda *_, **__: next(speeds))
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(budget, "ENDS", 0.0)
+    monkeypatch.setattr(budget, "SPARE", 0.0)
+
+
+def test_a_duration_is_read_in_days_hours_minutes_and_seconds() -> None:
+    assert [in_seconds(text) for text in ("45s", "20m", "1h30m", "2d")] == [45, 1200, 5400, 172800]
+    for bad in ("", "0s", "1", 60, "h", "1h 30m", "1.5h", "30m1h", "-1h", True, ["1h"]):
+        with pytest.raises(ConfigError, match="Allowed: a time such as 45s"):
+            check_value("budget", bad, None)
+
+
+def test_max_steps_ends_in_the_middle_of_an_epoch_and_the_schedule_ends_there(cli: Cli) -> None:
+    outcome = cli(*RUN, "schedule=cosine", "epochs=9", "max_steps=50", "name=a")
+    assert outcome.code == 0, outcome.err
+    assert "training ends with step 50: 2.50 epochs" in outcome.out
+    found = rows("a")
+    assert [row["step"] for row in found] == [20, 40, 50]
+    assert all("val_loss" in row for row in found)
+    # torch's formula at the last of 50 steps
+    assert found[-1]["lr"] == pytest.approx(0.03 * (1 + math.cos(math.pi * 49 / 50)) / 2)
+    result = json.loads(Path("outputs/a/result.json").read_text())
+    assert (result["status"], result["epochs"]) == ("done", 3)
+
+
+@pytest.mark.parametrize("at", [45, 50])  # in the last epoch, and after its last step, before it is validated
+def test_a_run_that_is_interrupted_before_max_steps_ends_as_if_it_had_not_been(
+    cli: Cli, at: int, signal_at: Any
+) -> None:
+    run = (*RUN, "schedule=cosine", "epochs=9", "max_steps=50", "record.every_steps=5")
+    assert cli(*run, "name=straight").code == 0
+    signal_at(at)
+    assert cli(*run, "name=a").code == 143
+    assert len(rows("a")) == 2
+    outcome = cli("resume=a")
+    assert outcome.code == 0, outcome.err
+    assert [row["step"] for row in rows("a")] == [20, 40, 50]
+    assert torch.equal(last_weights("a"), last_weights("straight"))
+    drop = ("seconds", "samples_per_second")
+    assert [{k: v for k, v in row.items() if k not in drop} for row in rows("a")] == [
+        {k: v for k, v in row.items() if k not in drop} for row in rows("straight")
+    ]
+
+
+def test_a_finished_run_says_what_continues_it_and_then_does(cli: Cli) -> None:
+    assert cli(*RUN, "epochs=9", "max_steps=30", "name=a").code == 0
+    outcome = cli("resume=a", "epochs=12")
+    assert "already complete: 2 epochs. epochs=N with a larger N, and max_steps=null instead of 30, continues" in (
+        outcome.out
+    )
+    assert cli("resume=a", "max_steps=70").code == 0
+    assert [row["step"] for row in rows("a")] == [20, 30, 50, 70]
+    file = next(Path("checkpoints/a").glob("step_*70.pt"))
+    assert_refused(cli(f"resume={file}", "max_steps=60"), f"max_steps=60: {file} has already trained 70 steps")
+
+
+def test_a_budget_becomes_steps_that_the_run_keeps(cli: Cli, slow: None, signal_at: Any) -> None:
+    signal_at(65)
+    # 12 s for the test; 3 epochs of 22 s, then 9 s, of which validation takes 2
+    outcome = cli(*RUN, "budget=1m27s", "schedule=cosine", "name=a", "record.every_steps=5")
+    assert outcome.code == 143
+    assert "budget=1m27s: 67 steps, which are 3.35 epochs of 22.0 s; done at about" in outcome.out
+    assert (settings("a")["epochs"], settings("a")["max_steps"]) == (4, 67)
+    assert cli("resume=a").code == 0
+    assert rows("a")[-1]["step"] == 67
+    assert cli(*RUN, "max_steps=67", "epochs=4", "schedule=cosine", "name=straight").code == 0
+    assert torch.equal(last_weights("a"), last_weights("straight"))
+    assert_refused(cli("resume=a", "budget=2h"), "budget: the run has 1m27s, now it says 2h", "init_from=a")
+
+
+def test_the_same_command_continues_with_the_steps_of_its_first_start(
+    cli: Cli, slow: None, signal_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (*RUN, "budget=1m27s", "record.every_steps=5")
+    signal_at(45)
+    assert cli(*command, "name=a", "resume=auto").code == 143
+    signal_at(45)
+    assert cli("-m", *command, "name=s", "optimizer.lr=0.03").code == 143
+    monkeypatch.setattr(budget, "seconds_of_each", lambda *_, **__: pytest.fail("measured again"))
+    assert cli(*command, "name=a", "resume=auto").code == 0
+    assert cli("-m", *command, "name=s", "optimizer.lr=0.03").code == 0
+    assert rows("a")[-1]["step"] == rows("s/0")[-1]["step"] == 67
+
+
+def test_what_does_not_go_with_a_budget_is_said(cli: Cli, slow: None) -> None:
+    assert_refused(cli(*RUN, "budget=1h", "epochs=3"), "budget=1h chooses epochs and max_steps: leave epochs= out")
+    assert_refused(cli(*RUN, "budget=60"), "budget=60 is not allowed. Allowed: a time such as 45s, 20m, 1h30m or 2d")
+    assert_refused(cli(*RUN, "budget=1s", "name=a"), "budget=1s is too short: an epoch takes 22.0 s here.")
+    assert not Path("outputs/a").exists()
+    late = ("schedule=cosine", "schedule.warmup_epochs=4")
+    assert_refused(
+        cli(*RUN, "budget=1m27s", *late), "schedule.warmup_epochs=4 is not allowed: it must be below epochs=4"
+    )
+    outcome = cli(*RUN, "budget=1m27s", "fast_dev_run=true")
+    assert "warning: budget has no effect" in outcome.err + outcome.out
+
+
+def test_the_time_of_a_step_is_that_of_enough_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, counts = [0.0], list[int]()
+
+    def work(count: int) -> Any:
+        counts.append(count)
+        clock[0] += count * 0.1 + 1.0 * (len(counts) == 1)  # the first is slow
+        return type("Totals", (), {"loss_sum": torch.zeros(())})
+
+    monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert budget.seconds_of_each(work, Ranks(), 300.0) == pytest.approx(0.1)
+    assert counts == [1, 2, 4, 8, 16, 32]  # 3.2 s are more than a half of 2 % of 300 s
+    counts.clear()
+    assert budget.seconds_of_each(work, Ranks(), 300.0, most=3) == pytest.approx(0.1)
+    assert counts == [1, 2]

@@ -1,0 +1,107 @@
+"""How many steps fit in a time: measured on parts that are thrown away, before the run's own are made."""
+
+import time
+from collections.abc import Callable, MutableMapping
+from contextlib import closing
+from dataclasses import replace
+from datetime import datetime, timedelta
+from itertools import islice
+
+from trainer import engine
+from trainer.config.duration import in_seconds
+from trainer.config.fit import check_fit
+from trainer.config.schema import Config
+from trainer.data.splits import Source
+from trainer.run.begin import Begun, make_parts
+from trainer.run.machine import Machine
+from trainer.run.parts import Parts
+from trainer.totals import Totals
+from trainer.utils.errors import ConfigError
+from trainer.utils.ranks import Ranks
+from trainer.utils.screen import Screen, SilentScreen
+
+MEASURED, LEAST, MOST = 0.02, 0.5, 30.0  # of the budget is spent on measuring, but at least and at most so many seconds
+SPARE, ENDS = 0.02, 5.0  # of the budget is left for whatever else happens, and so many seconds for start, plots, report
+
+
+def lay_out(
+    config: Config,
+    begun: Begun,
+    machine: Machine,
+    ranks: Ranks,
+    screen: Screen,
+    sources: MutableMapping[str, Source] | None,
+) -> Config:
+    """The config with the epochs and max_steps that its budget allows here; as it is where there is nothing to choose.
+
+    A run that is resumed keeps what was chosen at its first start, see begin.
+
+    Raises:
+        ConfigError: the time is too short.
+    """
+    if config.budget is None or config.max_steps is not None or config.fast_dev_run or begun.path:
+        return config
+    if typed := sorted({"epochs", "max_steps"} & set(config.typed)):
+        screen.say(f"{typed[0]} was typed, so that budget={config.budget} is left out")
+        return replace(config, budget=None)
+    began, budget = time.monotonic(), in_seconds(config.budget)
+    parts, _ = make_parts(config, begun, machine, ranks, SilentScreen(), sources={} if sources is None else sources)
+    of_step, per_epoch = seconds_of_step(parts, budget), len(parts.train)
+    of_val, of_test = seconds_of_measuring(parts, budget)
+    of_epoch = per_epoch * of_step + of_val
+    left = budget * (1 - SPARE) - ENDS - (time.monotonic() - began) - of_test
+    steps = int(left // of_epoch) * per_epoch + max(0, int((left % of_epoch - of_val) / of_step))
+    steps = ranks.share(steps)
+    if steps < 1:
+        raise ConfigError(f"budget={config.budget} is too short: an epoch takes {of_epoch:,.1f} s here.")
+    done = datetime.now().astimezone() + timedelta(seconds=budget - (time.monotonic() - began))
+    screen.say(
+        f"budget={config.budget}: {steps:,} steps, which are {steps / per_epoch:.2f} epochs of {of_epoch:,.1f} s; "
+        f"done at about {done:%H:%M:%S}"
+    )
+    config = replace(config, epochs=-(-steps // per_epoch), max_steps=steps)
+    check_fit(config)
+    return config
+
+
+def seconds_of_step(parts: Parts, budget: float) -> float:
+    """The time of a training step, reading and augmenting included."""
+
+    def train(count: int) -> Totals:
+        epoch, done = 1, 0
+        while True:
+            totals = parts.totals()
+            with closing(parts.train.epoch(epoch)) as batches:
+                for done in parts.steps(batches, done, totals):  # noqa: B020
+                    if done == count:
+                        return totals
+            epoch += 1
+
+    return seconds_of_each(train, parts.ranks, budget)
+
+
+def seconds_of_measuring(parts: Parts, budget: float) -> tuple[float, float]:
+    """The time that measuring the validation split and the test split takes."""
+    batches = parts.val or parts.train
+
+    def measure(count: int) -> Totals:
+        totals = parts.totals()
+        with closing(batches.epoch(0)) as examples:
+            engine.evaluate(parts.model, parts.loss_fn, islice(examples, count), totals, parts.machine.autocast)
+        return totals
+
+    of_example = seconds_of_each(measure, parts.ranks, budget, most=len(batches)) / batches.batch_size
+    return (len(parts.val.y) if parts.val is not None else 0) * of_example, len(parts.splits.test) * of_example
+
+
+def seconds_of_each(work: Callable[[int], Totals], ranks: Ranks, budget: float, most: int = 1 << 20) -> float:
+    """The time of one of the steps that work(count) does, from counts that double until it is long enough to tell."""
+    enough = min(MOST, max(LEAST, MEASURED * budget)) / 2
+    count = 1
+    while True:
+        began = time.perf_counter()
+        float(work(count).loss_sum)  # waits for a GPU
+        taken = time.perf_counter() - began
+        if any(ranks.highest(taken > enough or 2 * count > most)):  # of several processes the slowest decides
+            return taken / count
+        count *= 2
