@@ -36,7 +36,7 @@ bench: .venv/bench
 	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/dev: .venv/run requirements-dev.txt requirements-timm.txt requirements-table.txt requirements-export.txt requirements-docs.txt requirements-loggers.txt
+.venv/dev: .venv/run requirements-dev.txt requirements-timm.txt requirements-table.txt requirements-export.txt requirements-docs.txt requirements-loggers.txt requirements-remote.txt
 	$(BIN)/pip install -q -r requirements-dev.txt
 	touch $@
 

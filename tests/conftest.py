@@ -254,6 +254,14 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             time.sleep(0.3 * (pieces - 1) / 3)
 
+    def do_HEAD(self) -> None:
+        name = self.path.lstrip("/")
+        self.send_response(200 if name in self.server.contents else 404)
+        data = self.server.contents.get(name, b"")
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", hashlib.sha256(data).hexdigest())
+        self.end_headers()
+
     def log_message(self, *_: object) -> None:
         pass
 

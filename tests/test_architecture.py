@@ -62,6 +62,8 @@ PACKAGES = {
     "pyarrow": ("trainer.data.table_file",),
     "mlflow": ("trainer.run.services",),
     "wandb": ("trainer.run.services",),
+    "fsspec": ("trainer.data.remote",),
+    "aiohttp": ("trainer.data.remote",),
     "torch": ("trainer",),
 }
 # these take long to import, so they are imported where they are used
@@ -82,6 +84,8 @@ LAZY = (
     "onnxruntime",
     "mlflow",
     "wandb",
+    "fsspec",
+    "aiohttp",
 )
 TORCH_FREE = (
     *(

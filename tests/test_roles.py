@@ -103,7 +103,7 @@ FREE_BY_HAND = {
     *("record.every_steps", "record.histograms_every", "record.gradients", "logger"),
     *("reference.source", "reference.metric", "reference.value", "reference.tolerance"),
     *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache", "paths.weights"),
-    *("data.mirror", "data.resident", "data.workers"),
+    *("data.mirror", "data.resident", "data.workers", "data.cache_gb"),
     *("device.index", "device.num_threads", "device.deterministic", "choices.device"),
 }
 
@@ -116,6 +116,7 @@ def test_what_resume_may_change_is_what_no_result_depends_on() -> None:
 
 REACHING_BY_HAND = {  # beyond the numbers: addresses, folders and files, devices, processes, and what a command is told
     *("data.mirror", "data.root", "data.test_root", "data.path", "data.test_path", "data.workers", "data.resident"),
+    "data.cache_gb",
     *("paths.data", "paths.outputs", "paths.checkpoints", "paths.cache", "paths.weights"),
     *("choices.device", "device.index", "device.num_threads", "device.compile", "device.deterministic"),
     *("overwrite", "checkpoint", "ensemble", "input", "output", "split", "tta", "resume", "resume_allow", "plots"),

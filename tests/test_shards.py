@@ -1,18 +1,22 @@
 """data=shards: tar files of images are read where the images lie, in an order that is fixed, each once an epoch."""
 
+import errno
 import io
 import json
+import os
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import Cli, assert_refused, striped_pictures, write_class_folders
+from conftest import Cli, Server, assert_refused, striped_pictures, write_class_folders
 from PIL import Image
 
-from trainer.data import tars
+from trainer.data import remote, tars
 from trainer.data.batches import Batches, Placement
 from trainer.data.images import Frame, read_image
 from trainer.data.listing import scan
@@ -20,7 +24,7 @@ from trainer.data.pack import pack_images
 from trainer.data.shards import shards
 from trainer.data.splits import Source, cut
 from trainer.data.stratify import TOGETHER, shuffled
-from trainer.utils.errors import ConfigError
+from trainer.utils.errors import ConfigError, ResourceError
 
 SMALL = ("data=shards", "data.root=photos-shards", "model=softmax", "data.size=8", "plots=false", "report=false")
 
@@ -119,8 +123,11 @@ def test_classes_txt_names_the_numbers(tmp_path: Path) -> None:
 def test_a_pattern_counts(tmp_path: Path) -> None:
     for i in range(8, 12):
         write_tar(tmp_path / f"p-{i:03d}.tar", of_labels(["0", "1"] * 3))
-    found = load(f"{tmp_path}/p-{{008..011}}.tar", tmp_path, test_root=f"{tmp_path}/p-008.tar")
-    assert (len(found.train), len(found.test)) == (24, 6)
+    found = load(f"{tmp_path}/p-{{009..011}}.tar", tmp_path, test_root=f"{tmp_path}/p-008.tar")
+    assert (len(found.train), len(found.test)) == (18, 6)
+    (tmp_path / "other").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match=r"p-009\.tar would be trained on and tested"):
+        load(f"{tmp_path}/p-{{009..011}}.tar", tmp_path, test_root=f"{tmp_path}/other/p-{{008..009}}.tar")
     with pytest.raises(ConfigError, match=r"p-012\.tar: there is no such file \(2 of 3 files are missing\)"):
         load(f"{tmp_path}/p-{{011..013}}.tar", tmp_path)
 
@@ -265,3 +272,108 @@ def test_names_of_classes_may_hold_anything_but_a_line_break(tmp_path: Path) -> 
     (photos / names[0]).rename(photos / "a\nb")
     with pytest.raises(ConfigError, match="line break"):
         pack_images(photos, tmp_path / "again")
+
+
+def put(server: Server, folder: Path) -> str:
+    """Serve the files of a folder, and its listing, from an address."""
+    names = sorted(path.name for path in folder.iterdir())
+    server.contents |= {f"s/{name}": (folder / name).read_bytes() for name in names}
+    server.contents["s/"] = "".join(f'<a href="{name}">{name}</a>' for name in names).encode()
+    return f"{server.address}s"
+
+
+def test_files_at_an_address_give_the_same_run_and_resume_to_the_same_bits(
+    cli: Cli, server: Server, tmp_path: Path
+) -> None:
+    write_class_folders(tmp_path / "photos", {"train": 60, "test": 12})
+    pack_images(tmp_path / "photos", tmp_path / "photos-shards", shard_bytes=6000)
+    address = put(server, tmp_path / "photos-shards")
+    assert cli(*SMALL, "name=a", "epochs=3").code == 0
+    there = [word.replace("data.root=photos-shards", f"data.root={address}") for word in SMALL]
+    outcome = cli(*there, "name=b", "epochs=1", "data.workers=2")
+    assert outcome.code == 0, outcome.err
+    assert cli("resume=b", "epochs=3", "plots=false", "data.workers=0").code == 0
+    a, b = (torch.load(f"checkpoints/{name}/best.pt", weights_only=True)["model"] for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    tar_files = sorted((tmp_path / "photos-shards").glob("*.tar"))
+    copies = [path for path in Path("datasets/.cache/remote").iterdir() if path.suffix == ".tar"]
+    assert len(copies) == len(tar_files) > 3
+    pattern = address + "/train-{000000..000001}.tar"
+    assert cli(*there, f"data.root={pattern}", "name=c", "epochs=1").code == 0
+
+
+def test_copies_are_removed_beyond_their_room_and_made_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "NEWEST", 2)
+    for i in range(5):
+        write_tar(tmp_path / "s" / f"{i}.tar", of_labels(["0", "1"] * 3))
+    here, there = (load(root, tmp_path / "c", cache_gb=1e-6) for root in (tmp_path / "s", put(server, tmp_path / "s")))
+    copies = tmp_path / "c" / "remote"
+    assert len(list(copies.glob("*.tar"))) == 2
+    (copies / ".tmp-left").write_bytes(b"of a process that was killed")
+    os.utime(copies / ".tmp-left", (0, 0))
+    for split, other in ((here.train, there.train), (here.test, there.test)):
+        assert all(split.x[i].equal(other.x[i]) for i in range(len(split)))
+    assert len(list(copies.glob("*.tar"))) == 2
+    assert not (copies / ".tmp-left").exists()
+    server.contents.clear()
+    monkeypatch.setattr(remote, "WAITS", ())
+    for path in copies.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(ResourceError, match=r"s/\d\.tar cannot be read: FileNotFoundError"):
+        there.train.x[0]
+
+
+def test_a_network_that_comes_back_is_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tar(tmp_path / "s" / "x.tar", of_labels(["0", "1"] * 3))
+    address = put(server, tmp_path / "s")
+    server.broken.add("s/x.tar")
+    waited = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            server.broken.clear()
+
+    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=wait, time=time.time))
+    assert load(f"{address}/x.tar", tmp_path).sha256 == load(path, tmp_path).sha256
+    assert waited == [1.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("ADDRESSnothing.tar", r"nothing\.tar: there is no such file"),
+        ("ADDRESSs", "there are no tar files in it"),
+        ("ADDRESSgone", "gone cannot be read: FileNotFoundError"),
+        ("http://me:secret@127.0.0.1/x.tar", "no user name or password in an address"),
+        ("http://127.0.0.1:9/x.tar", r"x\.tar cannot be read: ClientConnectorError"),
+        ("s3://bucket/x.tar", r"s3://bucket/x\.tar: needs a package: pip install s3fs"),
+        ("nonsense://x.tar", r"nonsense://x\.tar cannot be read: ValueError: Protocol not known"),
+    ],
+)
+def test_an_address_without_files_is_refused(server: Server, tmp_path: Path, root: str, message: str) -> None:
+    server.contents["s/"] = b"<a href='readme.txt'>"
+    with pytest.raises(ConfigError, match=message) as refused:
+        load(root.replace("ADDRESS", server.address), tmp_path)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_cache_that_cannot_hold_a_copy_is_said(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "s" / "x.tar", of_labels(["0", "1"] * 3))
+    address = put(server, tmp_path / "s")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ResourceError, match=r"cannot be written: .*paths\.cache=FOLDER"):
+        load(f"{address}/x.tar", tmp_path / "file")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remote, "replacing", full)
+    with pytest.raises(ResourceError, match="No space left on device"):
+        load(f"{address}/x.tar", tmp_path)

@@ -46,7 +46,7 @@ NUMBERS   data.mixup data.cutmix                          +     +      +     -  
 NUMBERS   data.order_seed data.drop_last data.balance     +     +      +     -     -         +            +          +       +
 NUMBERS   data.target data.task data.features data.drop   +     +      +     -     -         +            +          +       +
 COMMAND   data.mirror                                     +     +      +     +     +         +            +          +       +
-MACHINE   data.resident data.workers                      +     +      +     +     +         +            +          +       +
+MACHINE   data.resident data.workers data.cache_gb        +     +      +     +     +         +            +          +       +
 NUMBERS   model loss optimizer schedule                   +     +      +     x     x         +            +          +       +
 NUMBERS   model.weights                                   +     +      +     x     x         +            x          +       +
 NUMBERS   model. loss. optimizer. schedule.               +     +      +     -     -         +            +          +       +

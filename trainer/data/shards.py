@@ -19,6 +19,7 @@ from trainer.data.decoded import mean_std, pixel_sums
 from trainer.data.folder import SAMPLE, SAMPLE_SEED, TEST_SEED
 from trainer.data.images import MEGAPIXELS, Frame, ImageError, decode, quiet_pillow
 from trainer.data.listing import PARTS
+from trainer.data.remote import Stored, is_address, names_at, stored
 from trainer.data.splits import Source, Split
 from trainer.data.stratify import TOGETHER, stratified
 from trainer.data.tars import INDEX_FORMAT, UNREADABLE, Index, index_of, keep, name_at
@@ -41,28 +42,27 @@ class ShardImages(Dataset[Tensor]):
         frame: what an image is decoded to.
     """
 
-    def __init__(self, files: Sequence[Path], where: Tensor, frame: Frame) -> None:
+    def __init__(self, files: Sequence[Stored], where: Tensor, frame: Frame) -> None:
         self.files, self.where, self.frame = files, where, frame
-        self.sizes = [path.stat().st_size for path in files]
 
     def __len__(self) -> int:
         return len(self.where)
 
     def __getitem__(self, index: int) -> Tensor:
         number, offset, length = self.where[index].tolist()
-        path = self.files[number]
+        shard = self.files[number]
         try:
-            with open(path, "rb") as file:  # opening takes a hundredth of the time of decoding
-                if os.fstat(file.fileno()).st_size != self.sizes[number]:
-                    raise ConfigError(f"{path} was changed while it was in use.")
+            with shard.opened() as file:  # opening takes a hundredth of the time of decoding
+                if os.fstat(file.fileno()).st_size != shard.size:
+                    raise ConfigError(f"{shard} was changed while it was in use.")
                 file.seek(offset)
                 content = file.read(length)
             with quiet_pillow():
                 return decode(io.BytesIO(content), self.frame)[0]
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+            raise ConfigError(f"{shard} cannot be read: {error.strerror}.") from error
         except ImageError as error:
-            raise ConfigError(f"{path}: {name_at(path, offset)}: {error}.") from error
+            raise ConfigError(f"{shard}: {name_at(shard, offset)}: {error}.") from error
 
     def take(self, indices: Tensor) -> "ShardImages":
         """The same of some images (M,)."""
@@ -82,17 +82,19 @@ def shards(
     max_megapixels: float = MEGAPIXELS,
     interpolation: str = "bilinear",
     test_fraction: float = 0.1,
+    cache_gb: float = 50.0,
 ) -> Source:
     """Images in tar files, which stay there.
 
     Args:
-        cache: folder for the indices.
-        root: a folder of *.tar, one file, or a pattern such as photos/train-{000..127}.tar. In a folder with files
-            named train-*.tar, those named test-*.tar and val-*.tar are the other parts.
+        cache: folder for the indices, and for copies of files that lie at an address.
+        root: a folder of *.tar, one file, or a pattern such as photos/train-{000..127}.tar, or their address. In a
+            folder with files named train-*.tar, those named test-*.tar and val-*.tar are the other parts.
         test_root: the same of the test part; None: `test_fraction` of the examples are cut off for it.
         size: height and width in pixels.
         channels: as in images.Frame, like depth, fit, max_megapixels and interpolation.
         test_fraction: share of the examples that becomes the test part.
+        cache_gb: room for the copies, in GB.
     Returns:
         A Source whose splits have the shard of each example in `group`; mean and std come from 2,000 training images.
     Raises:
@@ -102,12 +104,12 @@ def shards(
         raise ConfigError(
             "data.root is missing. Name your tar files: data.root=FOLDER or data.root=train-{000..127}.tar"
         )
-    parts = parts_in(root)
-    if test_root is not None:
-        parts["test"] = expanded_names(test_root)
-    files = [path for part in parts.values() for path in part]
-    indices = [index_of(path, cache) for path in files]
-    classes, labels = class_numbers(files, indices)
+    most = int(cache_gb * 1e9)
+    parts = files_of_parts(root, test_root, cache, most)
+    files = [file for part in parts.values() for file in part]
+    indices = [index_of(file, cache) for file in files]
+    listing = f"{files[0].where.removesuffix(files[0].name)}{CLASS_NAMES}"
+    classes, labels = class_numbers(listing, class_names(stored(listing, cache, most)), indices)
     numbers = [torch.full((len(index.codes), 1), i) for i, index in enumerate(indices)]
     where = torch.cat([torch.cat([i, index.places], 1) for i, index in zip(numbers, indices, strict=True)])
     frame = Frame((channels, size, size), depth, fit, max_megapixels, interpolation)
@@ -124,12 +126,29 @@ def shards(
     split = {name: Split(images.take(part), labels[part], group=group[part]) for name, part in rows.items()}
     digest = hashlib.sha256(repr([index.sha256 for index in indices] + list(classes)).encode()).hexdigest()
     moments = sampled_moments(images.take(rows["train"]), cache, digest)
-    own = (split.get("val"), ("test_fraction",) if "test" in parts else ())
+    ignores = {"test_fraction": "test" in parts, "cache_gb": not any(file.copies for file in files)}
+    own = (split.get("val"), tuple(key for key, is_void in ignores.items() if is_void))
     return Source(split["train"], split["test"], frame.shape, digest, classes, *moments, *own, depth=depth)
 
 
+def files_of_parts(root: str, test_root: str | None, cache: Path, most: int) -> dict[str, list[Stored]]:
+    """The tar files of each part; cache and most as for stored().
+
+    Raises:
+        ConfigError: one is missing, or is in two parts.
+    """
+    names = parts_in(root)
+    if test_root is not None:
+        names["test"] = expanded_names(test_root)
+    parts = {part: whole_set(some, cache, most) for part, some in names.items()}
+    if twice := {file.state for file in parts["train"]} & {file.state for file in parts.get("test", ())}:
+        both = next(file for file in parts["train"] if file.state in twice)
+        raise ConfigError(f"{both} would be trained on and tested: data.root and data.test_root both name it.")
+    return parts
+
+
 def split_rows(
-    parts: Mapping[str, Sequence[Path]], group: Tensor, labels: Tensor, test_fraction: float
+    parts: Mapping[str, Sequence[Stored]], group: Tensor, labels: Tensor, test_fraction: float
 ) -> dict[str, Tensor]:
     """The numbers (M,) of the examples of each part; without files for the test, it is cut from the training part."""
     bounds = torch.tensor([len(part) for part in parts.values()]).cumsum(0).tolist()
@@ -145,62 +164,78 @@ def split_rows(
     return rows
 
 
-def parts_in(root: str) -> dict[str, list[Path]]:
+def parts_in(root: str) -> dict[str, list[str]]:
     """The tar files of each part, in the order of their names; one part, train, where the names do not say otherwise.
 
     Raises:
         ConfigError: there are none, or none to train on.
     """
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
+    if is_address(root):
+        is_folder = COUNTING.search(root) is None and not root.endswith(".tar")
+        names = names_at(root) if is_folder else []
+    else:
+        is_folder = Path(root).expanduser().is_dir()
+        names = sorted(str(path) for path in Path(root).expanduser().iterdir()) if is_folder else []
+    if not is_folder:
         return {"train": expanded_names(root)}
-    files = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and not path.name.startswith("."))
+    last = {name: name.rpartition("/")[2] for name in names}
+    files = [name for name in names if last[name].endswith(".tar") and not last[name].startswith(".")]
     if not files:
         raise ConfigError(
-            f"{folder}: there are no tar files in it. {main_py()} data pack folder data.root=PHOTOS makes some."
+            f"{root}: there are no tar files in it. {main_py()} data pack folder data.root=PHOTOS makes some."
         )
-    named = {part: [path for path in files if path.name.lower().startswith(f"{part}-")] for part in PARTS}
+    named = {part: [name for name in files if last[name].lower().startswith(f"{part}-")] for part in PARTS}
     if not named["train"]:
         return {"train": files}
-    if odd := [path.name for path in files if not any(path in part for part in named.values())]:
-        raise ConfigError(f"{folder}: there are train-*.tar, and {odd[0]} belongs to no part. Rename or move it.")
+    if odd := [last[name] for name in files if not any(name in part for part in named.values())]:
+        raise ConfigError(f"{root}: there are train-*.tar, and {odd[0]} belongs to no part. Rename or move it.")
     return {part: files for part, files in named.items() if files}
 
 
-def expanded_names(pattern: str) -> list[Path]:
+def expanded_names(pattern: str) -> list[str]:
     """The files of a pattern: `a-{00..12}.tar` are thirteen; without braces it is one file.
+
+    Raises:
+        ConfigError: they are too many.
+    """
+    match = COUNTING.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= last - first < MOST_SHARDS:
+        raise ConfigError(f"data.root={pattern}: {match[0]} counts up, at most to {MOST_SHARDS:,} files.")
+    width = len(match[1])
+    return [f"{pattern[: match.start()]}{n:0{width}}{pattern[match.end() :]}" for n in range(first, last + 1)]
+
+
+def whole_set(names: Sequence[str], cache: Path, most: int) -> list[Stored]:
+    """The files of these names; cache and most as for stored().
 
     Raises:
         ConfigError: one of them is missing.
     """
-    match = COUNTING.search(pattern)
-    names = [pattern]
-    if match is not None:
-        first, last = int(match[1]), int(match[2])
-        if not 0 <= last - first < MOST_SHARDS:
-            raise ConfigError(f"data.root={pattern}: {match[0]} counts up, at most to {MOST_SHARDS:,} files.")
-        width = len(match[1])
-        names = [f"{pattern[: match.start()]}{n:0{width}}{pattern[match.end() :]}" for n in range(first, last + 1)]
-    paths = [Path(name).expanduser() for name in names]
-    if missing := [path for path in paths if not path.is_file()]:
-        many = f" ({len(missing):,} of {len(paths):,} files are missing)" if len(paths) > 1 else ""
+    found = {name: stored(name, cache, most) for name in names}
+    if missing := [name for name, file in found.items() if file is None]:
+        many = f" ({len(missing):,} of {len(names):,} files are missing)" if len(names) > 1 else ""
         raise ConfigError(
             f"{missing[0]}: there is no such file{many}. Allowed: a tar file, train-{{000..127}}.tar, a folder."
         )
-    return paths
+    return [file for file in found.values() if file is not None]
 
 
-def class_numbers(files: Sequence[Path], indices: Sequence[Index]) -> tuple[tuple[str, ...], Tensor]:
+def class_numbers(listing: str, names: Sequence[str], indices: Sequence[Index]) -> tuple[tuple[str, ...], Tensor]:
     """The names of all classes, and the class number of each example.
 
     Where all classes are numbers and classes.txt lies beside the shards, they count its lines from 0.
 
+    Args:
+        listing: where classes.txt is looked for.
+        names: its lines; none where it is missing.
+        indices: of the shards.
     Raises:
         ConfigError: a class is in the shards and not in classes.txt, or there is but one.
     """
     words = sorted({word for index in indices for word in index.words})
-    listing = files[0].parent / CLASS_NAMES
-    names = names_in(listing) if listing.is_file() else []
     if all(re.fullmatch(r"[0-9]{1,9}", word) for word in words):
         numbers = sorted({int(word) for word in words})
         if names and numbers[-1] >= len(names):
@@ -213,14 +248,18 @@ def class_numbers(files: Sequence[Path], indices: Sequence[Index]) -> tuple[tupl
             raise ConfigError(f"{listing} has no line {short_repr(unknown[0])}, which is a class in the shards.")
         number_of_word = {word: names.index(word) for word in words}
     if len(names) < 2:
-        raise ConfigError(f"{files[0].parent}: there is only the class {names[0]!r}. At least two are needed.")
+        raise ConfigError(
+            f"{listing.removesuffix(CLASS_NAMES)}: there is only the class {names[0]!r}. At least two are needed."
+        )
     tables = [torch.tensor([number_of_word[word] for word in index.words]) for index in indices]
     return tuple(names), torch.cat([table[index.codes] for table, index in zip(tables, indices, strict=True)])
 
 
-def names_in(path: Path) -> list[str]:
-    """The lines of a file, which may hold names of folders that are no text."""
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+def class_names(file: Stored | None) -> list[str]:
+    """The lines of a file, which may hold names of folders that are no text; none of a missing one."""
+    if file is None:
+        return []
+    text = file.path().read_text(encoding="utf-8-sig", errors="surrogateescape")
     return text.removesuffix("\n").split("\n")  # splitlines() would also split at signs that a name may have
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trainer.data.decoded import name_in_cache
 from trainer.data.listing import IMAGE_SUFFIXES
+from trainer.data.remote import Stored
 from trainer.utils.bar import Bar
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import replacing
@@ -49,16 +50,15 @@ class Index:
     sha256: str
 
 
-def index_of(path: Path, cache: Path) -> Index:
+def index_of(file: Stored, cache: Path) -> Index:
     """The index of a tar file, from the cache or made now, for which all of the file is read."""
-    info = path.stat()
-    what = repr((INDEX_FORMAT, str(path.resolve()), info.st_size, info.st_mtime_ns, info.st_ctime_ns))
-    kept = cache / "shards" / f"{name_in_cache(path)}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.pt"
+    what = repr((INDEX_FORMAT, file.where, file.size, file.state))
+    kept = cache / "shards" / f"{name_in_cache(Path(file.name))}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.pt"
     with suppress(*UNREADABLE):
         index = Index(**torch.load(kept, weights_only=True))
-        if is_whole(index, info.st_size):
+        if is_whole(index, file.size):
             return index
-    index = indexed(path)
+    index = indexed(file)
     keep(kept, vars(index))
     return index
 
@@ -75,7 +75,7 @@ def is_whole(index: Index, size: int) -> bool:
     )
 
 
-def indexed(path: Path) -> Index:
+def indexed(stored: Stored) -> Index:
     """Read a tar file through.
 
     Raises:
@@ -84,33 +84,36 @@ def indexed(path: Path) -> Index:
     places, codes, others = [], [], 0
     words: dict[str, int] = {}
     try:
-        with open(path, "rb") as file, Bar(f"indexing {path.name}", path.stat().st_size, "bytes") as bar:
+        with stored.opened() as file, Bar(f"indexing {stored.name}", stored.size, "bytes") as bar:
             sha256 = hashlib.sha256()
             while block := file.read(2**20):
                 sha256.update(block)
                 bar.add(len(block))
-        with tarfile.open(path, "r:") as tar:  # not compressed: else nothing could be read from its middle
+        with (
+            stored.opened() as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):  # not compressed: else nothing could be read from its middle
             for key, members in examples(tar):
                 images = [member for member in members if suffix_of(member.name) in IMAGE_SUFFIXES]
                 label = next((m for m in members if suffix_of(m.name) in (".cls", ".json")), None)
                 if not images or label is None:
                     if images or label is not None:
                         lacks = "KEY.cls or KEY.json with its class" if images else "an image"
-                        raise ConfigError(f"{path}: {one_line(key, 80)} lacks {lacks}.")
+                        raise ConfigError(f"{stored}: {one_line(key, 80)} lacks {lacks}.")
                     others += len(members)
                     continue
                 others += len(members) - 2
-                word = word_of(tar, label, path)
+                word = word_of(tar, label, str(stored))
                 places.append((images[0].offset_data, images[0].size))
                 codes.append(words.setdefault(word, len(words)))
     except tarfile.TarError as error:
         raise ConfigError(
-            f"{path}: not a plain tar file, or a damaged one: {error}. Compressed ones are not read."
+            f"{stored}: not a plain tar file, or a damaged one: {error}. Compressed ones are not read."
         ) from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+        raise ConfigError(f"{stored} cannot be read: {error.strerror}.") from error
     if not places:
-        raise ConfigError(f"{path}: it holds no images with a class (KEY.jpg and KEY.cls).")
+        raise ConfigError(f"{stored}: it holds no images with a class (KEY.jpg and KEY.cls).")
     return Index(torch.tensor(places), torch.tensor(codes), tuple(words), others, sha256.hexdigest())
 
 
@@ -138,7 +141,7 @@ def suffix_of(name: str) -> str:
     return name[name.rfind(".") :].lower() if "." in name.rpartition("/")[2] else ""
 
 
-def word_of(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> str:
+def word_of(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> str:
     """The class that a member says, as text.
 
     Raises:
@@ -171,9 +174,9 @@ def keep(path: Path, content: Mapping[str, Any]) -> None:
         emit(f"warning: {path} cannot be written ({error}); the next start does the work again")
 
 
-def name_at(path: Path, offset: int) -> str:
+def name_at(stored: Stored, offset: int) -> str:
     """The name of the member whose content begins there: it is looked for when it has to be said."""
-    with suppress(OSError, tarfile.TarError), tarfile.open(path, "r:") as tar:
+    with suppress(OSError, tarfile.TarError), stored.opened() as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.offset_data == offset:
                 return one_line(member.name, 80)

@@ -35,6 +35,7 @@ def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Scr
     void |= {"normalize": "it is for images, and these are rows"} if "normalize" in void else {}
     if isinstance(parts.splits.train.x, Tensor):
         void["workers"] = "the images are in memory"
+    void |= {"cache_gb": "the files are on disk"} if "cache_gb" in void else {}
     for option, why in void.items():
         if f"data.{option}" in config.typed:
             screen.say(f"warning: data.{option} has no effect: {why}")

@@ -44,8 +44,9 @@ def explain(error: BaseException, config: Config, run: Run | None = None) -> Bas
             how = f" {gone}{directory.how_to_continue(run)}"
         return Interrupted(error.signum, f"interrupted;{how}")
     text = str(error) or type(error).__name__
-    if isinstance(error, ConfigError) and "Original Traceback" in text:  # raised in a worker process
-        return ConfigError(str(error.args[0]).strip().splitlines()[-1].partition("ConfigError: ")[2])
+    if isinstance(error, (ConfigError, ResourceError)) and "Original Traceback" in text:  # raised in a worker process
+        kind = type(error)
+        return kind(str(error.args[0]).strip().splitlines()[-1].partition(f"{kind.__name__}: ")[2])
     if isinstance(error, OSError) and error.errno in FULL:
         return ResourceError(f"the disk is full: {error}. Make room, then give the command again or resume=.")
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text

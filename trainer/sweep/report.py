@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from trainer.config.command_line import Command
+from trainer.config.roles import PLACES_OF_DATA
 from trainer.run.brief import brief_of
 from trainer.run.target import Target, find_run
 from trainer.sweep.table import rows_of_sweep, swept
@@ -10,7 +11,7 @@ from trainer.utils.errors import ConfigError, TrainerError
 from trainer.utils.signals import StopSignal
 from trainer.utils.text import emit
 
-MOVED_DATA = ("paths.data", "paths.cache", "data.root", "data.path")  # where the examples are now
+MOVED_DATA = ("paths.data", "paths.cache", *PLACES_OF_DATA)  # where the examples are now
 
 
 def run_report(command: Command, _stop: StopSignal) -> None:
