@@ -107,8 +107,7 @@ def parse_command(args: Sequence[str]) -> Command:
         words = with_keys(verb, words)
     begins = verb not in ("eval", "predict") and not any(word.startswith("resume=") for word in words)
     choices = choices_in(words) if begins else None
-    flags: list[str] = []
-    overrides: list[str] = []
+    flags, overrides = list[str](), list[str]()
     while words:
         word = words.pop(0)
         if word in ("-m", "--multirun"):  # anywhere on the line, as in Hydra
@@ -199,7 +198,8 @@ def check_twice(words: Sequence[str]) -> None:
     for key, value in map(split_word, words):
         if key in before:
             both = f"{key}={unquote(before[key])} and {key}={unquote(value)}"
-            raise ConfigError(f"{key} is given twice: {both}. Leave one of them out.")
+            hint = " A pattern with braces needs quotes." if key in ("data.root", "data.test_root") else ""
+            raise ConfigError(f"{key} is given twice: {both}. Leave one of them out.{hint}")
         before[key] = value
 
 
