@@ -380,4 +380,5 @@ def test_a_cache_that_cannot_hold_a_copy_is_said(
 
 
 def test_a_pattern_that_the_shell_took_apart_is_said_to_need_quotes(cli: Cli) -> None:
-    assert_refused(cli("data=shards", "data.root=a-0.tar", "data.root=a-1.tar"), "A pattern with braces needs quotes")
+    outcome = cli("data=shards", "data.root=a-0.tar", "data.root=a-1.tar", as_typed=True)
+    assert_refused(outcome, "A pattern with braces needs quotes")
