@@ -220,6 +220,33 @@ def test_a_step_changes_images_and_none_of_no_images(name: str) -> None:
     assert step.apply(x[:0], drawn[:0]).shape == (0, 3, *SIZE)
 
 
+def test_an_alternating_flip_shows_each_image_both_ways_in_turn() -> None:
+    batches = batches_of(Augment("alternate_flip"), batch_size=23)
+    plain = batches.normalize(pictures(23, size=(12, 12)))
+    ways = []
+    for epoch in range(1, 5):
+        [(x, _)] = batches.epoch(epoch)
+        way = []
+        for image in x:
+            same = [i for i in range(23) if image.equal(plain[i]) or image.flip(2).equal(plain[i])]
+            assert len(same) == 1
+            way.append((same[0], image.equal(plain[same[0]])))
+        ways.append(dict(way))
+    assert 4 < sum(ways[0].values()) < 19  # which way comes first is drawn
+    assert ways[1] == {i: not is_plain for i, is_plain in ways[0].items()}
+    assert (ways[2], ways[3]) == (ways[0], ways[1])
+
+
+def test_a_translation_is_a_crop_of_the_padded_image() -> None:
+    x = pictures(25, size=(12, 14))
+    step = step_named("translate", (12, 14), (12, 14), CPU)
+    padded = F.pad(x.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
+    moved = step.apply(x, torch.arange(25))
+    for i in range(25):
+        top, left = divmod(i, 5)
+        assert moved[i].equal(padded[i, :, top : top + 12, left : left + 14])
+
+
 def test_evaluation_sees_the_middle_of_larger_images() -> None:
     x, _ = epoch_of(batches_of(Augment("resized_crop"), stored=14, seed=None))
     middle = pictures(23, size=(14, 14))[:, :, 1:13, 1:13]

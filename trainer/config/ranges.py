@@ -100,7 +100,8 @@ class Normalize:
         return [[rule(n) for n in v] if isinstance(v, list) and v else rule(v) for rule, v in each]
 
 
-AUGMENTS = ("flip", "crop_flip", "shift", "resized_crop", "color", "trivial", "randaugment", "erasing")
+FLIPS = ("flip", "alternate_flip", "crop_flip")
+AUGMENTS = (*FLIPS, "translate", "shift", "resized_crop", "color", "trivial", "randaugment", "erasing")
 
 
 @dataclass(frozen=True)
@@ -265,8 +266,7 @@ RANGES: dict[str, Rule] = {
     **dict.fromkeys(("data.w", "data.b"), Range(-1e6, 1e6)),
     "data.noise": Range(0, 1e6),
     "data.inputs": Either(OneOf(("normal",)), Span()),
-    "data.num_inputs": Range(1, 10**6, whole=True),
-    "data.num_targets": Range(1, 10**6, whole=True),
+    **dict.fromkeys(("data.num_inputs", "data.num_targets"), Range(1, 10**6, whole=True)),
     "data.num_examples": Range(2, 10**8, whole=True),
     "data.data_seed": SEED,
     "data.mirror": ADDRESS,

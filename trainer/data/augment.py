@@ -34,11 +34,13 @@ class Step:
         draw: draw(n, generator) -> (n, ...) on the CPU, for n examples.
         apply: apply(x, drawn) -> images (B, C, H, W) uint8 like x, maybe of another size.
         on_host: apply() looks at what was drawn, which therefore stays in main memory.
+        alternates: it is drawn once for the whole run, and each epoch adds 1 to it.
     """
 
     draw: Callable[[int, torch.Generator], Tensor]
     apply: Callable[[Tensor, Tensor], Tensor]
     on_host: bool = False
+    alternates: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,24 @@ class Augmentation:
             self.steps.append(step_named(name, stored, shape, device))
             stored = shape if name == "resized_crop" else stored
 
-    def draw(self, n: int, generator: Callable[[str], torch.Generator], order: Tensor | None) -> list[Tensor]:
+    def draw(
+        self, n: int, epoch: int, generator: Callable[[int, str], torch.Generator], order: Tensor | None
+    ) -> list[Tensor]:
         """What each of n examples gets in an epoch, for each step: (n, ...), where it is needed.
 
         Args:
             n: examples.
-            generator: one for each purpose.
+            epoch: from 1 on.
+            generator: one for each epoch and purpose.
             order: (n,) of the examples; None: as they are drawn.
         """
         # "augment" alone for the first step: as it was when there was only one
-        drawn = [(step.draw(n, generator(f"augment{i or ''}")), step.on_host) for i, step in enumerate(self.steps)]
+        drawn = []
+        for i, step in enumerate(self.steps):
+            of = step.draw(n, generator(0 if step.alternates else epoch, f"augment{i or ''}"))
+            drawn.append((of + epoch if step.alternates else of, step.on_host))
         if self.mixing:
-            drawn.append((self.mixing.draw(n, self.shape, generator("mixing")), False))
+            drawn.append((self.mixing.draw(n, self.shape, generator(epoch, "mixing")), False))
         placed = [(each if order is None else each[order], on_host) for each, on_host in drawn]
         return [each if on_host else each.to(self.device) for each, on_host in placed]
 
@@ -138,7 +146,8 @@ def step_named(name: str, stored: tuple[int, ...], shape: tuple[int, ...], devic
     # One number an example, and the pixels' places looked up on the device.
     return Step(
         lambda n, generator: torch.randint(len(table), (n,), generator=generator),
-        lambda x, drawn: move(x, table.index_select(0, drawn)),
+        lambda x, drawn: move(x, table.index_select(0, drawn % len(table))),
+        alternates=name == "alternate_flip",
     )
 
 

@@ -129,7 +129,7 @@ class Batches:
         )
         # A draw belongs to an example, not to a place in a batch: batch size and number of ranks do not change it. An
         # example that comes several times in an epoch gets others.
-        drawn = self.augmentation.draw(n, partial(generator, self.seed or 0, epoch), None if self.balance else order)
+        drawn = self.augmentation.draw(n, epoch, partial(generator, self.seed or 0), None if self.balance else order)
         drawn = [each[start:].split(self.batch_size) for each in drawn]
         with closing(self._inputs(batches, on_device)) as inputs:
             for i, (indices, x) in enumerate(zip(on_device, inputs, strict=True)):

@@ -17,19 +17,25 @@ def moves(augment: str, height: int, width: int) -> Tensor:
     height * width stands for a pixel outside the image.
 
     Args:
-        augment: flip: plain and mirrored; crop_flip: 9 x 9 offsets of up to 4 pixels, each plain and mirrored (He et
-            al. 2016, sec. 4.2); shift: none and one pixel in each of four directions (Nielsen, ch. 6).
+        augment: flip, alternate_flip: plain and mirrored; crop_flip: 9 x 9 offsets of up to 4 pixels, each plain and
+            mirrored (He et al. 2016, sec. 4.2); shift: none and one pixel in each of four directions (Nielsen, ch. 6);
+            translate: 5 x 5 offsets of up to 2 pixels, where the pixels at the border are repeated in reverse.
         height: of an image, in pixels.
         width: likewise.
     """
+    both = [(0, 0, flip) for flip in (False, True)]
     offsets = {
-        "flip": [(0, 0, flip) for flip in (False, True)],
+        "flip": both,
+        "alternate_flip": both,
+        "translate": [(oy, ox, False) for oy in range(-2, 3) for ox in range(-2, 3)],
         "crop_flip": [(oy, ox, flip) for flip in (False, True) for oy in range(-4, 5) for ox in range(-4, 5)],
         "shift": [(0, 0, False), (-1, 0, False), (1, 0, False), (0, -1, False), (0, 1, False)],
     }[augment]
     table = []
     for oy, ox, is_mirrored in offsets:
         rows, columns = torch.arange(height)[:, None] + oy, torch.arange(width) + ox  # (H, 1) and (W,)
+        if augment == "translate":
+            rows, columns = (n - 1 - (n - 1 - i.abs()).abs() for n, i in ((height, rows), (width, columns)))
         places = pixel_places(rows, columns, height, width)
         table.append((places.flip(1) if is_mirrored else places).flatten())  # mirrored after the shift
     return torch.stack(table)
