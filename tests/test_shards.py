@@ -118,6 +118,22 @@ def test_classes_txt_names_the_numbers(tmp_path: Path) -> None:
     (tmp_path / "s" / "classes.txt").write_text("owl\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"has 1 lines, and there is a class 1"):
         load(tmp_path / "s", tmp_path)
+    for text, classes in (("owl\r\nbee\r\n\r\n", ("owl", "bee")), ("\n", ("0", "1"))):  # lines left blank at the end
+        (tmp_path / "s" / "classes.txt").write_bytes(text.encode())
+        assert load(tmp_path / "s", tmp_path).classes == classes
+
+
+def test_of_several_members_that_of_the_plain_name_is_the_image(tmp_path: Path) -> None:
+    members = []
+    for i in range(10):  # sorted by name; with what macOS adds
+        own = [("depth.png", png(9)), ("json", b'{"caption": 1}'), ("png", png(i % 2)), ("cls", b"%d" % (i % 2))]
+        members += [each for end, content in own for each in ((f"a/._{i}.{end}", b"x"), (f"a/{i}.{end}", content))]
+    plain = [member for i in range(10) for member in ((f"{i}.png", png(i % 2)), (f"{i}.cls", b"%d" % (i % 2)))]
+    found, wanted = (
+        load(write_tar(tmp_path / f"{i}.tar", some), tmp_path).train for i, some in enumerate((members, plain))
+    )
+    assert found.y.equal(wanted.y)
+    assert all(found.x[i].equal(wanted.x[i]) for i in range(len(wanted)))
 
 
 def test_a_pattern_counts(tmp_path: Path) -> None:
@@ -164,6 +180,17 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:700])
 
 
+def with_a_damaged_header(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"a/0002", b"x/0002"))  # its sum is then another one
+
+
+def without_its_end(path: Path) -> None:
+    with tarfile.open(path) as tar:
+        start = tar.getmembers()[4].offset
+    path.write_bytes(path.read_bytes()[:start])
+
+
 @pytest.mark.parametrize(
     ("members", "mode", "change", "message"),
     [
@@ -171,6 +198,11 @@ def truncated(path: Path) -> None:
         (of_labels(["0", "1"]), "w", lambda path: path.write_bytes(b"no tar at all" * 99), "not a plain tar file"),
         (of_labels(["0", "1"]), "w", lambda path: path.write_bytes(b""), "not a plain tar file"),
         (of_labels(["0", "1"]), "w", truncated, "not a plain tar file, or a damaged one|lacks an image"),
+        (of_labels(["0", "1"] * 3), "w", with_a_damaged_header, "is no member of it: it is damaged"),
+        (of_labels(["0", "1"]), "w", lambda path: path.write_bytes(path.read_bytes() * 2), "or several tar files were"),
+        (of_labels(["0", "1"] * 3), "w", without_its_end, "it was cut off, or it is still being written"),
+        (of_labels(["0", "1"]) * 2 + of_labels(["0"]) * 2, "w", None, "a/0000 is there twice"),
+        ([("a.png", png(0)), ("a.cls", b"-1")], "w", None, "a.cls says no class: '-1'"),
         ([("a.png", png(0))], "w", None, r"a lacks KEY\.cls or KEY\.json"),
         ([("a.cls", b"0"), ("b.cls", b"1")], "w", None, "lacks an image"),
         ([("readme", b"x")], "w", None, "it holds no images with a class"),

@@ -260,7 +260,8 @@ def class_names(file: Stored | None) -> list[str]:
     if file is None:
         return []
     text = file.path().read_text(encoding="utf-8-sig", errors="surrogateescape")
-    return text.removesuffix("\n").split("\n")  # splitlines() would also split at signs that a name may have
+    # splitlines() would also split at signs that a name may have
+    return text.rstrip("\n").split("\n") if text.strip() else []
 
 
 def check_rows(root: str, rows: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str]) -> None:

@@ -7,12 +7,13 @@ An example is some neighbouring members of one key: `KEY.jpg` (or another image)
 import hashlib
 import json
 import pickle
+import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from trainer.utils.errors import ConfigError
 from trainer.utils.files import replacing
 from trainer.utils.text import emit, one_line, short_repr
 
-INDEX_FORMAT = 1  # of the cached indices
+INDEX_FORMAT = 2  # of the cached indices
 LABEL_FIELDS = ("label", "cls", "class")  # of KEY.json
 LABEL_BYTES = 2**20  # a file with a class is no larger
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, pickle.UnpicklingError)
@@ -94,18 +95,21 @@ def indexed(stored: Stored) -> Index:
             tarfile.open(fileobj=file, mode="r:") as tar,
         ):  # not compressed: else nothing could be read from its middle
             for key, members in examples(tar):
-                images = [member for member in members if suffix_of(member.name) in IMAGE_SUFFIXES]
-                label = next((m for m in members if suffix_of(m.name) in (".cls", ".json")), None)
-                if not images or label is None:
-                    if images or label is not None:
-                        lacks = "KEY.cls or KEY.json with its class" if images else "an image"
-                        raise ConfigError(f"{stored}: {one_line(key, 80)} lacks {lacks}.")
+                image = chosen_member(members, IMAGE_SUFFIXES)
+                label = chosen_member(members, (".cls",)) or chosen_member(members, (".json",))
+                if image is None or label is None:
+                    if image is not None or label is not None:
+                        lacks = "an image" if image is None else "KEY.cls or KEY.json with its class"
+                        raise ConfigError(f"{stored}: {one_line(key, 80)} lacks {lacks} beside it.")
                     others += len(members)
                     continue
+                if len({member.name for member in members}) < len(members):
+                    raise ConfigError(f"{stored}: {one_line(key, 80)} is there twice. Each image needs its own name.")
                 others += len(members) - 2
                 word = word_of(tar, label, str(stored))
-                places.append((images[0].offset_data, images[0].size))
+                places.append((image.offset_data, image.size))
                 codes.append(words.setdefault(word, len(words)))
+            check_end(file, tar.offset, str(stored))
     except tarfile.TarError as error:
         raise ConfigError(
             f"{stored}: not a plain tar file, or a damaged one: {error}. Compressed ones are not read."
@@ -117,6 +121,35 @@ def indexed(stored: Stored) -> Index:
     return Index(torch.tensor(places), torch.tensor(codes), tuple(words), others, sha256.hexdigest())
 
 
+def check_end(file: IO[bytes], offset: int, path: str) -> None:
+    """Refuse a tar file of which tarfile reads the first members only, as if there were no more.
+
+    Args:
+        file: it.
+        offset: where its last member ends.
+        path: its name.
+    Raises:
+        ConfigError: zeros, which mark the end, do not follow there up to the end of the file.
+    """
+    file.seek(offset)
+    blocks = 0
+    while block := file.read(2**20):
+        blocks += 1
+        if block.strip(b"\0"):
+            raise ConfigError(
+                f"{path}: what follows byte {offset:,} is no member of it: it is damaged, or several tar files were "
+                "joined into one. Make it again, or take it apart."
+            )
+    if not blocks:
+        raise ConfigError(f"{path} has no end: it was cut off, or it is still being written. Copy it again.")
+
+
+def chosen_member(members: Sequence[tarfile.TarInfo], suffixes: Collection[str]) -> tarfile.TarInfo | None:
+    """The member with one of these suffixes: KEY.png rather than KEY.depth.png."""
+    some = [member for member in members if suffix_of(member.name) in suffixes]
+    return min(some, key=lambda member: member.name.rpartition("/")[2].count("."), default=None)
+
+
 def examples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
     """Yield the neighbouring files of one key; the key is the path up to the first dot of the file's name."""
     key = ""
@@ -126,6 +159,8 @@ def examples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]
         if not member.isreg() or member.sparse is not None:
             continue
         folder, slash, name = member.name.rpartition("/")
+        if name.startswith("._"):  # macOS puts one beside each file
+            continue
         own = f"{folder}{slash}{name.partition('.')[0]}"
         if own != key and members:
             yield key, members
@@ -159,7 +194,7 @@ def word_of(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> str:
             word = next((content[field] for field in LABEL_FIELDS if field in content), None)
     except (ValueError, TypeError, RecursionError):
         raise ConfigError(f"{where} is no {'text' if member.name.endswith('.cls') else 'JSON object'}.") from None
-    if type(word) not in (str, int) or word == "":
+    if type(word) not in (str, int) or re.fullmatch(r"(-\d+)?", str(word)):  # -1 often means: not known
         raise ConfigError(f"{where} says no class: {short_repr(word)}. Allowed: a number from 0 or a word.")
     return str(word)
 
