@@ -123,6 +123,20 @@ def test_classes_txt_names_the_numbers(tmp_path: Path) -> None:
         assert load(tmp_path / "s", tmp_path).classes == classes
 
 
+def test_a_file_that_is_in_two_parts_is_refused_under_any_name(tmp_path: Path) -> None:
+    for name in ("train", "val", "test"):
+        path = write_tar(tmp_path / "s" / f"{name}-0.tar", of_labels(["0", "1"] * (3 + len(name))))
+    copied = tmp_path / "other.tar"
+    for name in ("train", "val"):
+        copied.write_bytes(path.with_name(f"{name}-0.tar").read_bytes())
+        with pytest.raises(ConfigError, match=rf"{name}-0\.tar \({name} part\).* are the same"):
+            load(tmp_path / "s", tmp_path, test_root=str(copied))
+    for name in ("train", "val"):  # the names of a known set, which are not train-*.tar
+        path.with_name(f"{name}-0.tar").rename(path.with_name(f"photos-{name}-0.tar"))
+        with pytest.raises(ConfigError, match=r"which files are to be tested.*data\.test_root="):
+            load(tmp_path / "s", tmp_path)
+
+
 def test_of_several_members_that_of_the_plain_name_is_the_image(tmp_path: Path) -> None:
     members = []
     for i in range(10):  # sorted by name; with what macOS adds
@@ -138,11 +152,11 @@ def test_of_several_members_that_of_the_plain_name_is_the_image(tmp_path: Path) 
 
 def test_a_pattern_counts(tmp_path: Path) -> None:
     for i in range(8, 12):
-        write_tar(tmp_path / f"p-{i:03d}.tar", of_labels(["0", "1"] * 3))
+        write_tar(tmp_path / f"p-{i:03d}.tar", of_labels(["0" * (i - 7), "1"] * 3))  # no two the same
     found = load(f"{tmp_path}/p-{{009..011}}.tar", tmp_path, test_root=f"{tmp_path}/p-008.tar")
     assert (len(found.train), len(found.test)) == (18, 6)
     (tmp_path / "other").symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match=r"p-009\.tar would be trained on and tested"):
+    with pytest.raises(ConfigError, match=r"p-009\.tar \(test part\) are the same"):
         load(f"{tmp_path}/p-{{009..011}}.tar", tmp_path, test_root=f"{tmp_path}/other/p-{{008..009}}.tar")
     with pytest.raises(ConfigError, match=r"p-012\.tar: there is no such file \(2 of 3 files are missing\)"):
         load(f"{tmp_path}/p-{{011..013}}.tar", tmp_path)
@@ -263,6 +277,7 @@ def test_a_run_on_shards_resumes_to_the_same_bits_and_is_measured(cli: Cli, tmp_
     write_class_folders(tmp_path / "photos", {"": 60})
     assert cli("data", "pack", "folder", "data.root=photos", as_typed=True).code == 0
     assert_refused(cli("data", "pack", "folder", "data.root=photos", as_typed=True), "is there already")
+    assert_refused(cli("data", "pack", "folder", "data.root=photos/class0/..", as_typed=True), "is there already")
     assert cli(*SMALL, "name=a", "epochs=3").code == 0
     assert cli(*SMALL, "name=b", "epochs=1").code == 0
     assert cli("resume=b", "epochs=3", "plots=false").code == 0

@@ -189,7 +189,8 @@ def pack_set(config: Config) -> None:
     if config.data.name != "folder":
         raise ConfigError(f"data pack {config.data.name}: only data=folder has images to pack, with data.root=PHOTOS.")
     root = Path(config.data["root"]).expanduser()
-    to = root.with_name(f"{root.resolve().name}-shards")
+    beside = root if root.name.strip(".") else root.resolve()  # of data.root=. the name is not in the path
+    to = beside.parent / f"{root.resolve().name}-shards"
     names = pack_images(root, to)
     emit(f"{to}: {listed(names[:3])}{f' and {len(names) - 3:,} more' if len(names) > 3 else ''}, classes.txt")
     emit(f"train        {main_py()} {shlex.join(['data=shards', f'data.root={to}'])}")

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from trainer.data.decoded import mean_std, pixel_sums
 from trainer.data.folder import SAMPLE, SAMPLE_SEED, TEST_SEED
 from trainer.data.images import MEGAPIXELS, Frame, ImageError, decode, quiet_pillow
-from trainer.data.listing import PARTS
+from trainer.data.listing import PART_OF, PARTS
 from trainer.data.remote import Stored, is_address, names_at, stored
 from trainer.data.splits import Source, Split
 from trainer.data.stratify import TOGETHER, stratified
@@ -108,10 +108,10 @@ def shards(
     parts = files_of_parts(root, test_root, cache, most)
     files = [file for part in parts.values() for file in part]
     indices = [index_of(file, cache) for file in files]
+    check_parts(parts, indices)
     listing = f"{files[0].where.removesuffix(files[0].name)}{CLASS_NAMES}"
     classes, labels = class_numbers(listing, class_names(stored(listing, cache, most)), indices)
-    numbers = [torch.full((len(index.codes), 1), i) for i, index in enumerate(indices)]
-    where = torch.cat([torch.cat([i, index.places], 1) for i, index in zip(numbers, indices, strict=True)])
+    where = torch.cat([torch.cat([torch.full((len(one.codes), 1), i), one.places], 1) for i, one in enumerate(indices)])
     frame = Frame((channels, size, size), depth, fit, max_megapixels, interpolation)
     images = ShardImages(files, where, frame)
     emit(
@@ -135,16 +135,22 @@ def files_of_parts(root: str, test_root: str | None, cache: Path, most: int) -> 
     """The tar files of each part; cache and most as for stored().
 
     Raises:
-        ConfigError: one is missing, or is in two parts.
+        ConfigError: one is missing.
     """
     names = parts_in(root)
     if test_root is not None:
         names["test"] = expanded_names(test_root)
-    parts = {part: whole_set(some, cache, most) for part, some in names.items()}
-    if twice := {file.state for file in parts["train"]} & {file.state for file in parts.get("test", ())}:
-        both = next(file for file in parts["train"] if file.state in twice)
-        raise ConfigError(f"{both} would be trained on and tested: data.root and data.test_root both name it.")
-    return parts
+    return {part: whole_set(some, cache, most) for part, some in names.items()}
+
+
+def check_parts(parts: Mapping[str, Sequence[Stored]], indices: Sequence[Index]) -> None:
+    """Raise ConfigError for a file that is in two parts, be it as a copy; the indices are those of all files."""
+    seen: dict[str, tuple[str, Stored]] = {}
+    files = [(part, file) for part, files in parts.items() for file in files]
+    for (part, file), index in zip(files, indices, strict=True):
+        other, first = seen.setdefault(index.sha256, (part, file))
+        if other != part:
+            raise ConfigError(f"{first} ({other} part) and {file} ({part} part) are the same. Leave one of them out.")
 
 
 def split_rows(
@@ -186,6 +192,9 @@ def parts_in(root: str) -> dict[str, list[str]]:
         )
     named = {part: [name for name in files if last[name].lower().startswith(f"{part}-")] for part in PARTS}
     if not named["train"]:
+        words = {word for name in files for word in re.findall("[a-z]+", last[name].lower())}
+        if len({PART_OF[word] for word in words & set(PART_OF)}) > 1:
+            raise ConfigError(f"{root}: which files are to be tested? Name both: data.root=FILES data.test_root=FILES")
         return {"train": files}
     if odd := [last[name] for name in files if not any(name in part for part in named.values())]:
         raise ConfigError(f"{root}: there are train-*.tar, and {odd[0]} belongs to no part. Rename or move it.")
