@@ -301,6 +301,8 @@ def test_an_index_of_another_form_is_made_again(tmp_path: Path) -> None:
     whole = torch.load(kept, weights_only=True)
     changes = {"codes": [whole["codes"] + 9, whole["codes"] * 1.0, whole["codes"][1:]]}
     changes["places"] = [whole["places"] + 10**6, -whole["places"], whole["places"][:, :1]]
+    changes["places"].append(whole["places"].tolist())
+    changes |= {"words": [(1, 2)], "sha256": [None]}
     for key, values in changes.items():
         for value in values:
             torch.save(whole | {key: value}, kept)

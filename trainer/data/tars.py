@@ -29,7 +29,7 @@ from trainer.utils.text import emit, one_line, short_repr
 INDEX_FORMAT = 2  # of the cached indices
 LABEL_FIELDS = ("label", "cls", "class")  # of KEY.json
 LABEL_BYTES = 2**20  # a file with a class is no larger
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, pickle.UnpicklingError)
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def is_whole(index: Index, size: int) -> bool:
         (places.dtype, codes.dtype) == (torch.int64, torch.int64)
         and places.shape == (len(codes), 2)
         and len(codes) > 0
+        and all(type(word) is str for word in (*index.words, index.sha256))
         and bool((places >= 0).all() and (places.sum(1) <= size).all())
         and bool((codes >= 0).all() and (codes < len(index.words)).all())
     )
