@@ -247,6 +247,37 @@ def test_a_translation_is_a_crop_of_the_padded_image() -> None:
         assert moved[i].equal(padded[i, :, top : top + 12, left : left + 14])
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_images_of_the_first_epochs_may_be_smaller(streamed: bool) -> None:
+    batches = batches_of(Augment("flip", Mixing(0, 1.0, 3), sizes=(8, 10)), streamed=streamed)
+    for epoch, side in ((1, 8), (2, 10), (3, 12)):
+        whole = torch.cat([x for x, _ in batches.epoch(epoch)])
+        assert whole.shape == (23, 3, side, side)
+        assert torch.cat([x for x, _ in batches.epoch(epoch, start=8)]).equal(whole[8:])
+    plain = batches_of(Augment(sizes=(8,)), streamed=streamed, batch_size=23)
+    [(x, _)] = plain.epoch(1)
+    [(full, _)] = plain.epoch(2)
+    again = {image.mul(1000).round().int().numpy().tobytes() for image in x}
+    small = v2.functional.resize(pictures(23, size=(12, 12)), [8, 8], antialias=True)
+    assert again == {image.mul(1000).round().int().numpy().tobytes() for image in plain.normalize(small)}
+    assert full.shape[2:] == (12, 12)
+    [(seen, _)] = batches_of(Augment(sizes=(8,)), seed=None, batch_size=23).epoch(1)
+    assert seen.shape[2:] == (12, 12)  # evaluation
+
+
+def test_sizes_that_a_model_cannot_take_are_refused(cli: Cli, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "photos", {"": 24})
+    words = ("data=folder", "data.root=photos", "data.size=16", "plots=false", "batch_size=8", "epochs=2")
+    assert_refused(
+        cli(*words, "model=softmax", "data.sizes=[8]"), "takes images of 16 pixels, and none of 8", "resnet18"
+    )
+    assert_refused(cli(*words, "model=resnet18", "data.sizes=[24]"), "24 is for larger images", "16 pixels")
+    assert_refused(cli(*words, "model=resnet18", "data.sizes=[0]"), "data.sizes")
+    outcome = cli(*words, "model=resnet18", "data.sizes=[8]", "data.workers=0", "name=a", "plots=true", "report=false")
+    assert outcome.code == 0, outcome.err
+    assert cli("eval", "a", "plots=false").code == 0
+
+
 def test_evaluation_sees_the_middle_of_larger_images() -> None:
     x, _ = epoch_of(batches_of(Augment("resized_crop"), stored=14, seed=None))
     middle = pictures(23, size=(14, 14))[:, :, 1:13, 1:13]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Cli, assert_refused
+from conftest import Cli, assert_refused, write_class_folders
 
 from trainer.config.duration import in_seconds
 from trainer.config.options import check_value
@@ -120,6 +120,24 @@ def test_the_same_command_continues_with_the_steps_of_its_first_start(
     assert cli(*command, "name=a", "resume=auto").code == 0
     assert cli("-m", *command, "name=s", "optimizer.lr=0.03").code == 0
     assert rows("a")[-1]["step"] == rows("s/0")[-1]["step"] == 67
+
+
+def test_smaller_images_are_measured_too(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "photos", {"train": 80, "val": 8, "test": 8})
+    monkeypatch.setattr(budget, "ENDS", 0.0)
+    monkeypatch.setattr(budget, "SPARE", 0.0)
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    times = {1: 1.0, 3: 2.0, 4: 4.0}  # of a step on images of 8, 12 and 16 pixels
+    monkeypatch.setattr(budget, "seconds_of_step", lambda _, epoch, __: times[epoch])
+    monkeypatch.setattr(budget, "seconds_of_measuring", lambda *_: (2.0, 5.0))
+    words = ("data=folder", "data.root=photos", "data.size=16", "model=resnet18", "batch_size=10", "plots=false")
+    # 5 s for the test, 10 + 10 + 18 for the first epochs of 8 steps; 33 are left, 2 of them for validation
+    outcome = cli(*words, "data.sizes=[8,8,12]", "budget=1m16s", "name=a", "fast_dev_run=false")
+    assert outcome.code == 0, outcome.err
+    assert (
+        "budget=1m16s: 31 steps, which are 3.88 epochs of 34.0 s, and less of smaller images: 8, 8, 12" in outcome.out
+    )
+    assert settings("a")["max_steps"] == 31
 
 
 def test_what_does_not_go_with_a_budget_is_said(cli: Cli, slow: None) -> None:

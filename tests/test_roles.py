@@ -158,6 +158,7 @@ def test_a_sweep_and_a_study_are_recognised_by_what_their_results_depend_on() ->
 
 CANDIDATES = [
     "1h",
+    [16],
     8,
     True,
     False,

@@ -257,7 +257,7 @@ def check_value(key: str, value: Any, default: Any, rule: Rule | None = None) ->
         if any(isinstance(t, str) and "${" in t for t in texts):  # resolved, it could carry a secret into saved files
             raise ConfigError(f"{key}={as_yaml(value)}: ${{...}} is not resolved here. Allowed: the value itself.")
         if by_item:
-            return _list(value, rule)
+            return [] if value == default == [] else _list(value, rule)
         return rule(value)
     except (ValueError, OverflowError):  # a whole number can be too large for a float
         allowed = (

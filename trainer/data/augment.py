@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trainer.data import policies
 from trainer.data.mixing import NOT_MIXED, Mixing
@@ -50,10 +51,12 @@ class Augment:
     Attributes:
         steps: data.augment: none, a name, or a list of names, in this order.
         mixing: how images are mixed at last.
+        sizes: data.sizes: height and width in the first epochs, one number for each.
     """
 
     steps: str | Sequence[str] = "none"
     mixing: Mixing = NOT_MIXED
+    sizes: Sequence[int] = ()
 
 
 UNCHANGED = Augment()
@@ -62,7 +65,7 @@ UNCHANGED = Augment()
 def augment_of(options: Mapping[str, Any], num_classes: int) -> Augment:
     """What the options of a data set ask for, of K classes."""
     mixing = Mixing(options.get("mixup", 0), options.get("cutmix", 0), num_classes)
-    return Augment(options.get("augment", "none"), mixing if mixing else NOT_MIXED)
+    return Augment(options.get("augment", "none"), mixing if mixing else NOT_MIXED, tuple(options.get("sizes", ())))
 
 
 class Augmentation:
@@ -76,7 +79,7 @@ class Augmentation:
     """
 
     def __init__(self, augment: Augment, stored: tuple[int, ...], shape: tuple[int, ...], device: torch.device) -> None:
-        self.shape, self.device, self.mixing = shape, device, augment.mixing
+        self.shape, self.device, self.mixing, self.sizes = shape, device, augment.mixing, augment.sizes
         self.steps = []
         for name in names_of_steps(augment.steps):
             self.steps.append(step_named(name, stored, shape, device))
@@ -99,17 +102,25 @@ class Augmentation:
             of = step.draw(n, generator(0 if step.alternates else epoch, f"augment{i or ''}"))
             drawn.append((of + epoch if step.alternates else of, step.on_host))
         if self.mixing:
-            drawn.append((self.mixing.draw(n, self.shape, generator(epoch, "mixing")), False))
+            drawn.append((self.mixing.draw(n, self.shape_in(epoch), generator(epoch, "mixing")), False))
         placed = [(each if order is None else each[order], on_host) for each, on_host in drawn]
         return [each if on_host else each.to(self.device) for each, on_host in placed]
 
-    def apply(self, x: Tensor, drawn: Sequence[Tensor]) -> Tensor:
-        """Do all steps to a batch, (B, C, H, W) uint8; the middle of larger images is taken where none cuts it out."""
+    def apply(self, x: Tensor, drawn: Sequence[Tensor], epoch: int) -> Tensor:
+        """Do all steps to a batch, (B, C, H, W) uint8; the middle of larger images is taken where none cuts it out.
+
+        In the first epochs the images may be made smaller then.
+        """
         # of large images a few at a time, while they are in the CPU's cache
         few = max(1, MAX_NUMBERS * len(x) // x.numel()) if x.numel() and self.device.type == "cpu" else max(1, len(x))
         for step, of_batch in zip(self.steps, drawn, strict=False):  # the last one may be for mix()
             x = whole_batch([step.apply(*each) for each in zip(x.split(few), of_batch.split(few), strict=True)])
-        return centered(x, self.shape)
+        x, shape = centered(x, self.shape), self.shape_in(epoch)
+        return x if shape == self.shape or not len(x) else F.interpolate(x, shape, mode="bilinear", antialias=True)
+
+    def shape_in(self, epoch: int) -> tuple[int, ...]:
+        """Height and width of the images in an epoch, from 1 on."""
+        return (self.sizes[epoch - 1],) * 2 if 0 < epoch <= len(self.sizes) else self.shape
 
     def mix(self, x: Tensor, y: Tensor, drawn: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Mix a whole batch, normalised (B, C, H, W), where it is asked for: y (B,) becomes (B, K) then."""

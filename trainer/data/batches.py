@@ -134,7 +134,7 @@ class Batches:
         with closing(self._inputs(batches, on_device)) as inputs:
             for i, (indices, x) in enumerate(zip(on_device, inputs, strict=True)):
                 of_batch = [part_of(each[i], *early) for each in drawn]
-                x, y = self.normalize(self.augmentation.apply(x, of_batch)), self.y.index_select(0, indices)
+                x, y = self.normalize(self.augmentation.apply(x, of_batch, epoch)), self.y.index_select(0, indices)
                 x, y = self.augmentation.mix(x, y, of_batch)
                 yield part_of(x, *late), part_of(y, *late)
 

@@ -26,7 +26,7 @@ from trainer.run.progress import Progress
 from trainer.run.recorder import Recorder, SilentRecorder
 from trainer.run.resume import Start
 from trainer.run.session import Reporter, Session
-from trainer.run.shapes import check_images, check_plugged_parts, check_smallest_part, check_targets
+from trainer.run.shapes import check_images, check_plugged_parts, check_sizes, check_smallest_part, check_targets
 from trainer.run.target import Target, find, resolve_resume
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import remove_temporary, write_json
@@ -182,6 +182,7 @@ def make_parts(
     parts = distribute(config, parts)
     with ranks.together():
         check_smallest_part(config, parts)
+        check_sizes(config, parts)
         check_targets(config, parts.splits)
         check_plugged_parts(config, parts)
         progress = Progress()

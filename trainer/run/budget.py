@@ -16,11 +16,12 @@ from trainer.run.begin import Begun, make_parts
 from trainer.run.machine import Machine
 from trainer.run.parts import Parts
 from trainer.totals import Totals
-from trainer.utils.errors import ConfigError
+from trainer.utils.errors import ConfigError, listed
 from trainer.utils.ranks import Ranks
 from trainer.utils.screen import Screen, SilentScreen
 
 MEASURED, LEAST, MOST = 0.02, 0.5, 30.0  # of the budget is spent on measuring, but at least and at most so many seconds
+MOST_EPOCHS = 100_000  # as config/ranges.py allows
 SPARE, ENDS = 0.02, 5.0  # of the budget is left for whatever else happens, and so many seconds for start, plots, report
 
 
@@ -46,17 +47,28 @@ def lay_out(
         return replace(config, budget=None)
     began, budget = time.monotonic(), in_seconds(config.budget)
     parts, _ = make_parts(config, begun, machine, ranks, SilentScreen(), sources={} if sources is None else sources)
-    of_step, per_epoch = seconds_of_step(parts, budget), len(parts.train)
+    sizes, per_epoch = tuple(config.data.options.get("sizes", ())), len(parts.train)
+    first = {
+        size: epoch for epoch, size in reversed([*enumerate((*sizes, 0), 1)])
+    }  # epoch of each size; 0: the full one
+    of_step = {size: seconds_of_step(parts, epoch, budget / len(first)) for size, epoch in first.items()}
     of_val, of_test = seconds_of_measuring(parts, budget)
-    of_epoch = per_epoch * of_step + of_val
     left = budget * (1 - SPARE) - ENDS - (time.monotonic() - began) - of_test
-    steps = int(left // of_epoch) * per_epoch + max(0, int((left % of_epoch - of_val) / of_step))
-    steps = ranks.share(steps)
+    steps = 0
+    for epoch in range(MOST_EPOCHS):
+        now = of_step[sizes[epoch] if epoch < len(sizes) else 0]
+        fitting = max(0, int((left - of_val) / now))
+        steps += min(fitting, per_epoch)
+        left -= per_epoch * now + of_val
+        if fitting < per_epoch:
+            break
+    steps, full = ranks.share(steps), per_epoch * of_step[0] + of_val
     if steps < 1:
-        raise ConfigError(f"budget={config.budget} is too short: an epoch takes {of_epoch:,.1f} s here.")
+        raise ConfigError(f"budget={config.budget} is too short: an epoch takes {full:,.1f} s here.")
     done = datetime.now().astimezone() + timedelta(seconds=budget - (time.monotonic() - began))
+    smaller = f", and less of smaller images: {listed([str(size) for size in sizes])} pixels" if sizes else ""
     screen.say(
-        f"budget={config.budget}: {steps:,} steps, which are {steps / per_epoch:.2f} epochs of {of_epoch:,.1f} s; "
+        f"budget={config.budget}: {steps:,} steps, which are {steps / per_epoch:.2f} epochs of {full:,.1f} s{smaller}; "
         f"done at about {done:%H:%M:%S}"
     )
     config = replace(config, epochs=-(-steps // per_epoch), max_steps=steps)
@@ -64,18 +76,17 @@ def lay_out(
     return config
 
 
-def seconds_of_step(parts: Parts, budget: float) -> float:
-    """The time of a training step, reading and augmenting included."""
+def seconds_of_step(parts: Parts, epoch: int, budget: float) -> float:
+    """The time of a training step, reading and augmenting included, on images of the size that an epoch has."""
 
     def train(count: int) -> Totals:
-        epoch, done = 1, 0
+        done = 0
         while True:
             totals = parts.totals()
             with closing(parts.train.epoch(epoch)) as batches:
                 for done in parts.steps(batches, done, totals):  # noqa: B020
                     if done == count:
                         return totals
-            epoch += 1
 
     return seconds_of_each(train, parts.ranks, budget)
 

@@ -71,6 +71,29 @@ def check_smallest_part(config: Config, parts: Parts) -> None:
         raise ConfigError(f"{left}. Try {advice}.") from None
 
 
+def check_sizes(config: Config, parts: Parts) -> None:
+    """Refuse smaller images for the first epochs that are not smaller, or that the model cannot take.
+
+    Raises:
+        ConfigError: names the size.
+    """
+    channels, full = parts.splits.in_shape[0], parts.splits.in_shape[-1]
+    for size in dict.fromkeys(parts.train.augmentation.sizes):
+        if len(parts.splits.in_shape) != 3 or size > full:
+            what = "these are rows" if len(parts.splits.in_shape) != 3 else f"the images have {full} pixels"
+            raise ConfigError(f"data.sizes: {size} is for larger images than these: {what}. Allowed: smaller ones.")
+        try:
+            evaluated = parts.model.eval()
+            with torch.inference_mode():
+                evaluated(torch.zeros(1, channels, size, size, device=parts.machine.device, dtype=parts.machine.dtype))
+        except (ConfigError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"data.sizes: model={config.model.name} takes images of {full} pixels, and none of {size} ({reason}). "
+                "Networks that end with a mean over all places take any: resnet18, resnet34, most of torchvision, timm."
+            ) from None
+
+
 def check_targets(config: Config, splits: Splits, advice: str = "Allowed here: loss=mse, l1, huber.") -> None:
     """Refuse targets that no sigmoid reaches; `advice` says what to type instead."""
     y = splits.train.y
