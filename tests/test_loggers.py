@@ -109,6 +109,57 @@ def test_an_interrupted_run_is_killed_there_and_no_epoch_comes_twice(
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
+@needs_mlflow
+def test_a_logger_that_a_resume_brings_gets_the_epochs_of_before(cli: Cli, store: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    assert cli("name=late", "logger=null", *SMALL).code == 0
+    assert cli("resume=late", "logger=[mlflow]", "epochs=3", *SMALL[:2]).code == 0
+    run_id = json.loads(Path("outputs/late/loggers.json").read_text())["mlflow"]
+    points = MlflowClient(store).get_metric_history(run_id, "train_loss")
+    assert [(p.step, p.value) for p in points] == [(line["epoch"], line["train_loss"]) for line in lines("late")]
+
+
+class FakeWandbRun:
+    """What wandb.init returns; offline."""
+
+    id, offline = "abc", True
+
+    def __init__(self) -> None:
+        self.steps = list[tuple[int, str]]()
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.steps.append((step, "picture" if any("plots" in key for key in values) else "epoch"))
+
+
+@needs_wandb
+@pytest.mark.parametrize(("known", "done"), [(False, [1, 2]), (True, [])])
+def test_wandb_gets_the_epochs_that_it_lacks_and_no_picture_takes_the_step_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool, done: list[int]
+) -> None:
+    import wandb
+    from PIL import Image
+
+    run = FakeWandbRun()
+    monkeypatch.setattr(wandb, "init", lambda **options: run)
+    if known:
+        services.note_id(tmp_path, "wandb", "abc")
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    service = services.InWandb(tmp_path, {"config": {"choices": {"data": "a"}, "name": "a"}}, epochs_done=2)
+    service.epochs([row(1), row(2)])
+    service.epochs([row(3)])
+    for name in ("a", "b"):  # without a step each would count as one, and the epochs of a resume come too late for W&B
+        service.picture(name, tmp_path / "a.png")
+    assert run.steps == [*((epoch, "epoch") for epoch in done), (3, "epoch"), (3, "picture"), (3, "picture")]
+
+
+def test_an_error_of_several_lines_is_told_up_to_its_details() -> None:
+    long = "1 validation error for Settings\nmode\n  Input should be 'online' or 'offline' [type=literal_error]\n See"
+    expected = "1 validation error for Settings mode Input should be 'online' or 'offline'"
+    assert loggers.first_words(ValueError(long)) == expected
+    assert loggers.first_words(SystemExit()) == "SystemExit"
+
+
 def test_csv_alone_writes_no_curves_and_gets_a_new_column(tmp_path: Path) -> None:
     with closing(Recorder(tmp_path, ["csv"])) as recorder:
         recorder.epoch(row(1))
@@ -175,7 +226,7 @@ def test_a_server_that_goes_away_is_given_up_with_one_warning(tmp_path: Path) ->
     said: list[str] = []
     sender = Sender("mlflow", tmp_path, lambda: Fake(after=1), said.append)  # type: ignore[arg-type,return-value]
     for epoch in range(5):
-        sender.tell("epoch", row(epoch + 1))
+        sender.tell("epochs", [row(epoch + 1)])
         time.sleep(0.05)
     sender.close()
     assert said == ["warning: logger=mlflow is off, the run goes on: server gone"]
@@ -189,7 +240,7 @@ def test_a_server_that_hangs_costs_a_run_no_time_until_the_end_and_then_little(
     sender = Sender("wandb", tmp_path, lambda: Fake(hang=60.0), said.append)  # type: ignore[arg-type,return-value]
     began = time.monotonic()
     for epoch in range(100):
-        sender.tell("epoch", row(epoch + 1))
+        sender.tell("epochs", [row(epoch + 1)])
     assert time.monotonic() - began < 0.2
     sender.close()
     assert time.monotonic() - began < 2

@@ -110,7 +110,8 @@ class Sender:
                 with contextlib.suppress(queue.Empty):
                     while True:
                         tasks.append(self.tasks.get_nowait())
-                if rows := [value for what, value in tasks if what == "epoch"]:  # many at once: an epoch may take 5 ms
+                # many at once: an epoch may take 5 ms
+                if rows := [row for what, value in tasks if what == "epochs" for row in value]:
                     service.epochs(rows)
                 for what, value in tasks:
                     if what == "final":
@@ -121,7 +122,12 @@ class Sender:
                         service.finish(value)
                         done = True
         except BaseException as error:  # a library of others: also its SystemExit must not end a thread unheard
-            self.failed = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            self.failed = first_words(error)
+
+
+def first_words(error: BaseException) -> str:
+    """What an error of a library says, without what follows in brackets: the SQL, the input's type."""
+    return re.split(r" \[", " ".join(str(error).split()))[0][:300] or type(error).__name__
 
 
 def id_of(folder: Path, name: str) -> str | None:

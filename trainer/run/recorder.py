@@ -86,7 +86,10 @@ class Recorder:
             self.table = EpochTable(folder / "metrics.csv", kept)
             self._tabulate(kept)
         elsewhere = [name for name in ("mlflow", "wandb") if name in loggers]
-        self.senders = [Sender(name, folder, partial(open_service, name, folder), warn) for name in elsewhere]
+        opened = partial(open_service, folder=folder, epochs_done=epochs_done)
+        self.senders = [Sender(name, folder, partial(opened, name), warn) for name in elsewhere]
+        for sender in self.senders:
+            sender.tell("epochs", kept)  # one that is new, was off or was killed before it had written them lacks some
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, and its metrics in TensorBoard."""
@@ -100,7 +103,7 @@ class Recorder:
         self.scalars({tag: row[name] for name, tag in TAGS.items() if row.get(name) is not None}, row["step"])
         self._tabulate([row])
         for sender in self.senders:
-            sender.tell("epoch", row)
+            sender.tell("epochs", [row])
 
     def _tabulate(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if self.table is None:

@@ -20,10 +20,10 @@ MLFLOW_STATES = {"done": "FINISHED", "interrupted": "KILLED"}  # of MLflow, by o
 LONGEST_NAME, LONGEST_VALUE, PARAMS_AT_ONCE, METRICS_AT_ONCE = 250, 500, 100, 1000  # what MLflow's servers take
 
 
-def open_service(name: str, folder: Path) -> Service:
-    """Import a logger's package, which takes seconds, and open the run there."""
+def open_service(name: str, folder: Path, epochs_done: int = 0) -> Service:
+    """Import a logger's package, which takes seconds, and open the run there, of which some epochs are done."""
     about = records.read_record(folder / "config.json", records.OF_CONFIG)
-    return InMlflow(folder, about) if name == "mlflow" else InWandb(folder, about)
+    return InMlflow(folder, about) if name == "mlflow" else InWandb(folder, about, epochs_done)
 
 
 def source_tags(about: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -171,7 +171,7 @@ def shortened_value(value: Any) -> str:
 class InWandb:
     """A run in Weights & Biases, in outputs/<run>/wandb; the epoch is its step."""
 
-    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, Any], epochs_done: int) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -195,19 +195,23 @@ class InWandb:
         )
         if known is None:
             note_id(folder, "wandb", self.run.id)
+        # a server knows which epochs it lacks; offline, those of before are in another folder of the run
+        self.last = epochs_done if known and self.run.offline else 0
 
     def epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Lines of metrics.jsonl."""
+        """Lines of metrics.jsonl; of an epoch that it has, W&B ignores another line."""
         for row in rows:
-            self.run.log(figures_in(row), step=row["epoch"])
+            if row["epoch"] > self.last:
+                self.run.log(figures_in(row), step=row["epoch"])
+                self.last = row["epoch"]
 
     def final(self, metrics: Mapping[str, float]) -> None:
         """The figures of the test split, in the summary."""
         self.run.summary.update(dict(metrics))
 
     def picture(self, name: str, path: Path) -> None:
-        """A PNG file among the run's media."""
-        self.run.log({f"plots/{name}": self.wandb.Image(str(path))})
+        """A PNG file among the run's media, beside the last epoch: at a step of its own it would take a later one's."""
+        self.run.log({f"plots/{name}": self.wandb.Image(str(path))}, step=self.last)
 
     def finish(self, state: str) -> None:
         """Exit code 0 where the run is done."""
