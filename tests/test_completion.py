@@ -38,6 +38,8 @@ def outputs(tmp_path):
         ("-m model=softmax,ml", ["model=softmax,mlp "]),
         ("-m hydra/sweeper=op", ["hydra/sweeper=optuna "]),
         ("hydra/sw", []),
+        ("logger=ml", ["logger=mlflow "]),
+        ("logger=[csv,ml", ["logger=[csv,mlflow"]),
         ("data.augment=[flip,col", ["data.augment=[flip,color"]),
         ("plots=", ["plots=auto ", "plots=false ", "plots=true "]),
         ("fast_dev_run=t", ["fast_dev_run=true "]),

@@ -40,6 +40,10 @@ TYPED: dict[str, str] = {  # what is typed, and what is offered
     "resume=auto name=one epoch=5": "resume=auto name=one epochs=5",
     "name=one overwrite=true epoch=5": "name=one overwrite=true epochs=5",
     "--cfg job epoch=3": "--cfg job epochs=3",
+    "paths.outputs=outputs rerun one": "rerun paths.outputs=outputs one",  # not: a folder "outputs rerun one"
+    "data=mnist summary": "summary data=mnist",
+    "logger=csv,mlflow seed=1": "'logger=[csv,mlflow]' seed=1",
+    "logger=csv,mlflow seed=1,2": "-m 'logger=[csv,mlflow]' seed=1,2",
     "eval one sub/image.png": "",  # it predicts numbers
     # nothing that would be accepted is known
     "model=LeNet": "",  # of synthetic rows

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from trainer.config.command_line import ENGINES, TYPED_GROUPS, Command, choices_in, split_word
+from trainer.config.loggers import LOGGERS, Loggers
 from trainer.config.options import TYPED, any_default, choices_of, defaults_of, group_choices, run_settings
 from trainer.config.ranges import AUGMENTS, RANGES, Either, OneOf, Rule, Steps, as_yaml
 from trainer.config.roles import USED, row_for
@@ -174,6 +175,8 @@ def words_in(rule: Rule) -> tuple[str, ...]:
         return words_in(rule.first) + words_in(rule.second)
     if isinstance(rule, Steps):
         return AUGMENTS
+    if isinstance(rule, Loggers):
+        return LOGGERS
     return tuple(map(as_yaml, rule.words)) if isinstance(rule, OneOf) else ()
 
 

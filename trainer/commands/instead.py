@@ -52,6 +52,8 @@ def mended(words: Sequence[str]) -> list[str] | None:
         except ConfigError as error:
             better = as_files(words)
             if better == words:
+                better = verb_first(words)
+            if better == words:
                 better = joined(words)
             if better == words and error.meant is not None:
                 better = swap(words, *error.meant)
@@ -61,8 +63,15 @@ def mended(words: Sequence[str]) -> list[str] | None:
             continue
         if not lacks_multirun(command):
             return words
-        words = ["-m", *words]
+        together = [as_list(word) for word in words]
+        words = together if together != words else ["-m", *words]
     return None
+
+
+def as_list(word: str) -> str:
+    """`logger=csv,mlflow` -> `logger=[csv,mlflow]`: a run for each is hardly meant."""
+    key, value = split_word(word)
+    return f"{key}=[{value}]" if key == "logger" and "," in value and "[" not in value else word
 
 
 def as_files(words: Sequence[str]) -> list[str]:
@@ -70,6 +79,13 @@ def as_files(words: Sequence[str]) -> list[str]:
     marked = [word[0] == "-" or "=" in word if word else False for word in words]
     is_name = [words[0] == "predict" and odd and os.path.isfile(word) for word, odd in zip(words, marked, strict=True)]
     return [os.path.join(".", word) if odd else word for word, odd in zip(words, is_name, strict=True)]
+
+
+def verb_first(words: Sequence[str]) -> list[str]:
+    """The words with the command in front: `epochs=2 rerun mine`."""
+    is_late = bool(words) and "=" in words[0]
+    verb = next((word for word in words if is_late and word in VERBS and word != "train"), None)
+    return list(words) if verb is None else [verb, *(word for word in words if word != verb)]
 
 
 def check_words(words: Sequence[str]) -> Command:

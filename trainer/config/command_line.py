@@ -117,9 +117,9 @@ def parse_command(args: Sequence[str]) -> Command:
             if flags[-1] not in ("job", "hydra", "all"):
                 raise ConfigError(f"{' '.join(flags)} is not allowed. Allowed: --cfg job, --cfg hydra, --cfg all.")
         elif word.startswith("-"):
-            raise ConfigError(
-                f"{word}: settings are written key=value, without dashes.{example(word.strip('-'), words)}"
-            )
+            raise ConfigError(f"{word}: settings are written key=value, without dashes.{example(word, words)}")
+        elif word in VERBS and word != "train":
+            raise ConfigError(f"{word} is a command: it is typed in front of the settings.")
         elif "=" not in word.strip("=") or word.startswith("=") or (word.endswith("=") and words):
             raise ConfigError(f"{word}: settings are written key=value, without spaces.{example(word, words)}")
         else:
@@ -260,7 +260,7 @@ def check_engines(words: Sequence[str], multirun: bool) -> None:
 
 def example(word: str, rest: Sequence[str]) -> str:
     """A guess at what was meant by a word that is not key=value, as a hint: `lr = 0.1` -> `optimizer.lr=0.1`."""
-    key, _, value = word.strip("=").partition("=")
+    key, _, value = word.strip("-=").partition("=")
     found = close_to(key, all_keys())
     value = value or next((w.strip("=") for w in rest if w.strip("=") and "=" not in w.strip("=")), "...")
     is_sure = found and (value != "..." or found[0].rsplit(".", 1)[-1] == key)  # a stray word may be anything
