@@ -5,6 +5,7 @@ import importlib.util
 import json
 import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -19,6 +20,7 @@ from test_recorder import row
 from trainer.run import loggers, services
 from trainer.run.loggers import Sender
 from trainer.run.recorder import Recorder
+from trainer.sweep.table import say_best
 
 needs_mlflow = pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="needs requirements-loggers.txt")
 needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="needs requirements-loggers.txt")
@@ -271,6 +273,29 @@ def test_jobs_that_start_together_share_a_new_database(cli: Cli, monkeypatch: py
 def test_names_and_values_are_what_mlflow_takes() -> None:
     assert services.plain_name("a(b)=c\n" + "x" * 300) == "a_b__c_" + "x" * 243
     assert len(services.shortened_value("y" * 9000)) == 500
+
+
+def test_the_end_of_a_sweep_says_where_its_jobs_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "outputs" / "my sweep"
+    for job in (0, 1):
+        (folder / str(job)).mkdir(parents=True)
+        services.note_id(folder / str(job), "wandb", "abc")
+    best = {"job": 1, "overrides": "seed=1", "metric": "val_loss", "objective": 0.5}
+    say_best(best, False, folder, "checkpoints", "")
+    assert f"wandb sync '{folder}'/*/wandb/offline-run-*" in capsys.readouterr().out
+    services.note_id(folder / "0", "mlflow", "abc")
+    say_best(best, False, folder, "checkpoints", "")
+    assert "mlflow ui --backend-store-uri sqlite:///" in capsys.readouterr().out
+
+
+def test_a_command_of_a_package_is_typed_as_python_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mlflow").touch()
+    monkeypatch.setattr(sys, "orig_argv", [str(tmp_path / "python"), "main.py"])
+    line = loggers.where_to_look(["mlflow", "wandb"], "outputs", tmp_path)
+    assert line[0].startswith(f"mlflow       {tmp_path / 'mlflow'} ui ")
+    assert "; wandb sync " in line[1]  # which is not there
+    monkeypatch.setattr(sys, "orig_argv", ["python", "main.py"])
+    assert loggers.where_to_look(["mlflow"], "outputs", tmp_path)[0].startswith("mlflow       mlflow ui ")
 
 
 def test_without_a_login_wandb_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from trainer.config.options import flatten
 from trainer.run import directory, records
 from trainer.utils.errors import ConfigError
 from trainer.utils.files import write_json
-from trainer.utils.program import pip_install
+from trainer.utils.program import pip_install, script
 
 LONGEST_WAIT = 60.0  # seconds at the end of a run for what a logger has not written yet
 MOST_WAITING = 10_000  # epochs and the like that a server has not taken yet; then it is given up
@@ -167,16 +167,20 @@ def wandb_mode() -> str:
     return "offline"
 
 
-def where_to_look(loggers: Sequence[str], outputs: str, folder: Path) -> list[str]:
-    """The last lines on the screen: what to type to see the run in MLflow and W&B."""
+def where_to_look(loggers: Sequence[str], outputs: str, folder: Path, jobs: str = "") -> list[str]:
+    """The last lines on the screen: how to see a run, or with `/*` the jobs of a sweep, in MLflow and W&B."""
     lines = []
     if "mlflow" in loggers:
         store = mlflow_store(outputs)
         web = store.startswith(("http://", "https://"))
-        shown = urlsplit(store).hostname if web else shlex.join(["mlflow", "ui", "--backend-store-uri", store])
+        shown = urlsplit(store).hostname if web else shlex.join([script("mlflow"), "ui", "--backend-store-uri", store])
         lines.append(f"mlflow       {shown}")
     if "wandb" in loggers and wandb_mode() == "offline":
-        lines.append(
-            f"wandb        offline, nothing was sent; wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*"
-        )
+        sync = shlex.join([script("wandb"), "sync", str(folder)])
+        lines.append(f"wandb        offline, nothing was sent; {sync}{jobs}/wandb/offline-run-*")
     return lines
+
+
+def loggers_of_sweep(folder: Path) -> list[str]:
+    """Which loggers know a job of a sweep."""
+    return [name for name in ("mlflow", "wandb") if any(id_of(path.parent, name) for path in folder.glob(f"*/{IDS}"))]

@@ -12,6 +12,7 @@ from trainer.config.options import run_settings
 from trainer.run import directory, records
 from trainer.run.brief import REPORT, state_of
 from trainer.run.directory import Run
+from trainer.run.loggers import loggers_of_sweep, where_to_look
 from trainer.run.target import name_of, unknown_run
 from trainer.sweep.job import Job, as_words, told_in
 from trainer.sweep.seeds import groups_of, lines_on_seeds
@@ -234,6 +235,8 @@ def say_best(best: Mapping[str, Any], has_plots: bool, folder: Path, checkpoints
     emit(f"eval         {main_py()} eval checkpoint={run}{paths}")
     if any(folder.glob("*/tb")):  # not with logger=[]
         emit(f"tensorboard  {tensorboard(folder)}")
+    for line in where_to_look(loggers_of_sweep(folder), str(folder.parent), folder, jobs="/*"):
+        emit(line)
     if has_plots:
         emit(f"plots        {folder / 'plots'}")
     if (folder / REPORT).is_file():

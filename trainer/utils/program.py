@@ -14,10 +14,15 @@ def main_py() -> str:
 
 def tensorboard(folder: Path) -> str:
     """The command that shows the curves below a folder."""
+    return shlex.join([script("tensorboard"), "--logdir", str(folder)])
+
+
+def script(name: str) -> str:
+    """How to type a command of an installed package."""
     python = Path(sys.orig_argv[0])
     # an activated environment has it on the path; one whose Python was typed with its folder may not be activated
-    beside = sorted(python.parent.glob("tensorboard*")) if len(python.parts) > 1 else []
-    return shlex.join([str(beside[0]) if beside else "tensorboard", "--logdir", str(folder)])
+    beside = [path for path in (python.parent / name, python.parent / f"{name}.exe") if path.is_file()]
+    return str(beside[0]) if beside and len(python.parts) > 1 else name
 
 
 def pip_install(requirements: str) -> str:
