@@ -46,6 +46,7 @@ SHORTER = {
     "n_trials=40": "n_trials=2",
     "seeds=5": "seeds=2",
     "budget=1h": "max_steps=2",
+    "budget=2m": "max_steps=2",
 }
 
 
