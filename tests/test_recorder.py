@@ -113,6 +113,17 @@ def test_after_a_resume_no_epoch_and_no_step_is_there_twice(epochs_done: int, st
     assert [step for step, _ in series(tmp_path, "loss/train")] == [10, 20, 30, 40]
 
 
+def test_tensorboard_that_a_resume_brings_gets_the_epochs_of_before(tmp_path: Path) -> None:
+    with closing(Recorder(tmp_path, ["csv"])) as recorder:
+        recorder.epoch(row(1))
+        recorder.epoch(row(2))
+    for epoch in (3, 4):  # and only once
+        done = {"epochs_done": epoch - 1, "steps_done": 10 * (epoch - 1)}
+        with closing(Recorder(tmp_path, **done)) as recorder:
+            recorder.epoch(row(epoch))
+    assert [step for step, _ in series(tmp_path, "loss/val")] == [10, 20, 30, 40]
+
+
 def test_a_run_cut_before_its_first_checkpoint_starts_its_curves_anew(tmp_path: Path) -> None:
     interrupted(tmp_path)
     with closing(Recorder(tmp_path, epochs_done=0, steps_done=0)) as recorder:

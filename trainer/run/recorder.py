@@ -80,8 +80,11 @@ class Recorder:
             from torch.utils.tensorboard import SummaryWriter  # 0.1 s
 
             threading.excepthook = silent_for_tensorboard
+            lacks = [] if any(folder.glob("tb/events*")) else kept  # it was off before
             self.writer = SummaryWriter(str(folder / "tb"), purge_step=steps_done + 1)
             self._describe(folder, steps_done)
+            for row in lacks:
+                self._draw(row)
         if "csv" in loggers:
             self.table = EpochTable(folder / "metrics.csv", kept)
             self._tabulate(kept)
@@ -100,10 +103,13 @@ class Recorder:
         except OSError as error:
             if is_news:
                 self.warn(f"warning: {self.path} cannot be written ({error.strerror}); its lines wait for room.")
-        self.scalars({tag: row[name] for name, tag in TAGS.items() if row.get(name) is not None}, row["step"])
+        self._draw(row)
         self._tabulate([row])
         for sender in self.senders:
             sender.tell("epochs", [row])
+
+    def _draw(self, row: Mapping[str, Any]) -> None:
+        self.scalars({tag: row[name] for name, tag in TAGS.items() if row.get(name) is not None}, row["step"])
 
     def _tabulate(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if self.table is None:
