@@ -431,3 +431,22 @@ def test_a_cache_that_cannot_hold_a_copy_is_said(
 def test_a_pattern_that_the_shell_took_apart_is_said_to_need_quotes(cli: Cli) -> None:
     outcome = cli("data=shards", "data.root=a-0.tar", "data.root=a-1.tar", as_typed=True)
     assert_refused(outcome, "A pattern with braces needs quotes")
+
+
+def test_a_report_and_where_find_the_files_of_a_pattern_and_of_an_address(
+    cli: Cli, server: Server, tmp_path: Path
+) -> None:
+    for i in range(2):
+        write_tar(tmp_path / "s" / f"x-{i}.tar", of_labels(["0", "1"] * 6))
+    address = put(server, tmp_path / "s")
+    for name, root in (("a", "s/x-{0..1}.tar"), ("b", address)):
+        words = [word for word in SMALL if not word.startswith("data.root")]
+        assert cli(*words, f"data.root={root}", f"name={name}", "epochs=1").code == 0
+        assert "warning" not in cli("report", name, as_typed=True).out
+    said = cli("data", "where", "shards", "data.root=s/x-{0..2}.tar", as_typed=True).out
+    assert "s/x-1.tar: 0.0 MB" in said
+    assert "s/x-2.tar: missing" in said
+    outcome = cli("data", "verify", "shards", "data.root=s/x-{0..2}.tar", as_typed=True)
+    assert_refused(outcome, "s/x-2.tar is missing")
+    said = cli("data", "where", "shards", f"data.root={address}", as_typed=True).out
+    assert said == f"{address}: an address; copies of files from there are in datasets/.cache/remote\n"

@@ -10,6 +10,8 @@ from trainer import data
 from trainer.commands.summary import new_parts
 from trainer.config.schema import Config
 from trainer.data.pack import pack_images
+from trainer.data.remote import is_address
+from trainer.data.shards import expanded_names
 from trainer.data.splits import Split, Splits
 from trainer.data.stratify import mixed
 from trainer.data.vision import CIFAR10_MD5, FASHION_SHA256, MNIST_SHA256, inside
@@ -100,7 +102,10 @@ def draw_images(config: Config, parts: Parts) -> list[str]:
 def where(config: Config) -> None:
     """Print where the set is looked for, and what is there of it."""
     places = homes_of(config)
-    if not places:
+    addresses = [name for name in names_typed(config) if is_address(name)]
+    for name in addresses:
+        emit(f"{name}: an address; copies of files from there are in {Path(config.paths.cache) / 'remote'}")
+    if not places and not addresses:
         emit(f"data={config.data.name} is made by the program: it is nowhere on the disk.")
     for path in places:
         there = size_of_place(path)
@@ -149,7 +154,7 @@ def is_official(config: Config) -> bool:
 
 def homes_of(config: Config) -> list[Path]:
     """The files or folders of a set, there or not; where it may lie in several ways, those of the one that is there."""
-    root, options = Path(config.paths.data), config.data.options
+    root = Path(config.paths.data)
     if config.data.name in ("mnist", "fashion_mnist"):
         name, digests = ("MNIST", MNIST_SHA256) if config.data.name == "mnist" else ("FashionMNIST", FASHION_SHA256)
         folder = inside(root, name, "raw")
@@ -164,8 +169,14 @@ def homes_of(config: Config) -> list[Path]:
         if (tree / "train").is_dir():
             return [tree]
         return [archive] if archive.is_file() else batches
-    keys = [key for key in ("root", "path", "test_path") if options.get(key) is not None]
-    return [Path(options[key]).expanduser() for key in keys]
+    return [Path(name).expanduser() for name in names_typed(config) if not is_address(name)]
+
+
+def names_typed(config: Config) -> list[str]:
+    """The files, folders and addresses that the options of a set name; each file of a pattern of shards."""
+    keys = ("root", "test_root", "path", "test_path")
+    typed = [name for key in keys if (name := config.data.options.get(key)) is not None]
+    return [each for name in typed for each in (expanded_names(name) if config.data.name == "shards" else [name])]
 
 
 def is_missing(config: Config) -> bool:
