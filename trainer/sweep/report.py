@@ -4,7 +4,7 @@ from pathlib import Path
 
 from trainer.config.command_line import Command
 from trainer.config.roles import PLACES_OF_DATA
-from trainer.run.brief import brief_of
+from trainer.run.brief import REPORT, brief_of
 from trainer.run.target import Target, find_run
 from trainer.sweep.table import rows_of_sweep, swept
 from trainer.utils.errors import ConfigError, TrainerError
@@ -50,5 +50,8 @@ def report_of(found: Target, command: Command) -> Path:
             made = measured_again(found.run, config)
         except (TrainerError, OSError, RuntimeError) as error:  # its files or its data may be elsewhere
             missing = str(error)
+            if (page := found.run.outputs / REPORT).is_file():
+                told = "is left as it is, since it may show what is missing now; deleted, it is written without that"
+                raise ConfigError(f"{missing} {page} {told}.") from None
             emit(f"warning: without what the test examples tell: {missing}")
     return write_report(found.run, made, missing)
