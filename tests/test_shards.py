@@ -309,6 +309,16 @@ def test_an_index_of_another_form_is_made_again(tmp_path: Path) -> None:
             assert load(path, tmp_path).train.y.equal(first.train.y)
 
 
+def test_moments_of_another_form_are_measured_again(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s" / "x.tar", of_labels(["1", "0"] * 3))
+    first = load(path, tmp_path)
+    [kept] = (tmp_path / "shards").glob("moments-*.pt")
+    sums = torch.load(kept, weights_only=True)["sums"]
+    for damaged in (sums.tolist(), None, sums * 0.0, sums[1:]):
+        torch.save({"sums": damaged}, kept)
+        assert load(path, tmp_path).mean == first.mean
+
+
 def test_names_of_classes_may_hold_anything_but_a_line_break(tmp_path: Path) -> None:
     names = ["\u2028 x\x85", "b\udcff"]
     photos = tmp_path / "photos"

@@ -305,15 +305,16 @@ def sampled_moments(train: ShardImages, cache: Path, digest: str) -> tuple[tuple
     what = repr((INDEX_FORMAT, digest, train.frame, len(train), int(train.where.sum())))
     kept = cache / "shards" / f"moments-{hashlib.sha256(what.encode()).hexdigest()[:16]}.pt"
     chosen, _ = stratified(None, len(train), min(SAMPLE, len(train)), SAMPLE_SEED)
-    sums = None
+    pixels = train.frame.shape[1] * train.frame.shape[2]
     with suppress(*UNREADABLE):
         sums = torch.load(kept, weights_only=True)["sums"]
-    if sums is None or sums.shape != (len(chosen), 2, train.frame.shape[0]):
-        sums = []
-        with Bar("measuring", len(chosen), "images") as bar:
-            for i in chosen.tolist():
-                sums.append(pixel_sums(train[i].unsqueeze(0)))
-                bar.add(1)
-        sums = torch.cat(sums)
-        keep(kept, {"sums": sums})
-    return mean_std(sums, train.frame.shape[1] * train.frame.shape[2])
+        if (sums.dtype, sums.shape) == (torch.int64, (len(chosen), 2, train.frame.shape[0])):
+            return mean_std(sums, pixels)
+    measured = []
+    with Bar("measuring", len(chosen), "images") as bar:
+        for i in chosen.tolist():
+            measured.append(pixel_sums(train[i].unsqueeze(0)))
+            bar.add(1)
+    sums = torch.cat(measured)
+    keep(kept, {"sums": sums})
+    return mean_std(sums, pixels)
