@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Cli, start, wait_for, write_class_folders
+from conftest import ROOT, Cli, assert_refused, start, wait_for, write_class_folders
 
+from trainer.commands import check_resume
 from trainer.commands.check_resume import differences_between
+from trainer.config.schema import Config
+from trainer.utils.errors import ConfigError
 
 DROPOUT = ("data=folder", "data.root=p", "data.size=8", "model=mlp", "model.dropout=0.5", "batch_size=8")
 # Python runs a module of this name at the start of every process that finds it, so also of those that are started here
@@ -33,6 +36,19 @@ def test_a_run_that_can_be_resumed_is_called_bit_identical(cli: Cli, tmp_path: P
     assert [outcome.out.count(word) for word in ("SIGKILL after", "SIGTERM after")] == [2, 1]
     assert outcome.out.splitlines()[-1].startswith("bit-identical")
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_the_budget_of_an_experiment_does_not_make_it_longer(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def note(config: Config, *_: object) -> None:
+        found.append(config)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(check_resume, "finished", note)
+    assert_refused(cli("check-resume", "experiment=resnet34_cifar10"), "enough")
+    assert found[0].budget is None
+    assert found[0].epochs == check_resume.EPOCHS
 
 
 def test_the_run_of_a_killed_check_ends_with_it(tmp_path: Path) -> None:

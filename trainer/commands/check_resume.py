@@ -68,7 +68,7 @@ def shortened(config: Config, folder: str) -> Config:
     warmup = int(config.schedule.options.get("warmup_epochs", 0))
     paths = replace(config.paths, outputs=f"{folder}/outputs", checkpoints=f"{folder}/checkpoints")
     epochs = min(config.epochs, max(EPOCHS, warmup + 2))
-    return replace(config, epochs=epochs, plots=False, paths=paths, save=Save(0, 0.0))
+    return replace(config, epochs=epochs, budget=None, plots=False, paths=paths, save=Save(0, 0.0))
 
 
 def finished(config: Config, name: str, screen: Screen | None = None) -> dict[str, Any]:
