@@ -36,7 +36,7 @@ def last_weights(name: str) -> torch.Tensor:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that takes a second for a step, and 2 s for 40 examples that are measured."""
-    speeds = itertools.cycle([1.0, 50.0])
+    speeds = itertools.cycle([1.0, 2.0])
     monkeypatch.setattr(budget, "seconds_of_each", lambda *_, **__: next(speeds))
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: 0.0))
     monkeypatch.setattr(budget, "ENDS", 0.0)
@@ -167,3 +167,40 @@ def test_the_time_of_a_step_is_that_of_enough_of_them(monkeypatch: pytest.Monkey
     counts.clear()
     assert budget.seconds_of_each(work, Ranks(), 300.0, most=3) == pytest.approx(0.1)
     assert counts == [1, 2]
+
+
+def test_an_experiment_with_a_budget_takes_epochs_instead_and_the_same_command_continues_it(
+    cli: Cli, tmp_path: Path, signal_at: Any
+) -> None:
+    write_class_folders(tmp_path / "photos", {"": 60})
+    images = ("data=folder", "data.root=photos", "data.size=8", "data.sizes=[]", "data.val_fraction=0.2")
+    command = ("experiment=resnet34_cifar10", *images, "model=softmax", "batch_size=10", "plots=false")
+    for typed, what in (("epochs=3", "epochs"), ("max_steps=9", "max_steps")):
+        signal_at(6)
+        run = (*command, typed, f"name={what}", "resume=auto", "report=false", "record.every_steps=1")
+        outcome = cli(*run)
+        assert outcome.code == 143, outcome.err
+        assert f"{what} was typed, so that budget=1h is left out" in outcome.out
+        assert settings(what)["budget"] is None
+        outcome = cli(*run)
+        assert outcome.code == 0, outcome.err
+    late = ("schedule=cosine", "schedule.warmup_epochs=3")
+    assert_refused(cli(*command, *late, "epochs=2"), "warmup_epochs=3 is not allowed: it must be below epochs=2")
+
+
+def test_a_small_split_is_measured_by_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = type("Few", (), {"__len__": lambda _: 1, "y": range(40), "batch_size": 1000})()
+    monkeypatch.setattr(budget, "seconds_of_each", lambda *_, **__: 2.0)  # of its only batch
+    parts: Any = SimpleNamespace(val=few, train=few, splits=SimpleNamespace(test=range(400)), ranks=Ranks())
+    assert budget.seconds_of_measuring(parts, 60.0) == pytest.approx((2.0, 20.0))
+
+
+def test_unfreezing_is_compared_with_the_epochs_of_the_budget(cli: Cli, tmp_path: Path, slow: None) -> None:
+    write_class_folders(tmp_path / "photos", {"train": 40, "val": 8, "test": 8})
+    words = ("data=folder", "data.root=photos", "data.size=8", "model=mlp", "batch_size=10", "plots=false")
+    assert cli(*words, "epochs=1", "name=start", "report=false").code == 0
+    freeze = ("init_from=start", "finetune.freeze=backbone", "finetune.unfreeze_epoch=12", "report=false")
+    for span, warnings in (("20s", 1), ("2m", 0)):
+        outcome = cli(*words, *freeze, f"budget={span}")
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.count("finetune.unfreeze_epoch has no effect") == warnings

@@ -157,6 +157,18 @@ def test_own_images_train_the_last_layer_first_and_the_rest_slowly(
     assert (f"{said} (what you type wins" in outcome.out) == (wanted["backbone_lr"] < 1)
 
 
+def test_a_budget_trains_all_layers_from_the_start(
+    cli: Cli, photos: Path, theirs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("own.pth").write_bytes(theirs[1])
+    monkeypatch.setattr("trainer.commands.train.lay_out", lambda config, *_: replace(config, epochs=1, max_steps=1))
+    few = ("data.size=16", "data.val_fraction=0.2", "batch_size=8", "device.precision=fp32", "data.limit=8")
+    outcome = cli(*PHOTOS, *few, "model=resnet18", "model.weights=own.pth", "budget=1h", "name=a")
+    assert outcome.code == 0, outcome.err
+    config = json.loads(Path("outputs/a/config.json").read_text(encoding="utf-8"))["config"]
+    assert config["finetune"] == {"freeze": "none", "unfreeze_epoch": None, "backbone_lr": 0.1}
+
+
 def test_a_sweep_of_weights_goes_on_with_the_same_command(
     cli: Cli, photos: Path, theirs: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

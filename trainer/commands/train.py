@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from trainer.config.schema import Config
 from trainer.data.splits import Source
 from trainer.run.begin import begin, choose_machine, make_parts, open_session, start_recording
-from trainer.run.budget import lay_out
+from trainer.run.budget import lay_out, without_void
 from trainer.run.end import finish_run
 from trainer.run.epochs import train_epochs
 from trainer.run.failures import explain, note_failure
@@ -49,6 +49,7 @@ def train(
         agreed = held.enter_context(ranks.watching(stop))
         try:
             config, machine = choose_machine(config, ranks, screen)
+            config = without_void(config, target, screen)
             config, begun = begin(config, target, ranks, screen, held)
             if begun.finished is not None:
                 return begun.name, begun.finished  # nothing was opened or changed

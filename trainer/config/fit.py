@@ -66,11 +66,15 @@ def check_fit(config: Config) -> None:
     typed = [f"{key}=" for key in ("epochs", "max_steps") if key in config.typed and "budget" in config.typed]
     if typed and config.budget is not None:
         raise ConfigError(f"budget={config.budget} chooses epochs and max_steps: leave {' and '.join(typed)} out.")
-    is_open = config.budget is not None and config.max_steps is None  # the epochs are chosen later
-    if not is_open and not 0 <= config.schedule.options.get("warmup_epochs", 0) < config.epochs:
+    if not has_open_end(config) and not 0 <= config.schedule.options.get("warmup_epochs", 0) < config.epochs:
         warmup = f"schedule.warmup_epochs={config.schedule['warmup_epochs']:g}"
         raise ConfigError(f"{warmup} is not allowed: it must be below epochs={config.epochs}.")
     check_labels(config)
+
+
+def has_open_end(config: Config) -> bool:
+    """Whether the epochs are chosen later, for a budget."""
+    return config.budget is not None and config.max_steps is None
 
 
 def check_task(config: Config, tasks: Sequence[str], what: str) -> None:

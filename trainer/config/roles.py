@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
+from trainer.config.fit import has_open_end
 from trainer.config.options import chosen_engines, flatten
 from trainer.config.ranges import OF_NUMBERS
 from trainer.config.schema import GROUPS, Config
@@ -269,7 +270,7 @@ def without_effect(use: str, config: Config) -> list[str]:
             "finetune.freeze=backbone without finetune.unfreeze_epoch never trains the backbone",
         ),
         "finetune.unfreeze_epoch": (
-            (config.finetune.unfreeze_epoch or 0) > config.epochs,
+            (config.finetune.unfreeze_epoch or 0) > config.epochs and not has_open_end(config),
             f"training ends with epoch {config.epochs}",
         ),
         "early_stopping.min_delta": (not config.early_stopping.patience, "early_stopping.patience=0 never stops"),

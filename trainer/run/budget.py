@@ -15,6 +15,7 @@ from trainer.data.splits import Source
 from trainer.run.begin import Begun, make_parts
 from trainer.run.machine import Machine
 from trainer.run.parts import Parts
+from trainer.run.target import Target
 from trainer.totals import Totals
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.ranks import Ranks
@@ -23,6 +24,20 @@ from trainer.utils.screen import Screen, SilentScreen
 MEASURED, LEAST, MOST = 0.02, 0.5, 30.0  # of the budget is spent on measuring, but at least and at most so many seconds
 MOST_EPOCHS = 100_000  # as config/ranges.py allows
 SPARE, ENDS = 0.02, 5.0  # of the budget is left for whatever else happens, and so many seconds for start, plots, report
+
+
+def without_void(config: Config, target: Target | None, screen: Screen) -> Config:
+    """The config of a new run without the budget of an experiment, where epochs or max_steps were typed.
+
+    Before the run is looked up, so that the same command continues it.
+    """
+    typed = sorted({"epochs", "max_steps"} & set(config.typed))
+    if target is not None or config.budget is None or not typed:
+        return config
+    screen.say(f"{typed[0]} was typed, so that budget={config.budget} is left out")
+    config = replace(config, budget=None)
+    check_fit(config)  # warmup_epochs: now it is known how many there are
+    return config
 
 
 def lay_out(
@@ -42,9 +57,6 @@ def lay_out(
     """
     if config.budget is None or config.max_steps is not None or config.fast_dev_run or begun.path:
         return config
-    if typed := sorted({"epochs", "max_steps"} & set(config.typed)):
-        screen.say(f"{typed[0]} was typed, so that budget={config.budget} is left out")
-        return replace(config, budget=None)
     began, budget = time.monotonic(), in_seconds(config.budget)
     parts, _ = make_parts(config, begun, machine, ranks, SilentScreen(), sources={} if sources is None else sources)
     sizes, per_epoch = tuple(config.data.options.get("sizes", ())), len(parts.train)
@@ -73,6 +85,8 @@ def lay_out(
     )
     config = replace(config, epochs=-(-steps // per_epoch), max_steps=steps)
     check_fit(config)
+    if (config.finetune.unfreeze_epoch or 0) > config.epochs:
+        screen.say(f"warning: finetune.unfreeze_epoch has no effect: training ends with epoch {config.epochs}")
     return config
 
 
@@ -94,6 +108,7 @@ def seconds_of_step(parts: Parts, epoch: int, budget: float) -> float:
 def seconds_of_measuring(parts: Parts, budget: float) -> tuple[float, float]:
     """The time that measuring the validation split and the test split takes."""
     batches = parts.val or parts.train
+    of_batch = len(batches.y) / len(batches)  # examples; a small split is no full batch
 
     def measure(count: int) -> Totals:
         totals = parts.totals()
@@ -101,7 +116,7 @@ def seconds_of_measuring(parts: Parts, budget: float) -> tuple[float, float]:
             engine.evaluate(parts.model, parts.loss_fn, islice(examples, count), totals, parts.machine.autocast)
         return totals
 
-    of_example = seconds_of_each(measure, parts.ranks, budget, most=len(batches)) / batches.batch_size
+    of_example = seconds_of_each(measure, parts.ranks, budget, most=len(batches)) / of_batch
     return (len(parts.val.y) if parts.val is not None else 0) * of_example, len(parts.splits.test) * of_example
 
 

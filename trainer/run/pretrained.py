@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from trainer.config.fit import shape_of
+from trainer.config.fit import has_open_end, shape_of
 from trainer.config.schema import FITTED, Choice, Config, Finetune
 from trainer.data import files
 from trainer.models import timm, torchvision
@@ -38,13 +38,14 @@ def for_fine_tuning(config: Config, screen: Screen) -> Config:
     """The config as typed, as its weights need it: their images, and for your own images the backbone with care.
 
     The last layer, which begins at random, is trained alone for the first third: its first gradients would spoil the
-    rest. Then the rest learns too, at a tenth of the rate. What was typed of finetune. stays, as without a recipe.
+    rest. Then the rest learns too, at a tenth of the rate; with a budget, whose epochs are not known yet, from the
+    start. What was typed of finetune. stays, as without a recipe.
     """
     config = with_their_images(config, screen)
     typed = "recipe" in config.typed or any(key.startswith("finetune.") for key in config.typed)
     if config.data.name not in FITTED or config.model.options.get("weights", "none") == "none" or typed:
         return config
-    first = config.epochs // 3 + 1
+    first = 1 if has_open_end(config) else config.epochs // 3 + 1
     care = Finetune("backbone", first, 0.1) if first > 1 else Finetune("none", None, 0.1)
     words = [f"finetune.{key}={value}" for key, value in asdict(care).items() if value not in ("none", None)]
     screen.say(f"model.weights: {' '.join(words)} (what you type wins: finetune.*; recipe=none leaves them out)")
