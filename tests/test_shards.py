@@ -216,6 +216,7 @@ def without_its_end(path: Path) -> None:
         (of_labels(["0", "1"]), "w", lambda path: path.write_bytes(path.read_bytes() * 2), "or several tar files were"),
         (of_labels(["0", "1"] * 3), "w", without_its_end, "it was cut off, or it is still being written"),
         (of_labels(["0", "1"]) * 2 + of_labels(["0"]) * 2, "w", None, "a/0000 is there twice"),
+        (of_labels(["0", "1"]) * 2, "w", None, "a/0000 is there twice. .* tar -r adds a file once more"),
         ([("a.png", png(0)), ("a.cls", b"-1")], "w", None, "a.cls says no class: '-1'"),
         ([("a.png", png(0))], "w", None, r"a lacks KEY\.cls or KEY\.json"),
         ([("a.cls", b"0"), ("b.cls", b"1")], "w", None, "lacks an image"),
@@ -235,6 +236,22 @@ def test_what_is_no_shard_is_refused(
     if change is not None:
         change(path)
     with pytest.raises(ConfigError, match=message):
+        load(path, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+@pytest.mark.parametrize("suffix", ["png", "cls"])
+def test_links_are_refused_with_what_packs_their_content(tmp_path: Path, kind: bytes, suffix: str) -> None:
+    path = write_tar(tmp_path / "s" / "x.tar", of_labels(["0", "1"] * 3))
+    with tarfile.open(path, "a") as tar:
+        for each, content in (("png", png(0)), ("cls", b"0")):
+            member = tarfile.TarInfo(f"a/9999.{each}")
+            if each == suffix:
+                member.type, member.linkname = kind, f"a/0000.{each}"
+            else:
+                member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(ConfigError, match=rf"a/9999\.{suffix} is a link .* tar --dereference --hard-dereference"):
         load(path, tmp_path)
 
 

@@ -83,7 +83,7 @@ def indexed(stored: Stored) -> Index:
     Raises:
         ConfigError: it is no tar file that can be read where it lies, or an example lacks its image or its class.
     """
-    places, codes, others = [], [], 0
+    places, codes, keys, others = [], [], set[str](), 0
     words: dict[str, int] = {}
     try:
         with stored.opened() as file, Bar(f"indexing {stored.name}", stored.size, "bytes") as bar:
@@ -104,8 +104,17 @@ def indexed(stored: Stored) -> Index:
                         raise ConfigError(f"{stored}: {one_line(key, 80)} lacks {lacks} beside it.")
                     others += len(members)
                     continue
-                if len({member.name for member in members}) < len(members):
-                    raise ConfigError(f"{stored}: {one_line(key, 80)} is there twice. Each image needs its own name.")
+                if odd := [member for member in (image, label) if not is_plain(member)]:
+                    raise ConfigError(
+                        f"{stored}: {one_line(odd[0].name, 80)} is a link or sparse, not the content itself. Pack it "
+                        "again, with tar --dereference --hard-dereference."
+                    )
+                if key in keys or len({member.name for member in members}) < len(members):
+                    raise ConfigError(
+                        f"{stored}: {one_line(key, 80)} is there twice. Each image needs its own name; tar -r adds a "
+                        "file once more: make the tar file anew."
+                    )
+                keys.add(key)
                 others += len(members) - 2
                 word = word_of(tar, label, str(stored))
                 places.append((image.offset_data, image.size))
@@ -157,7 +166,8 @@ def examples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]
     members: list[tarfile.TarInfo] = []
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-        if not member.isreg() or member.sparse is not None:
+        is_content = not member.isdir() and suffix_of(member.name) in (*IMAGE_SUFFIXES, ".cls", ".json")
+        if not is_plain(member) and not is_content:
             continue
         folder, slash, name = member.name.rpartition("/")
         if name.startswith("._"):  # macOS puts one beside each file
@@ -170,6 +180,11 @@ def examples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]
         members.append(member)
     if members:
         yield key, members
+
+
+def is_plain(member: tarfile.TarInfo) -> bool:
+    """Whether its content lies in the tar file, in one piece."""
+    return member.isreg() and member.sparse is None
 
 
 def suffix_of(name: str) -> str:
