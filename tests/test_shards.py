@@ -358,6 +358,13 @@ def put(server: Server, folder: Path) -> str:
     return f"{server.address}s"
 
 
+def test_an_address_may_end_in_a_question(server: Server, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s" / "x.tar", of_labels(["1", "0"] * 3))
+    server.contents["s/x.tar?download=1"] = path.read_bytes()
+    found = load(f"{server.address}s/x.tar?download=1", tmp_path)
+    assert found.train.y.equal(load(path, tmp_path).train.y)
+
+
 def test_files_at_an_address_give_the_same_run_and_resume_to_the_same_bits(
     cli: Cli, server: Server, tmp_path: Path
 ) -> None:
@@ -426,6 +433,8 @@ def test_a_network_that_comes_back_is_waited_for(
         ("ADDRESSs", "there are no tar files in it"),
         ("ADDRESSgone", "gone cannot be read: FileNotFoundError"),
         ("http://me:secret@127.0.0.1/x.tar", "no user name or password in an address"),
+        ("http://127.0.0.1/x.tar?X-Amz-Signature=0123", r"http://127.0.0.1/x.tar\?...: no key in an address"),
+        ("http://127.0.0.1/x-{0..3}.tar?v=1&sig=0123", "no key in an address"),
         ("http://127.0.0.1:9/x.tar", r"x\.tar cannot be read: ClientConnectorError"),
         ("s3://bucket/x.tar", r"s3://bucket/x\.tar: needs a package: pip install s3fs"),
         ("nonsense://x.tar", r"nonsense://x\.tar cannot be read: ValueError: Protocol not known"),

@@ -177,7 +177,7 @@ def parts_in(root: str) -> dict[str, list[str]]:
         ConfigError: there are none, or none to train on.
     """
     if is_address(root):
-        is_folder = COUNTING.search(root) is None and not root.endswith(".tar")
+        is_folder = COUNTING.search(root) is None and not root.partition("?")[0].endswith(".tar")
         names = names_at(root) if is_folder else []
     else:
         is_folder = Path(root).expanduser().is_dir()
