@@ -123,6 +123,7 @@ def seconds_of_measuring(parts: Parts, budget: float) -> tuple[float, float]:
 def seconds_of_each(work: Callable[[int], Totals], ranks: Ranks, budget: float, most: int = 1 << 20) -> float:
     """The time of one of the steps that work(count) does, from counts that double until it is long enough to tell."""
     enough = min(MOST, max(LEAST, MEASURED * budget)) / 2
+    float(work(1).loss_sum)  # not counted: it compiles, starts workers, reserves memory
     count = 1
     while True:
         began = time.perf_counter()
