@@ -358,6 +358,18 @@ def put(server: Server, folder: Path) -> str:
     return f"{server.address}s"
 
 
+def test_copies_of_another_user_are_read(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(tmp_path / "s" / "x.tar", of_labels(["1", "0"] * 3))
+    address = put(server, tmp_path / "s")
+    first = load(f"{address}/x.tar", tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(remote.os, "utime", refuse)
+    assert load(f"{address}/x.tar", tmp_path).test.x[0].equal(first.test.x[0])
+
+
 def test_an_address_may_end_in_a_question(server: Server, tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s" / "x.tar", of_labels(["1", "0"] * 3))
     server.contents["s/x.tar?download=1"] = path.read_bytes()

@@ -82,12 +82,13 @@ class Stored:
                     if not is_copied(path, self.size):
                         copy(self, path)
                         remove_oldest(self.copies, self.most)
-            os.utime(path)  # used now: others are removed first
         except OSError as error:
             raise ResourceError(
                 f"{path}, a copy of {self.where}, cannot be written: {error.strerror}. "
                 "paths.cache=FOLDER names another folder, and a lower data.cache_gb= keeps fewer copies."
             ) from error
+        with suppress(OSError):  # it is another user's, or the folder is read-only
+            os.utime(path)  # used now: others are removed first
         return path
 
     @contextmanager
