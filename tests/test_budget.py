@@ -63,6 +63,13 @@ def test_max_steps_ends_in_the_middle_of_an_epoch_and_the_schedule_ends_there(cl
     assert (result["status"], result["epochs"]) == ("done", 3)
 
 
+def test_a_warmup_that_is_longer_than_the_steps_is_said(cli: Cli) -> None:
+    words = (*RUN, "epochs=9", "schedule.warmup_epochs=2")
+    said = "warning: schedule.warmup_epochs=2 is all of it: the learning rate only rises"
+    assert said in cli(*words, "max_steps=40").out
+    assert said not in cli(*words, "max_steps=41").out
+
+
 @pytest.mark.parametrize("at", [45, 50])  # in the last epoch, and after its last step, before it is validated
 def test_a_run_that_is_interrupted_before_max_steps_ends_as_if_it_had_not_been(
     cli: Cli, at: int, signal_at: Any

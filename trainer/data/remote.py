@@ -21,7 +21,7 @@ from trainer.utils.files import replacing
 from trainer.utils.locks import wait_for_lock
 
 ADDRESS_START = re.compile(r"([a-z][a-z0-9+.-]*)://")
-SECRET = re.compile(r"[?&][^=&]*(?:sig|token|key|credential|password|secret)[^=&]*=", re.IGNORECASE)  # of a signed one
+SIGNED = re.compile(r"[?&][^=&]*(?:sig|token|key|credential|password|secret)[^=&]*=", re.IGNORECASE)  # of a signed one
 WAITS = (1.0, 4.0, 16.0)  # seconds before each further try to copy: a network may be away for a moment
 ABANDONED = 3600.0  # seconds after which an unfinished copy is one of a process that was killed
 SILENCE = 60  # seconds without a byte from a web server
@@ -161,7 +161,7 @@ def asking(where: str) -> Iterator[Any]:
     kind = ADDRESS_START.match(where)[1]  # type: ignore[index]
     if "@" in where.partition("://")[2].partition("/")[0]:
         raise ConfigError(f"{kind}://...: no user name or password in an address: it would be saved with the run.")
-    if SECRET.search(where):
+    if SIGNED.search(where):
         raise ConfigError(f"{where.partition('?')[0]}?...: no key in an address: it would be saved with the run.")
     try:
         import fsspec

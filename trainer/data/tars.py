@@ -104,7 +104,7 @@ def indexed(stored: Stored) -> Index:
                         raise ConfigError(f"{stored}: {one_line(key, 80)} lacks {lacks} beside it.")
                     others += len(members)
                     continue
-                if odd := [member for member in (image, label) if not is_plain(member)]:
+                if odd := [member for member in (image, label) if not has_content(member)]:
                     raise ConfigError(
                         f"{stored}: {one_line(odd[0].name, 80)} is a link or sparse, not the content itself. Pack it "
                         "again, with tar --dereference --hard-dereference."
@@ -166,8 +166,8 @@ def examples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]
     members: list[tarfile.TarInfo] = []
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-        is_content = not member.isdir() and suffix_of(member.name) in (*IMAGE_SUFFIXES, ".cls", ".json")
-        if not is_plain(member) and not is_content:
+        is_of_image = not member.isdir() and suffix_of(member.name) in (*IMAGE_SUFFIXES, ".cls", ".json")
+        if not has_content(member) and not is_of_image:
             continue
         folder, slash, name = member.name.rpartition("/")
         if name.startswith("._"):  # macOS puts one beside each file
@@ -182,7 +182,7 @@ def examples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]
         yield key, members
 
 
-def is_plain(member: tarfile.TarInfo) -> bool:
+def has_content(member: tarfile.TarInfo) -> bool:
     """Whether its content lies in the tar file, in one piece."""
     return member.isreg() and member.sparse is None
 

@@ -53,6 +53,9 @@ def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Scr
     screen.say(f"{parameters}; examples: {sizes}; train {where}")
     if config.max_steps is not None and config.max_steps < len(parts.train) * config.epochs:
         screen.say(f"training ends with step {config.max_steps:,}: {config.max_steps / len(parts.train):.2f} epochs")
+        warmup = config.schedule.options.get("warmup_epochs", 0)
+        if warmup * len(parts.train) >= config.max_steps:
+            screen.say(f"warning: schedule.warmup_epochs={warmup:g} is all of it: the learning rate only rises")
     if parts.ranks.world > 1:
         screen.say(f"{parts.ranks.world} processes, each of which takes its part of every batch")
     if path:
