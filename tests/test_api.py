@@ -264,7 +264,7 @@ def test_a_refusal_is_the_one_of_the_command_line(settings: dict[str, Any], cli:
         ("seeds=3", "trains one run"),
         (["-m", "optimizer.lr=0.1,0.2"], "trains one run"),
         (["--cfg", "job"], "trains one run"),
-        (["eval", "a"], "settings are written key=value"),
+        (["eval", "a"], "eval is a command"),
         ({"epochs": [1, 2]}, r"epochs=\[1, 2\] is not allowed"),
     ],
 )

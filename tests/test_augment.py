@@ -268,12 +268,12 @@ def test_the_images_of_the_first_epochs_may_be_smaller(streamed: bool) -> None:
 def test_sizes_that_a_model_cannot_take_are_refused(cli: Cli, tmp_path: Path) -> None:
     write_class_folders(tmp_path / "photos", {"": 24})
     words = ("data=folder", "data.root=photos", "data.size=16", "plots=false", "batch_size=8", "epochs=2")
-    assert_refused(
-        cli(*words, "model=softmax", "data.sizes=[8]"), "takes images of 16 pixels, and none of 8", "resnet18"
+    assert_refused(cli(*words, "model=softmax", "data.first_sizes=[8]"), "takes 16 pixels, and not 8", "resnet18")
+    assert_refused(cli(*words, "model=resnet18", "data.first_sizes=[24]"), "24 is for larger images", "16 pixels")
+    assert_refused(cli(*words, "model=resnet18", "data.first_sizes=[0]"), "data.first_sizes")
+    outcome = cli(
+        *words, "model=resnet18", "data.first_sizes=[8]", "data.workers=0", "name=a", "plots=true", "report=false"
     )
-    assert_refused(cli(*words, "model=resnet18", "data.sizes=[24]"), "24 is for larger images", "16 pixels")
-    assert_refused(cli(*words, "model=resnet18", "data.sizes=[0]"), "data.sizes")
-    outcome = cli(*words, "model=resnet18", "data.sizes=[8]", "data.workers=0", "name=a", "plots=true", "report=false")
     assert outcome.code == 0, outcome.err
     assert cli("eval", "a", "plots=false").code == 0
 

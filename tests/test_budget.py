@@ -139,7 +139,7 @@ def test_smaller_images_are_measured_too(cli: Cli, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(budget, "seconds_of_measuring", lambda *_: (2.0, 5.0))
     words = ("data=folder", "data.root=photos", "data.size=16", "model=resnet18", "batch_size=10", "plots=false")
     # 5 s for the test, 10 + 10 + 18 for the first epochs of 8 steps; 33 are left, 2 of them for validation
-    outcome = cli(*words, "data.sizes=[8,8,12]", "budget=1m16s", "name=a", "fast_dev_run=false")
+    outcome = cli(*words, "data.first_sizes=[8,8,12]", "budget=1m16s", "name=a", "fast_dev_run=false")
     assert outcome.code == 0, outcome.err
     assert (
         "budget=1m16s: 31 steps, which are 3.88 epochs of 34.0 s, and less of smaller images: 8, 8, 12" in outcome.out
@@ -180,7 +180,7 @@ def test_an_experiment_with_a_budget_takes_epochs_instead_and_the_same_command_c
     cli: Cli, tmp_path: Path, signal_at: Any
 ) -> None:
     write_class_folders(tmp_path / "photos", {"": 60})
-    images = ("data=folder", "data.root=photos", "data.size=8", "data.sizes=[]", "data.val_fraction=0.2")
+    images = ("data=folder", "data.root=photos", "data.size=8", "data.first_sizes=[]", "data.val_fraction=0.2")
     command = ("experiment=resnet34_cifar10", *images, "model=softmax", "batch_size=10", "plots=false")
     for typed, what in (("epochs=3", "epochs"), ("max_steps=9", "max_steps")):
         signal_at(6)

@@ -157,7 +157,7 @@ def test_options_of_an_optimizer_are_keywords_of_torch(name: str) -> None:
 def test_options_of_a_data_set_are_its_keywords_and_the_common_ones(name: str) -> None:
     common = {"val_fraction", "split_seed", "order_seed", "drop_last", "limit", "eval_limit"}
     common |= {"size"} if name in PICTURE_SETS else set()
-    common |= {"normalize", "augment", "mixup", "cutmix", "sizes", "balance"} if name in PICTURE_SETS else set()
+    common |= {"normalize", "augment", "mixup", "cutmix", "first_sizes", "balance"} if name in PICTURE_SETS else set()
     common |= {"resident"} if name in PICTURE_SETS and name != "shards" else set()
     common |= {"workers"} if name in ("folder", "shards") else {"expand"} if name in PICTURE_SETS else set()
     common |= {"balance"} if name == "table" else set()

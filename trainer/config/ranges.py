@@ -278,7 +278,7 @@ RANGES: dict[str, Rule] = {
     "data.expand": OneOf(("none", "shift")),
     "data.augment": Steps(),
     **dict.fromkeys(("data.mixup", "data.cutmix"), Range(0, 100)),
-    **dict.fromkeys(("data.size", "data.sizes"), Range(8, 1024, whole=True)),
+    **dict.fromkeys(("data.size", "data.first_sizes"), Range(8, 1024, whole=True)),
     "data.channels": OneOf((1, 3)),
     "data.fit": OneOf(("crop", "pad", "squash")),
     "data.interpolation": OneOf(("bilinear", "bicubic")),

@@ -41,7 +41,8 @@ role      settings                                      train resume sweep eval 
 NUMBERS   experiment recipe recipe/                       +     -      +     -     -         +            +          +       +
 NUMBERS   data data.                                      +     +      +     +     +         +            +          +       +
 NUMBERS   data.val_fraction data.split_seed data.limit    +     +      +     -     -         +            +          +       +
-NUMBERS   data.normalize data.augment data.expand data.sizes   +     +      +     -     -         +            +          +       +
+NUMBERS   data.normalize data.augment data.expand         +     +      +     -     -         +            +          +       +
+NUMBERS   data.first_sizes                                +     +      +     -     -         +            +          +       +
 NUMBERS   data.fit data.interpolation                     +     +      +     -     -         +            +          +       +
 NUMBERS   data.mixup data.cutmix                          +     +      +     -     -         +            +          +       +
 NUMBERS   data.order_seed data.drop_last data.balance     +     +      +     -     -         +            +          +       +
@@ -261,7 +262,7 @@ def without_effect(use: str, config: Config) -> list[str]:
         "max_steps": (trains and config.fast_dev_run, "fast_dev_run=true trains one step"),
         "budget": (trains and config.fast_dev_run, "fast_dev_run=true trains one step"),
         "data.augment": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
-        "data.sizes": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
+        "data.first_sizes": (trains and config.overfit_batches, "overfit_batches trains on examples as they are"),
         **dict.fromkeys(("data.mixup", "data.cutmix"), unmixed),
         "data.fresh": (trains and config.overfit_batches, "overfit_batches trains on the same rows in each epoch"),
         "model.init_std": (trains and config.model.options.get("start") is not None, "model.start sets all weights"),

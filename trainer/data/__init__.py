@@ -31,7 +31,7 @@ CUT = ("val_fraction", "split_seed", "limit", "expand")
 ADAPTED = ("normalize", "eval_limit")  # options that adapt.py handles, and for these sets their size:
 SCALED = ("mnist", "fashion_mnist", "cifar10")
 # options that batches.py handles
-BATCHES = ("augment", "mixup", "cutmix", "sizes", "workers", "resident", "order_seed", "drop_last", "balance")
+BATCHES = ("augment", "mixup", "cutmix", "first_sizes", "workers", "resident", "order_seed", "drop_last", "balance")
 
 
 def load(

@@ -51,7 +51,7 @@ class Augment:
     Attributes:
         steps: data.augment: none, a name, or a list of names, in this order.
         mixing: how images are mixed at last.
-        sizes: data.sizes: height and width in the first epochs, one number for each.
+        sizes: data.first_sizes: height and width in the first epochs, one number for each.
     """
 
     steps: str | Sequence[str] = "none"
@@ -65,7 +65,9 @@ UNCHANGED = Augment()
 def augment_of(options: Mapping[str, Any], num_classes: int) -> Augment:
     """What the options of a data set ask for, of K classes."""
     mixing = Mixing(options.get("mixup", 0), options.get("cutmix", 0), num_classes)
-    return Augment(options.get("augment", "none"), mixing if mixing else NOT_MIXED, tuple(options.get("sizes", ())))
+    return Augment(
+        options.get("augment", "none"), mixing if mixing else NOT_MIXED, tuple(options.get("first_sizes", ()))
+    )
 
 
 class Augmentation:

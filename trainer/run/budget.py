@@ -59,7 +59,7 @@ def lay_out(
         return config
     began, budget = time.monotonic(), in_seconds(config.budget)
     parts, _ = make_parts(config, begun, machine, ranks, SilentScreen(), sources={} if sources is None else sources)
-    sizes, per_epoch = tuple(config.data.options.get("sizes", ())), len(parts.train)
+    sizes, per_epoch = tuple(config.data.options.get("first_sizes", ())), len(parts.train)
     first = {
         size: epoch for epoch, size in reversed([*enumerate((*sizes, 0), 1)])
     }  # epoch of each size; 0: the full one

@@ -81,7 +81,9 @@ def check_sizes(config: Config, parts: Parts) -> None:
     for size in dict.fromkeys(parts.train.augmentation.sizes):
         if len(parts.splits.in_shape) != 3 or size > full:
             what = "these are rows" if len(parts.splits.in_shape) != 3 else f"the images have {full} pixels"
-            raise ConfigError(f"data.sizes: {size} is for larger images than these: {what}. Allowed: smaller ones.")
+            raise ConfigError(
+                f"data.first_sizes: {size} is for larger images than these: {what}. Allowed: smaller ones."
+            )
         try:
             evaluated = parts.model.eval()
             with torch.inference_mode():
@@ -89,7 +91,7 @@ def check_sizes(config: Config, parts: Parts) -> None:
         except (ConfigError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"data.sizes: model={config.model.name} takes images of {full} pixels, and none of {size} ({reason}). "
+                f"data.first_sizes: model={config.model.name} takes {full} pixels, and not {size} ({reason}). "
                 "Networks that end with a mean over all places take any: resnet18, resnet34, most of torchvision, timm."
             ) from None
 
