@@ -26,6 +26,8 @@ NOT_RUN = {  # what a command line has in it: why no test of this file runs it
     "main.py board": "stays open; tests/test_about_runs.py starts it",
     "model=vgg": "of a copy of the program; tests/test_docs.py makes and trains it",
     "data=stripes": "of a copy of the program; tests/test_docs.py makes and trains it",
+    "data.root=https://": "needs a web server; tests/test_shards.py starts one",
+    "data.root=s3://": "needs an object store",
     "torchrun ": "several processes; tests/test_ranks.py starts them",
     "check-resume model=lenet data=mnist": "its processes want the official files; tests/test_check_resume.py",
     "experiment=nielsen_ch5": "validates on 1,000 images; tests/test_experiments.py has what it needs",
