@@ -25,15 +25,8 @@ SIGNED = re.compile(r"[?&][^=&]*(?:sig|token|key|credential|password|secret)[^=&
 WAITS = (1.0, 4.0, 16.0)  # seconds before each further try to copy: a network may be away for a moment
 ABANDONED = 3600.0  # seconds after which an unfinished copy is one of a process that was killed
 SILENCE = 60  # seconds without a byte from a web server
-MARKS = (
-    "ETag",
-    "etag",
-    "Last-Modified",
-    "LastModified",
-    "mtime",
-    "created",
-    "md5Hash",
-)  # of a content, in different file systems
+# what changes with the content, in different file systems
+MARKS = ("ETag", "etag", "Last-Modified", "LastModified", "mtime", "created", "md5Hash")
 NEWEST = 16  # copies that are kept however large they are: twice as many as are read at the same time
 PACKAGES_OF = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs"}
 

@@ -60,9 +60,7 @@ def lay_out(
     began, budget = time.monotonic(), in_seconds(config.budget)
     parts, _ = make_parts(config, begun, machine, ranks, SilentScreen(), sources={} if sources is None else sources)
     sizes, per_epoch = tuple(config.data.options.get("first_sizes", ())), len(parts.train)
-    first = {
-        size: epoch for epoch, size in reversed([*enumerate((*sizes, 0), 1)])
-    }  # epoch of each size; 0: the full one
+    first = {size: epoch for epoch, size in reversed([*enumerate((*sizes, 0), 1)])}  # 0 stands for the full size
     of_step = {size: seconds_of_step(parts, epoch, budget / len(first)) for size, epoch in first.items()}
     of_val, of_test = seconds_of_measuring(parts, budget)
     left = budget * (1 - SPARE) - ENDS - (time.monotonic() - began) - of_test
