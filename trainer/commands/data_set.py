@@ -9,6 +9,7 @@ import torch
 from trainer import data
 from trainer.commands.summary import new_parts
 from trainer.config.schema import Config
+from trainer.config.verbs import PLACES_OF_DATA
 from trainer.data.pack import pack_images
 from trainer.data.remote import is_address
 from trainer.data.shards import expanded_names
@@ -174,8 +175,8 @@ def homes_of(config: Config) -> list[Path]:
 
 def names_typed(config: Config) -> list[str]:
     """The files, folders and addresses that the options of a set name; each file of a pattern of shards."""
-    keys = ("root", "test_root", "path", "test_path")
-    typed = [name for key in keys if (name := config.data.options.get(key)) is not None]
+    options = [config.data.options.get(key.removeprefix("data.")) for key in PLACES_OF_DATA]
+    typed = [name for name in options if name is not None]
     return [each for name in typed for each in (expanded_names(name) if config.data.name == "shards" else [name])]
 
 

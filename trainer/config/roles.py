@@ -15,6 +15,7 @@ from trainer.config.options import chosen_engines, flatten
 from trainer.config.ranges import OF_NUMBERS
 from trainer.config.schema import GROUPS, Config
 from trainer.config.tasks import REGRESSION, tasks_of
+from trainer.config.verbs import PLACES_OF_DATA
 from trainer.utils.errors import ConfigError
 
 
@@ -128,7 +129,6 @@ def _names(*roles: Role) -> tuple[str, ...]:
 OF_THE_COMMAND = _names(Role.COMMAND)
 # What a file that somebody sent does not choose either: a device, a folder, processes. This machine's defaults, its own
 # record of the run and the command line do.
-PLACES_OF_DATA = ("data.root", "data.test_root", "data.path", "data.test_path")
 OF_THIS_MACHINE = (*_names(Role.MACHINE), "device.compile", "logger", *PLACES_OF_DATA)
 # With other values of these the run is still the same run, apart from how far it gets.
 FREE_ON_RESUME = _names(*(set(Role) - {Role.NUMBERS, Role.ROUNDING}))

@@ -7,14 +7,8 @@ from trainer.utils.errors import ConfigError, close_to, did_you_mean, listed
 from trainer.utils.program import main_py
 
 FOLDERS = ("paths.outputs", "paths.checkpoints")  # where the runs are: for each of these commands
-ELSEWHERE = (
-    "plugins",
-    "paths.data",
-    "data.root",
-    "data.test_root",
-    "data.path",
-    "data.test_path",
-)  # where the data of a run may be now
+PLACES_OF_DATA = ("data.root", "data.test_root", "data.path", "data.test_path")
+ELSEWHERE = ("plugins", "paths.data", *PLACES_OF_DATA)  # where the data of a run may be now
 EXPORT_TO = ("onnx", "safetensors", "torch_export")
 ENOUGH = 10**9
 

@@ -91,10 +91,8 @@ def indexed(stored: Stored) -> Index:
             while block := file.read(2**20):
                 sha256.update(block)
                 bar.add(len(block))
-        with (
-            stored.opened() as file,
-            tarfile.open(fileobj=file, mode="r:") as tar,
-        ):  # not compressed: else nothing could be read from its middle
+        # not compressed: else nothing could be read from its middle
+        with stored.opened() as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for key, members in examples(tar):
                 image = chosen_member(members, IMAGE_SUFFIXES)
                 label = chosen_member(members, (".cls",)) or chosen_member(members, (".json",))

@@ -140,7 +140,8 @@ def check_changes(config: Config, target: Target, screen: Screen) -> list[str]:
         if name not in names:
             raise ConfigError(f"resume_allow=[{name}]: {name} is not a setting of this run.{nearest(name, names)}")
     changed = [key for key in now if key in before and now[key] != before[key]]
-    for key in {"epochs", "max_steps"} & set(changed) if config.schedule.name in ("cosine", "onecycle") else ():
+    longer = [key for key in changed if key in ("epochs", "max_steps")]
+    for key in longer if config.schedule.name in ("cosine", "onecycle") else []:
         covers = f"schedule={config.schedule.name} now covers {key}={as_yaml(now[key])} instead of {before[key]}"
         screen.say(f"warning: {covers}: this is not the run it would have been from the start.")
     for key in sorted(changed, key=lambda key: not key.startswith("choices.")):  # a choice before its options

@@ -11,7 +11,8 @@ from typing import Any
 from trainer.config.freeze import from_dict
 from trainer.config.options import flatten
 from trainer.config.plugins import changes_since, check_plugged
-from trainer.config.roles import OF_THE_COMMAND, OF_THIS_MACHINE, PLACES_OF_DATA, decisive
+from trainer.config.roles import OF_THE_COMMAND, OF_THIS_MACHINE, decisive
+from trainer.config.verbs import PLACES_OF_DATA
 from trainer.run import directory, records
 from trainer.run.directory import Run
 from trainer.utils.errors import ConfigError, DamagedError, MissingPluginError, close_to, did_you_mean

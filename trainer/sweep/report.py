@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from trainer.config.command_line import Command
-from trainer.config.roles import PLACES_OF_DATA
+from trainer.config.verbs import PLACES_OF_DATA
 from trainer.run.brief import REPORT, brief_of
 from trainer.run.target import Target, find_run
 from trainer.sweep.table import rows_of_sweep, swept
