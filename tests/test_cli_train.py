@@ -183,7 +183,13 @@ FEW = ("data.num_examples=20", "data.val_fraction=0.5", "batch_size=5", "epochs=
 
 @pytest.mark.parametrize(
     ("loss", "optimizer", "schedule"),
-    [("mse", "sgd", "constant"), ("l1", "adam", "step"), ("huber", "adamw", "cosine"), ("auto", "rmsprop", "onecycle")],
+    [
+        ("mse", "sgd", "constant"),
+        ("l1", "adam", "step"),
+        ("huber", "adamw", "cosine"),
+        ("auto", "rmsprop", "onecycle"),
+        ("mse", "muon", "constant"),
+    ],
 )
 def test_choices_train_a_step_or_two(loss: str, optimizer: str, schedule: str, cli: Cli) -> None:
     words = (f"loss={loss}", f"optimizer={optimizer}", f"schedule={schedule}")
@@ -200,7 +206,7 @@ def test_choices_train_a_step_or_two(loss: str, optimizer: str, schedule: str, c
 def test_the_choices_above_are_all_there_are() -> None:
     with_pictures = {"cross_entropy", "sigmoid_cross_entropy", "quadratic"}  # below
     assert set(LOSSES) == {"mse", "l1", "huber", "auto"} | with_pictures
-    assert set(OPTIMIZERS) == {"sgd", "adam", "adamw", "rmsprop"}
+    assert set(OPTIMIZERS) == {"sgd", "adam", "adamw", "rmsprop", "muon"}
     assert set(SCHEDULES) == {"constant", "step", "cosine", "onecycle"}
 
 

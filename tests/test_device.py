@@ -57,6 +57,7 @@ def config_of(data: str, model: str, typed: tuple[str, ...] = (), /, **values: A
         ("cifar10", "resnet34", ZEN5, {"precision": "bf16", "channels_last": True}),
         ("cifar10", "resnet18", XEON, {"precision": "bf16", "channels_last": True}),
         ("cifar10", "resnet34", ZEN3, {"channels_last": True}),
+        ("cifar10", "cifarnet", ZEN5, {"precision": "bf16", "channels_last": True}),
         ("cifar10", "torchvision", ZEN5, {}),
     ],
 )
@@ -82,6 +83,7 @@ def test_the_layout_of_a_resnet_goes_by_its_stem(stem: str, size: int, channels_
     ("model", "capability", "expected"),
     [
         ("resnet34", (9, 0), PLAIN | {"precision": "bf16", "channels_last": True}),
+        ("cifarnet", (9, 0), PLAIN | {"precision": "bf16", "channels_last": True}),
         ("resnet34", (7, 5), PLAIN),
         ("mlp", (9, 0), PLAIN),
         ("lenet", (9, 0), PLAIN),

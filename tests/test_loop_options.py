@@ -102,6 +102,26 @@ def test_decay_all_false_spares_the_vectors() -> None:
     assert [group["weight_decay"] for group in every.param_groups] == [0.5]
 
 
+def test_vector_lr_is_a_factor_for_the_vectors() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    before = [p.detach().clone() for p in model.parameters()]
+    options = {"lr": 9.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "vector_lr": 64.0}
+    optimizer = build.build_optimizer(Choice("sgd", options), "concise", model, list(model[1].parameters()), 0.5)
+    x, y = examples()
+    batches = engine.whole([(x, y.expand(-1, 2))])
+    loss_fn, totals = build.build_loss(Choice("mse", {"form": "half"}), "concise"), Totals(torch.device("cpu"))
+    keep: dict[str, Tensor] = {}
+    for name, p in model.named_parameters():
+        p.register_hook(lambda g, name=name: keep.update({name: g.clone()}))
+    steps = engine.train_epoch(
+        model, loss_fn, optimizer, batches, lr_at=lambda _: 0.01, step=0, totals=totals, autocast=contextlib.nullcontext
+    )
+    assert list(steps) == [1]
+    factors = {"0.weight": 1.0, "0.bias": 64.0, "1.weight": 32.0, "1.bias": 32.0}  # the slow half of the network too
+    for (name, p), start in zip(model.named_parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), start - 0.01 * factors[name] * keep[name], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "options", "published"),
     [

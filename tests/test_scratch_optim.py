@@ -212,3 +212,51 @@ def test_zero_grad_forgets_the_gradients_of_all_groups(name: str) -> None:
 def test_the_defaults_are_torchs(name: str) -> None:
     ours, plain = OURS[name](net().parameters()), PLAIN[name](net().parameters())
     assert {key: plain.defaults[key] for key in ours.defaults} == ours.defaults
+
+
+def stepped(w: Tensor, g: Tensor, **options: Any) -> Tensor:
+    """A weight after three steps of Muon with the gradients g, 2 g and -g."""
+    w = w.clone().requires_grad_()
+    optimizer = optim.Muon([w], lr=0.02, **options)
+    for factor in (1, 2, -1):
+        w.grad = factor * g
+        optimizer.step()
+    return w.detach()
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (5, 5)])
+def test_orthogonalized_keeps_the_directions_and_evens_their_strengths(shape: tuple[int, int]) -> None:
+    g = draw(*shape)
+    left, strengths, right = torch.linalg.svd(g, full_matrices=False)
+    evened = strengths / strengths.square().sum().sqrt()
+    for _ in range(5):
+        evened = 3.4445 * evened - 4.7750 * evened**3 + 2.0315 * evened**5
+    found = optim.orthogonalized(g, 5)
+    torch.testing.assert_close(found, left @ evened.diag() @ right, rtol=0, atol=1e-6)  # the norm has 1e-7 added
+    assert evened.min() > 0.6
+    assert evened.max() < 1.3
+
+
+@pytest.mark.parametrize("options", [{}, {"nesterov": False}, {"momentum": 0.5, "weight_decay": 0.3}])
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3)])
+def test_muon_on_matrices_is_torchs_but_for_its_bfloat16(shape: tuple[int, int], options: dict[str, Any]) -> None:
+    w, g = draw(*shape), draw(*shape, seed=1)
+    theirs = w.clone().requires_grad_()
+    optimizer = torch.optim.Muon([theirs], lr=0.02, **{"weight_decay": 0.0} | options)
+    for factor in (1, 2, -1):
+        theirs.grad = factor * g
+        optimizer.step()
+    torch.testing.assert_close(stepped(w, g, **options), theirs.detach(), rtol=0, atol=2e-3)
+    assert (theirs - w).abs().max() > 0.01
+
+
+def test_muon_takes_filters_as_matrices_and_vectors_as_sgd_does() -> None:
+    w, g = draw(4, 3, 2, 2), draw(4, 3, 2, 2, seed=1)
+    assert torch.equal(stepped(w, g).flatten(1), stepped(w.flatten(1), g.flatten(1)))
+    vector, slope = draw(6), draw(6, seed=1)
+    theirs = vector.clone().requires_grad_()
+    sgd = torch.optim.SGD([theirs], lr=0.02, momentum=0.95, nesterov=True)
+    for factor in (1, 2, -1):
+        theirs.grad = factor * slope
+        sgd.step()
+    torch.testing.assert_close(stepped(vector, slope), theirs.detach(), rtol=0, atol=1e-12)

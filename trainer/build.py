@@ -76,7 +76,6 @@ def by_target(losses: Mapping[str, Callable[..., Tensor]]) -> dict[str, Callable
     return {**losses, "auto": auto}
 
 
-NO_DECAY = {"weight_decay": 0.0}
 LOSSES: dict[str, Callable[..., Tensor]] = by_target(
     {
         "mse": mse,
@@ -87,13 +86,14 @@ LOSSES: dict[str, Callable[..., Tensor]] = by_target(
         "quadratic": quadratic,
     }
 )
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {  # fused: one kernel for all tensors, never slower
+OPTIMIZERS: dict[str, Callable[..., Any]] = {  # fused: one kernel for all tensors, never slower
     "sgd": partial(without_wrappers(torch.optim.SGD), fused=True),
     "adam": partial(without_wrappers(torch.optim.Adam), fused=True),
     "adamw": partial(without_wrappers(torch.optim.AdamW), fused=True),
     "rmsprop": without_wrappers(torch.optim.RMSprop),  # has no fused kernel
+    "muon": optim.Muon,  # torch's takes matrices alone, and rounds them to bfloat16
 }
-BY_HAND = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW}
+BY_HAND = {"sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon}
 
 
 @dataclass(frozen=True)
@@ -164,18 +164,19 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of all parameters of the model, which is already on its device.
 
-    With decay_all=false, vectors (biases, scales and shifts of normalisation layers) have no weight decay. The `slow`
-    parameters have the learning rate times `factor`.
+    Vectors (biases, scales and shifts of normalisation layers) have the learning rate times vector_lr, and with
+    decay_all=false no weight decay. The `slow` parameters have the learning rate times `factor`.
     """
     options, others = dict(choice.options), set(slow)
     parts = [({}, [p for p in model.parameters() if p not in others]), ({"lr_factor": factor}, list(slow))]
     groups: list[dict[str, Any]] = [{"params": params} | of_part for of_part, params in parts if params]
-    if not options.pop("decay_all", True):
-        # He et al. 2019 (arXiv 1812.01187), section 3.1: "no bias decay"
+    decay_all, vector_lr = options.pop("decay_all", True), options.pop("vector_lr", 1.0)
+    if not decay_all or vector_lr != 1:
+        own = {} if decay_all else {"weight_decay": 0.0}  # He et al. 2019 (arXiv 1812.01187), section 3.1
         groups = [
-            group | {"params": [p for p in group["params"] if (p.ndim > 1) == decays]} | ({} if decays else NO_DECAY)
+            group | {"params": [p for p in group["params"] if (p.ndim < 2) == vectors]} | changes
             for group in groups
-            for decays in (True, False)
+            for vectors, changes in ((False, {}), (True, own | {"lr_factor": vector_lr * group.get("lr_factor", 1)}))
         ]
     optimizer: torch.optim.Optimizer = LIBRARIES[choice.impl or impl].optimizers[choice.name](groups, **options)
     return optimizer

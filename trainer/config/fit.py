@@ -126,6 +126,8 @@ def check_finetune(config: Config) -> None:
     finetune, weights = config.finetune, config.model.options.get("weights", "none")
     if weights != "none" and config.init_from is not None:
         raise ConfigError(f"model.weights={weights} and init_from={config.init_from}: leave one of them out.")
+    if config.whiten and (weights != "none" or config.init_from is not None):
+        raise ConfigError("whiten=true makes the first convolution, which the weights of others bring: whiten=false.")
     if finetune.freeze != "none" and weights == "none" and config.init_from is None:
         raise ConfigError(
             "finetune.freeze=backbone keeps the weights that others trained. It needs model.weights= or init_from=."

@@ -61,7 +61,7 @@ MACHINE   device.index device.num_threads                 +     +      +     +  
 MACHINE   device.deterministic                            +     +      +     +     +         +            +          +       +
 ROUNDING  device.                                         +     +      +     +     +         +            +          +       +
 NUMBERS   seed batch_size accumulate_steps clip_norm      +     +      +     -     -         +            +          +       +
-NUMBERS   ema_decay overfit_batches                       +     +      +     -     -         +            +          +       +
+NUMBERS   ema_decay overfit_batches whiten                +     +      +     -     -         +            +          +       +
 NUMBERS   monitor                                         +     +      +     -     -         +            -          -       -
 NUMBERS   fast_dev_run                                    +     +      +     -     -         x            +          -       -
 NUMBERS   sync_batch_norm                                 +     +      +     -     -         -            -          -       -

@@ -133,6 +133,7 @@ class Config:
     probabilities: bool  # whether predict writes the probability of each class
     split: str  # that eval measures
     tta: str  # none, or flip: eval and predict average over each image and its mirror image
+    whiten: bool  # the first convolution starts as filters that whiten patches, and keeps them
     init_from: str | None  # a run or file whose weights a new run starts from
     plots: str | bool  # auto, True or False
     report: str | bool  # likewise

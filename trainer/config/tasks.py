@@ -21,6 +21,7 @@ TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the tasks of each model a
         "mlp": BOTH,
         "lenet": (CLASSIFICATION,),
         "convnet": (CLASSIFICATION,),
+        "cifarnet": (CLASSIFICATION,),
         "resnet18": (CLASSIFICATION,),
         "resnet34": (CLASSIFICATION,),
         "torchvision": (CLASSIFICATION,),
@@ -56,7 +57,7 @@ IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the libraries of each par
         "quadratic": ALL,
         "auto": ALL,
     },
-    "optimizer": {"sgd": ALL, "adam": TENSORS, "adamw": TENSORS},
+    "optimizer": {"sgd": ALL, "adam": TENSORS, "adamw": TENSORS, "muon": TENSORS},
 }
 LAUNCHERS = {  # the package of each launcher
     "processes": "hydra-joblib-launcher",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch.nn import Module
 
+from trainer.models.cifarnet import CifarNet
 from trainer.models.convnet import ConvNet
 from trainer.models.lenet import LeNet
 from trainer.models.linear import LinearRegression, SoftmaxRegression
@@ -23,6 +24,7 @@ MODELS: dict[str, Callable[..., Module]] = {
     "mlp": MLP,
     "lenet": LeNet,
     "convnet": ConvNet,
+    "cifarnet": CifarNet,
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "torchvision": torchvision_model,

@@ -196,7 +196,7 @@ def cpu_name() -> str:
     return platform.processor()
 
 
-RESNETS = ("resnet18", "resnet34")
+WIDE = ("resnet18", "resnet34", "cifarnet")  # networks of wide convolutions
 SMALL = 64  # pixels; from there on a ResNet begins with its stem for ImageNet
 
 
@@ -248,17 +248,17 @@ def refuse_matmul(options: Mapping[str, Any], machine: Machine) -> None:
 
 def fastest(config: Config, device: torch.device) -> dict[str, Any]:
     """What is fastest for a model on a device, among what leaves its accuracy as it is."""
-    model, is_resnet = config.model.name, config.model.name in RESNETS
+    model, is_wide = config.model.name, config.model.name in WIDE
     plain = {"precision": "fp32", "channels_last": False, "matmul": "torch"}
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and is_resnet:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and is_wide:
         return plain | {"precision": "bf16", "channels_last": True}
     if device.type != "cpu":
         return plain
-    if is_resnet:
+    if is_wide:
         has_bf16 = cpu_can("avx512_bf16") or cpu_can("amx_bf16")
         precision = "bf16" if has_bf16 else "fp32"
         _, size, _ = shape_of(config.data) or (0, SMALL, SMALL)
-        stem = config.model["stem"]
+        stem = config.model.options.get("stem", "cifar")
         small = stem == "cifar" or (stem == "auto" and size <= SMALL)
         return plain | {"precision": precision, "channels_last": small}
     if model in ("lenet", "convnet"):

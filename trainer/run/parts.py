@@ -24,6 +24,7 @@ from trainer.run.checkpoint_files import FORMAT
 from trainer.run.classes import weights_of_classes
 from trainer.run.machine import Machine
 from trainer.run.seeds import order_seed, seed_everything, seed_of_rank
+from trainer.run.whitening import initial_model
 from trainer.totals import Batch, Totals
 from trainer.utils.bar import Bar
 from trainer.utils.errors import ConfigError
@@ -199,7 +200,7 @@ def assemble(config: Config, splits: Splits, machine: Machine, *, batches: int =
     check_task(config, (splits.task,), splits.table.said if splits.table else f"data={config.data.name}")
     splits = narrow(config, splits, batches)
     seed_everything(config.seed)  # nothing before this line may draw; what is drawn in between shifts all weights
-    model = place(build.build_model(config.model, config.impl, splits.in_shape, splits.num_outputs), machine)
+    model = place(initial_model(config, splits), machine)
     hold_backbone(config, model, splits.num_outputs, 1)
     # in a group of its own also where it begins later: torch updates a group at once, by states of one age
     own = config.finetune.backbone_lr != 1 or config.finetune.unfreeze_epoch is not None

@@ -90,6 +90,7 @@ def obstacle(config: Config) -> str:
         "data.mixup": config.data.options.get("mixup", 0) > 0,
         "data.cutmix": config.data.options.get("cutmix", 0) > 0,
         "loss.class_weights": config.loss.options.get("class_weights", "none") != "none",
+        "optimizer.vector_lr": config.optimizer.options.get("vector_lr", 1) != 1,
         "init_from": config.init_from is not None,
         "finetune.backbone_lr": config.finetune.backbone_lr != 1,
         f"device.precision={config.device['precision']}": config.device["precision"] in ("bf16", "fp16"),
