@@ -71,7 +71,7 @@ def test_the_first_convolution_whitens_and_stays(model: tuple[str, ...], key: st
     assert json.loads(Path("outputs/long/config.json").read_text())["config"]["whiten"] is True
 
 
-@pytest.mark.parametrize("words", [("model=softmax",), ("model=mlp",)])
+@pytest.mark.parametrize("words", [("model=softmax",), ("model=mlp",), ("model=convnet", "model.layers=[conv4x17p8]")])
 def test_networks_without_a_convolution_are_refused(words: tuple[str, ...], cli: Cli, tmp_path: Path) -> None:
     write_class_folders(tmp_path / "p", {"train": 24, "test": 6})
     assert_refused(cli(*FOLDER, *words, "whiten=true", "name=a"), "whiten=true", "convolution", "whiten=false")

@@ -1,7 +1,5 @@
 """The model as it begins: with weights drawn by its layers, or with a first convolution that whitens patches."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +11,7 @@ from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Splits
 from trainer.utils.errors import ConfigError
 
-MOST_IMAGES, MOST_PATCHES = 2_000, 2_000_000  # that are looked at
+MOST_IMAGES, ALONG = 2_000, 16  # that are looked at, and how many patches of each, about, along a side
 SMALLEST = 5e-4  # is added to each variance: directions with less hold the noise of the pixels
 
 
@@ -33,21 +31,22 @@ def whiten(model: nn.Module, splits: Splits, seed: int) -> None:
         splits: of images (C, H, W), from whose training part up to 2,000 are taken, of all classes alike.
         seed: decides which.
     Raises:
-        ConfigError: the model does not begin with a convolution of all channels of the images.
+        ConfigError: the model does not begin with a convolution of all channels of the images, or its window is larger
+            than they are.
     """
     weight = next((p for p in model.parameters() if p.ndim == 4), None)
-    if weight is None or len(splits.in_shape) != 3 or weight.shape[1] != splits.in_shape[0]:
-        raise ConfigError(
-            "whiten=true is for networks that begin with a convolution of the images. Allowed: whiten=false."
-        )
-    sides = (weight.shape[2], weight.shape[3])
-    few = few_of(splits.train, min(MOST_IMAGES, max(1, MOST_PATCHES // math.prod(splits.in_shape[1:]))), seed)
+    fits = weight is not None and len(splits.in_shape) == 3 and weight.shape[1] == splits.in_shape[0]
+    if weight is None or not fits or any(map(int.__gt__, weight.shape[2:], splits.in_shape[1:])):
+        said = "whiten=true is for networks that begin with a convolution of the images, whose window fits into them."
+        raise ConfigError(f"{said} Allowed: whiten=false.")
+    few = few_of(splits.train, MOST_IMAGES, seed)
     moments, num_patches = torch.zeros(weight[0].numel(), weight[0].numel(), dtype=torch.float64), 0
     for images, _ in Batches(splits, few, Placement(torch.device("cpu"), torch.float64)).epoch(0):
-        for image in images:
-            patches = F.unfold(image[None], sides)[0]  # (C K K, patches)
-            moments += patches @ patches.T
-            num_patches += patches.shape[1]
+        strides = (max(1, images.shape[2] // ALONG), max(1, images.shape[3] // ALONG))
+        patches = F.unfold(images, (weight.shape[2], weight.shape[3]), stride=strides)  # (N, C K K, patches)
+        patches = patches.transpose(1, 2).flatten(0, 1)
+        moments += patches.T @ patches
+        num_patches += len(patches)
     filters = whitening_filters(moments / num_patches, len(weight))
     with torch.no_grad():
         weight[: len(filters)] = filters.view(-1, *weight.shape[1:])
