@@ -19,7 +19,7 @@ CHOICE = {"mirror": None, "val_fraction": 0.1, "split_seed": 0, "limit": None, "
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """Return versions, hardware and commit, as main.py records them."""
-    from trainer.data.decoded import num_cores
+    from trainer.data.workers import num_cores
     from trainer.run.environment import provenance
     from trainer.run.machine import Machine
 

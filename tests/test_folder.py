@@ -16,7 +16,7 @@ import torch
 from conftest import Cli, assert_refused, write_class_folders
 from PIL import Image
 
-from trainer.data import decoded, folder
+from trainer.data import decoded, folder, workers
 from trainer.data.folder import ImageFiles, class_folders, memory_available
 from trainer.data.images import Frame
 from trainer.data.splits import Source, cut
@@ -456,7 +456,7 @@ def test_many_processes_decode_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(decoded, "CHUNK_BYTES", 16 * 10)  # ten images a message
     state = torch.random.get_rng_state()
     alone = load(root, on_error="skip")
-    monkeypatch.setattr(decoded, "MIN_FOR_WORKERS", 1)
+    monkeypatch.setattr(workers, "MIN_FOR_WORKERS", 1)
     (path,) = (tmp_path / "cache").glob("*.pt")
     path.unlink()
     together = load(root, on_error="skip")
@@ -597,7 +597,7 @@ def test_a_set_of_many_chunks_needs_few_open_files(tmp_path: Path, monkeypatch: 
     resource = pytest.importorskip("resource")
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     monkeypatch.setattr(decoded, "CHUNK_BYTES", 1)  # a message for each image
-    monkeypatch.setattr(decoded, "num_cores", lambda: 2)
+    monkeypatch.setattr(workers, "num_cores", lambda: 2)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 300, before[1]))
     try:

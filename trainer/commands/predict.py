@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,12 @@ from trainer.data.images import (
     ImageError,
     Picture,
     Seen,
-    decode,
     losses,
     mixed_floats,
-    quiet_pillow,
     read_image,
 )
 from trainer.data.listing import IMAGE_SUFFIXES, walk
+from trainer.data.pictures import each_decoded
 from trainer.data.stratify import mixed
 from trainer.run import directory
 from trainer.run.parts import placement
@@ -245,19 +245,18 @@ def label_pictures(trained: Trained, pictures: Sequence[Picture], frame: Frame, 
     outputs: list[Tensor] = []
     unreadable: list[str] = []
     seen = Seen()
-    with Bar("labelling", len(pictures), "images") as bar:
+    with Bar("labelling", len(pictures), "images") as bar, closing(each_decoded(pictures, frame)) as decoded:
         for start in range(0, len(pictures), size):
             batch = []
-            for picture in pictures[start : start + size]:
+            for picture, result in zip(pictures[start : start + size], decoded, strict=False):
                 bar.add(1)
-                try:
-                    with quiet_pillow():
-                        pixels, values = decode(picture, frame)
-                    batch.append(pixels)
-                    found.append(picture)
-                    seen.add(values, str(picture))
-                except ImageError as error:
-                    unreadable.append(f"{one_line(picture)}: {error}")
+                if isinstance(result, str):
+                    unreadable.append(f"{one_line(picture)}: {result}")
+                    continue
+                pixels, values = result
+                batch.append(pixels)
+                found.append(picture)
+                seen.add(values, str(picture))
             if batch:
                 images = centered(torch.stack(batch), trained.in_shape[1:])
                 inputs = normalize(images.to(trained.machine.device))

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from trainer.data.images import Frame, ImageError, Seen, check_regular, decode, quiet_pillow
 from trainer.data.listing import Stamp
-from trainer.data.workers import shutting_down, start_worker
+from trainer.data.workers import in_processes
 from trainer.utils.bar import Bar
 from trainer.utils.files import replacing
 from trainer.utils.locks import try_lock
@@ -32,7 +32,6 @@ CACHE_FORMAT = 3  # to be raised when decoding changes
 CACHE_BYTES = 50 * 10**9  # of all entries together; beyond it the one not used for longest goes
 CACHE_NAME = re.compile(r"(.+-\d+x\d+-[0-9a-f]{8})-[0-9a-f]{16}\.pt|[0-9a-f]{64}\.pt")  # the second: format 1
 PROBED, PROBE_BYTES = 256, 2**12  # files whose first and last bytes are read at every start: about 10 ms
-MIN_FOR_WORKERS = 1000  # images; for fewer, starting processes takes longer than decoding
 CHUNK_BYTES = 2**20  # of pixels per message of a worker; in containers /dev/shm may have only 64 MB
 DIGEST_BYTES = 16
 
@@ -259,17 +258,11 @@ def decode_files(
     root: Path, names: Sequence[str], frame: Frame, *, keep: bool, wanted: Tensor | None = None
 ) -> Decoded:
     """Decode files in several processes; the result does not depend on their number. Arguments as in cached()."""
-    chunks = _Chunks(root, names, frame, keep=keep, wanted=wanted)
-    # Processes, since threads would be slower than none: with small images most of the time is spent in Python.
-    workers = min(num_cores(), 16) if len(names) >= MIN_FOR_WORKERS else 0
-    # DataLoader would draw from the global generator, and training would then depend on whether there was a cache.
-    loader = DataLoader(
-        chunks, batch_size=None, num_workers=workers, worker_init_fn=start_worker, generator=torch.Generator()
-    )
     good = torch.ones(len(names), dtype=torch.bool) if wanted is None else wanted.clone()
     pixels = torch.empty(int(good.sum()) if keep else 0, *frame.shape, dtype=torch.uint8)
     sums, digests, reasons, end, seen = [], [], {}, 0, Seen()
-    with Bar("decoding", len(names), "files") as bar, shutting_down(loader) as decoded:
+    chunks = _Chunks(root, names, frame, keep=keep, wanted=wanted)
+    with Bar("decoding", len(names), "files") as bar, in_processes(chunks, len(names)) as decoded:
         for chunk in decoded:
             bar.add(len(chunk.digests))
             if keep:
@@ -285,11 +278,6 @@ def decode_files(
     skipped = [(names[i], reasons[i]) for i in sorted(reasons)]
     kept = good.nonzero().squeeze(1)
     return Decoded(kept, pixels if keep else None, torch.cat(sums), skipped, torch.cat(digests), seen.peak, seen.lost)
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use; on a cluster these are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pixel_sums(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainer.config.schema import DEPTHS
+from trainer.data.jpeg import plain_jpeg
 from trainer.utils.text import emit, number_of
 
 # Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are less tested.
@@ -29,7 +30,6 @@ LARGE_PIXELS = 4_000_000  # from here on an image is shrunk before anything else
 WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # convert() clips these to 255 instead of scaling them
 
 Picture = Path | str | io.BytesIO | Image.Image  # a file, its content, or an image in memory
-
 
 LOST = {  # what of a file is not used
     "colour": "16 bits per channel in several channels, of which the upper 8 are used, whatever data.depth says: "
@@ -145,6 +145,9 @@ def decode(source: Picture, frame: Frame) -> tuple[Tensor, Values]:
     if isinstance(source, (Path, str)):
         check_regular(source)
     channels, height, width = frame.shape
+    fits = channels == 3 and height * width <= frame.max_megapixels * 1e6
+    if fits and (pixels := plain_jpeg(source, height, width)) is not None:
+        return pixels, Values()
     try:
         with _opened(source) as image:
             if image.width * image.height == 0:

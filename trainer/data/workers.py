@@ -1,13 +1,19 @@
 """The processes that decode images: how they start and end, so that no signal and no error leaves one behind."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.signal_handling import _remove_worker_pids, _set_SIGCHLD_handler
 
 from trainer.utils.signals import STOPS, end_with_parent, in_main_thread
+
+T = TypeVar("T")
+MIN_FOR_WORKERS = 1000  # images; for fewer, starting processes takes longer than decoding
 
 
 def start_worker(worker: int) -> None:
@@ -15,6 +21,24 @@ def start_worker(worker: int) -> None:
     for signum in STOPS:
         signal.signal(signum, signal.SIG_IGN)
     end_with_parent()  # torch's own check takes five seconds, and misses a kill before it began
+
+
+@contextmanager
+def in_processes(chunks: Dataset[T], num_files: int) -> Iterator[Iterator[T]]:
+    """The items of a data set of decoded files, in order, from several processes where there are many files."""
+    # Processes, since threads would be slower than none: with small images most of the time is spent in Python.
+    workers = min(num_cores(), 16) if num_files >= MIN_FOR_WORKERS else 0
+    # DataLoader would draw from the global generator, and training would then depend on whether there was a cache.
+    loader = DataLoader(
+        chunks, batch_size=None, num_workers=workers, worker_init_fn=start_worker, generator=torch.Generator()
+    )
+    with shutting_down(loader) as decoded:
+        yield decoded
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use; on a cluster these are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

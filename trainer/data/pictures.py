@@ -1,0 +1,51 @@
+"""Image files one after the other, in memory that does not grow with their number: for predict."""
+
+import math
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from trainer.data.images import Frame, ImageError, Picture, Values, decode, quiet_pillow
+from trainer.data.workers import in_processes
+
+RUN_BYTES = 2**20  # of pixels per message of a process; in containers /dev/shm may have only 64 MB
+
+
+def each_decoded(pictures: Sequence[Picture], frame: Frame) -> Generator[tuple[Tensor, Values] | str, None, None]:
+    """Yield pixels (C, H, W) uint8 and what is to be known of each picture, or why it cannot be read, in order.
+
+    Close the generator if it is not used up: that ends its processes.
+    """
+    are_files = all(isinstance(picture, (Path, str)) for picture in pictures)
+    with in_processes(_Runs(pictures, frame), len(pictures) if are_files else 0) as runs:
+        for pixels, found in runs:
+            images = iter(pixels.clone())  # what a process sends holds a file descriptor for as long as it lives
+            for values in found:
+                yield values if isinstance(values, str) else (next(images), values)
+
+
+class _Runs(Dataset[tuple[Tensor, list[Values | str]]]):
+    """Item k: the k-th run of pictures: the pixels of those that can be read, and of each its values or the reason."""
+
+    def __init__(self, pictures: Sequence[Picture], frame: Frame) -> None:
+        self.pictures, self.frame = pictures, frame
+        self.length = max(1, min(256, RUN_BYTES // math.prod(frame.shape)))
+
+    def __len__(self) -> int:
+        return -(-len(self.pictures) // self.length)
+
+    def __getitem__(self, k: int) -> tuple[Tensor, list[Values | str]]:
+        images, found = [], list[Values | str]()
+        with quiet_pillow():
+            for picture in self.pictures[k * self.length : (k + 1) * self.length]:
+                try:
+                    pixels, values = decode(picture, self.frame)
+                except ImageError as error:
+                    found.append(str(error))
+                else:
+                    images.append(pixels)
+                    found.append(values)
+        return torch.stack(images) if images else torch.empty(0, *self.frame.shape, dtype=torch.uint8), found
