@@ -43,6 +43,7 @@ RUNS = {
     "nielsen_ch6_expanded": 1,
     "nielsen_ch6_two_fc": 1,
     "nielsen_ch6_dropout": 1,
+    "cifar10_fast": 3,
     "resnet34_cifar10": 1,
 }
 
