@@ -271,3 +271,13 @@ def test_a_sweep_whose_list_is_damaged_goes_on(cli: Cli) -> None:
     assert "sweep.corrupt" in outcome.out
     assert outcome.out.count("done before") == 2
     assert_refused(cli(*words, "batch_size=5"), "batch_size")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_folder_whose_name_is_no_utf_8_trains_and_is_in_tensorboard(cli: Cli, tmp_path: Path) -> None:
+    name = os.fsdecode(b"pict\xffures")
+    write_class_folders(tmp_path / name, {"train": 12, "test": 6})
+    outcome = cli("data=folder", f"data.root={name}", "data.size=8", "model=softmax", "epochs=1", "name=a")
+    assert outcome.code == 0, outcome.err
+    [events] = Path("outputs/a/tb").glob("events*")
+    assert b"pict\\udcffures" in events.read_bytes()

@@ -27,7 +27,8 @@ def decoder() -> Callable[[bytes], Tensor] | None:
     """The content of a JPEG file -> (C, H, W) uint8; None where it is not there or rounds otherwise than Pillow."""
 
     def decode_jpeg(content: bytes) -> Tensor:
-        pixels: Tensor = torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ALL_CHANNELS)
+        in_bytes = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        pixels: Tensor = torch.ops.image.decode_jpeg(in_bytes, ALL_CHANNELS)
         return pixels
 
     try:

@@ -143,8 +143,10 @@ class Recorder:
         """
         if self.writer is None:
             return
+        # a path may hold bytes that are no UTF-8
+        given = [arg.encode("utf-8", "backslashreplace").decode() if isinstance(arg, str) else arg for arg in args]
         try:
-            attrgetter(method)(self.writer)(*args, **options)
+            attrgetter(method)(self.writer)(*given, **options)
         except OSError as error:
             self.writer = None
             self.warn(f"warning: TensorBoard is off, {self.path.parent / 'tb'} cannot be written: {error}")
