@@ -17,6 +17,7 @@ from PIL import Image
 from trainer import data
 from trainer.data import folder
 from trainer.run.gate import MAX_CLASSES, MAX_TENSORS, check_description
+from trainer.run.recorder import Recorder
 from trainer.run.safe_load import read_checkpoint
 from trainer.utils.errors import ConfigError, DamagedError
 from trainer.utils.files import read_csv
@@ -273,11 +274,12 @@ def test_a_sweep_whose_list_is_damaged_goes_on(cli: Cli) -> None:
     assert_refused(cli(*words, "batch_size=5"), "batch_size")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
-def test_a_folder_whose_name_is_no_utf_8_trains_and_is_in_tensorboard(cli: Cli, tmp_path: Path) -> None:
-    name = os.fsdecode(b"pict\xffures")
-    write_class_folders(tmp_path / name, {"train": 12, "test": 6})
-    outcome = cli("data=folder", f"data.root={name}", "data.size=8", "model=softmax", "epochs=1", "name=a")
-    assert outcome.code == 0, outcome.err
-    [events] = Path("outputs/a/tb").glob("events*")
-    assert b"pict\\udcffures" in events.read_bytes()
+def test_a_record_with_a_name_that_is_no_text_resumes_with_tensorboard(cli: Cli) -> None:
+    assert cli("name=a", "epochs=1", "data.num_examples=40").code == 0
+    path = Path("outputs/a/config.json")
+    content = json.loads(path.read_text())
+    content["config"]["name"] = "\ud800"
+    path.write_text(json.dumps(content))
+    recorder = Recorder(Path("outputs/a"), ["tensorboard"], epochs_done=1, steps_done=4)
+    recorder.close()
+    assert any(b"rerun \\ud800" in file.read_bytes() for file in Path("outputs/a/tb").glob("events*"))
