@@ -1,6 +1,7 @@
 """Plain JPEG files go another way than the rest, to the same pixels."""
 
 import io
+import os
 import random
 from pathlib import Path
 
@@ -70,9 +71,10 @@ def turned() -> bytes:
     "content",
     [
         *(jpeg_of((41, 24)), jpeg_of(mode="L"), jpeg_of(mode="CMYK"), turned(), jpeg_of()[:-2], jpeg_of()[:60], b""),
+        jpeg_of().replace(b"\x00\x10JFIF\0\x01\x01\x00\x00\x01\x00\x01\x00\x00", b"\x00\x06JFIF"),
         *(jpeg_of() + b"more", jpeg_of(icc_profile=b"x" * 200), jpeg_of()[:2] + b"\xff\xd9"),
     ],
-    ids=["wide", "grey", "cmyk", "turned", "cut", "header", "empty", "longer", "profile", "nothing"],
+    ids=["wide", "grey", "cmyk", "turned", "cut", "header", "empty", "short", "longer", "profile", "nothing"],
 )
 def test_other_files_are_left_to_pillow(content: bytes) -> None:
     assert jpeg.plain_jpeg(io.BytesIO(content), 24, 40) is None
@@ -104,6 +106,14 @@ def test_damaged_files_end_as_with_pillow_alone(monkeypatch: pytest.MonkeyPatch)
     assert ends == {Tensor, str}
 
 
+def test_what_libjpeg_says_of_a_damaged_file_does_not_reach_the_screen(capfd: pytest.CaptureFixture[str]) -> None:
+    content = jpeg_of()[:-40] + jpeg.END
+    assert jpeg.plain_jpeg(io.BytesIO(content), 24, 40) is not None
+    assert capfd.readouterr().err == ""
+    os.write(2, b"afterwards")
+    assert capfd.readouterr().err == "afterwards"
+
+
 def test_without_torchvisions_decoder_all_goes_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     jpeg.decoder.cache_clear()
     try:
@@ -119,7 +129,7 @@ def test_without_torchvisions_decoder_all_goes_to_pillow(monkeypatch: pytest.Mon
 def test_many_files_are_decoded_by_processes_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "MIN_FOR_WORKERS", 10)
     monkeypatch.setattr(workers, "num_cores", lambda: 2)
-    monkeypatch.setattr(pictures, "RUN_BYTES", 3 * 3 * 24 * 40)  # three images a message
+    monkeypatch.setattr(pictures, "GROUP_BYTES", 3 * 3 * 24 * 40)  # three images a message
     files = [tmp_path / f"{i}.jpg" for i in range(20)]
     for i, file in enumerate(files):
         file.write_bytes(jpeg_of(seed=i) if i % 6 else b"no image")

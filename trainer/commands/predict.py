@@ -248,6 +248,7 @@ def label_pictures(trained: Trained, pictures: Sequence[Picture], frame: Frame, 
     with Bar("labelling", len(pictures), "images") as bar, closing(each_decoded(pictures, frame)) as decoded:
         for start in range(0, len(pictures), size):
             batch = []
+            # in this order: zip() takes nothing of `decoded` where the part of `pictures` has ended
             for picture, result in zip(pictures[start : start + size], decoded, strict=False):
                 bar.add(1)
                 if isinstance(result, str):

@@ -53,6 +53,8 @@ def check_fit(config: Config) -> None:
     if config.reference.metric is not None and config.reference.value is None:
         raise ConfigError("reference.metric needs reference.value: the published figure, shown beside the result.")
     check_channels(config.data)
+    if config.whiten and config.model.name in ("linreg", "softmax", "mlp"):
+        raise ConfigError(f"whiten=true: model={config.model.name} has no convolution. Allowed: whiten=false.")
     check_finetune(config)
     val_fraction = config.data["val_fraction"]
     if val_fraction >= 1 and val_fraction != int(val_fraction):
@@ -127,7 +129,10 @@ def check_finetune(config: Config) -> None:
     if weights != "none" and config.init_from is not None:
         raise ConfigError(f"model.weights={weights} and init_from={config.init_from}: leave one of them out.")
     if config.whiten and (weights != "none" or config.init_from is not None):
-        raise ConfigError("whiten=true makes the first convolution, which the weights of others bring: whiten=false.")
+        brings = "init_from=" if config.init_from is not None else "model.weights="
+        raise ConfigError(
+            f"whiten=true would replace the first convolution that {brings} brings. Allowed: whiten=false."
+        )
     if finetune.freeze != "none" and weights == "none" and config.init_from is None:
         raise ConfigError(
             "finetune.freeze=backbone keeps the weights that others trained. It needs model.weights= or init_from=."

@@ -6,7 +6,9 @@ second, and used only where it gives the pixels that Pillow gives.
 
 import importlib.util
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from torch import Tensor
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 FRAMES, SCAN = (0xC0, 0xC2), 0xDA  # baseline and progressive; what follows a scan are pixels
-HARMLESS = (0xC4, 0xDB, 0xDD, 0xE0, 0xFE)  # tables, JFIF, comments: nothing that turns an image or changes its colours
+HARMLESS = (0xC4, 0xDB, 0xDD, 0xFE)  # tables, restarts, comments: nothing that turns an image or changes its colours
+JFIF = (0xE0, b"JFIF\0", 16)  # which Pillow wants with all its bytes
 BYTES_BESIDE = 2**16  # beside 3 for each pixel: a longer file is not plain
 ALL_CHANNELS = 0  # the decoder's way of saying which channels
 
@@ -70,9 +73,34 @@ def plain_jpeg(source: Path | str | io.BytesIO | Image.Image, height: int, width
             with open(source, "rb") as file:
                 content = file.read(2)
                 content += file.read(most) if content == START else b""
-        return decode_jpeg(content) if len(content) <= most and size_of_plain(content) == (height, width) else None
+        if len(content) > most or size_of_plain(content) != (height, width):
+            return None
+        with without_libjpegs_lines():
+            return decode_jpeg(content)
     except (OSError, RuntimeError):
         return None
+
+
+@contextmanager
+def without_libjpegs_lines() -> Iterator[None]:
+    """Keep what libjpeg says of damaged files from standard error: it has no names. Pillow keeps it too."""
+    try:
+        before = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    try:
+        os.dup2(nowhere(), 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+@cache
+def nowhere() -> int:
+    """A file descriptor that takes everything."""
+    return os.open(os.devnull, os.O_WRONLY)
 
 
 def size_of_plain(content: bytes) -> tuple[int, int] | None:
@@ -88,7 +116,14 @@ def size_of_plain(content: bytes) -> tuple[int, int] | None:
             precision, channels = content[at + 4], content[at + 9]
             height, width = (int.from_bytes(content[i : i + 2], "big") for i in (at + 5, at + 7))
             found = (height, width) if (precision, channels) == (8, 3) else None
-        elif marker not in HARMLESS:
+        elif marker not in HARMLESS and not is_jfif(content, at):
             return None
         at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
     return None
+
+
+def is_jfif(content: bytes, at: int) -> bool:
+    """Whether a whole JFIF segment begins there."""
+    marker, name, least = JFIF
+    length = int.from_bytes(content[at + 2 : at + 4], "big")
+    return content[at + 1] == marker and content[at + 4 : at + 4 + len(name)] == name and length >= least

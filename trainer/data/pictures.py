@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from trainer.data.images import Frame, ImageError, Picture, Values, decode, quiet_pillow
 from trainer.data.workers import in_processes
 
-RUN_BYTES = 2**20  # of pixels per message of a process; in containers /dev/shm may have only 64 MB
+GROUP_BYTES = 2**20  # of pixels per message of a process; in containers /dev/shm may have only 64 MB
 
 
 def each_decoded(pictures: Sequence[Picture], frame: Frame) -> Generator[tuple[Tensor, Values] | str, None, None]:
@@ -20,19 +20,19 @@ def each_decoded(pictures: Sequence[Picture], frame: Frame) -> Generator[tuple[T
     Close the generator if it is not used up: that ends its processes.
     """
     are_files = all(isinstance(picture, (Path, str)) for picture in pictures)
-    with in_processes(_Runs(pictures, frame), len(pictures) if are_files else 0) as runs:
-        for pixels, found in runs:
+    with in_processes(_Groups(pictures, frame), len(pictures) if are_files else 0) as groups:
+        for pixels, found in groups:
             images = iter(pixels.clone())  # what a process sends holds a file descriptor for as long as it lives
             for values in found:
                 yield values if isinstance(values, str) else (next(images), values)
 
 
-class _Runs(Dataset[tuple[Tensor, list[Values | str]]]):
-    """Item k: the k-th run of pictures: the pixels of those that can be read, and of each its values or the reason."""
+class _Groups(Dataset[tuple[Tensor, list[Values | str]]]):
+    """Item k: the pixels of the k-th few pictures that can be read, and of each its values or the reason."""
 
     def __init__(self, pictures: Sequence[Picture], frame: Frame) -> None:
         self.pictures, self.frame = pictures, frame
-        self.length = max(1, min(256, RUN_BYTES // math.prod(frame.shape)))
+        self.length = max(1, min(16, GROUP_BYTES // math.prod(frame.shape)))  # few: the bar moves, no process idles
 
     def __len__(self) -> int:
         return -(-len(self.pictures) // self.length)

@@ -258,7 +258,7 @@ def fastest(config: Config, device: torch.device) -> dict[str, Any]:
         has_bf16 = cpu_can("avx512_bf16") or cpu_can("amx_bf16")
         precision = "bf16" if has_bf16 else "fp32"
         _, size, _ = shape_of(config.data) or (0, SMALL, SMALL)
-        stem = config.model.options.get("stem", "cifar")
+        stem = config.model.options.get("stem", "cifar")  # cifarnet has no other
         small = stem == "cifar" or (stem == "auto" and size <= SMALL)
         return plain | {"precision": precision, "channels_last": small}
     if model in ("lenet", "convnet"):

@@ -11,7 +11,9 @@ from trainer.data.batches import Batches, Placement
 from trainer.data.splits import Splits
 from trainer.utils.errors import ConfigError
 
-MOST_IMAGES, ALONG = 2_000, 16  # that are looked at, and how many patches of each, about, along a side
+MOST_IMAGES = 2_000  # that are looked at
+ALONG = 16  # patches of each image along a side: so many to twice as many
+UNFOLDED = 50  # images whose patches are in memory together
 SMALLEST = 5e-4  # is added to each variance: directions with less hold the noise of the pixels
 
 
@@ -41,12 +43,13 @@ def whiten(model: nn.Module, splits: Splits, seed: int) -> None:
         raise ConfigError(f"{said} Allowed: whiten=false.")
     few = few_of(splits.train, MOST_IMAGES, seed)
     moments, num_patches = torch.zeros(weight[0].numel(), weight[0].numel(), dtype=torch.float64), 0
-    for images, _ in Batches(splits, few, Placement(torch.device("cpu"), torch.float64)).epoch(0):
-        strides = (max(1, images.shape[2] // ALONG), max(1, images.shape[3] // ALONG))
-        patches = F.unfold(images, (weight.shape[2], weight.shape[3]), stride=strides)  # (N, C K K, patches)
-        patches = patches.transpose(1, 2).flatten(0, 1)
-        moments += patches.T @ patches
-        num_patches += len(patches)
+    for batch, _ in Batches(splits, few, Placement(torch.device("cpu"), torch.float64)).epoch(0):
+        for images in batch.split(UNFOLDED):
+            strides = (max(1, images.shape[2] // ALONG), max(1, images.shape[3] // ALONG))
+            patches = F.unfold(images, (weight.shape[2], weight.shape[3]), stride=strides)  # (N, C K K, patches)
+            patches = patches.transpose(1, 2).flatten(0, 1)
+            moments += patches.T @ patches
+            num_patches += len(patches)
     filters = whitening_filters(moments / num_patches, len(weight))
     with torch.no_grad():
         weight[: len(filters)] = filters.view(-1, *weight.shape[1:])
