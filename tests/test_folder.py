@@ -456,7 +456,7 @@ def test_many_processes_decode_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(decoded, "CHUNK_BYTES", 16 * 10)  # ten images a message
     state = torch.random.get_rng_state()
     alone = load(root, on_error="skip")
-    monkeypatch.setattr(workers, "MIN_FOR_WORKERS", 1)
+    monkeypatch.setattr(decoded, "MIN_FOR_WORKERS", 1)
     (path,) = (tmp_path / "cache").glob("*.pt")
     path.unlink()
     together = load(root, on_error="skip")

@@ -127,7 +127,7 @@ def test_without_torchvisions_decoder_all_goes_to_pillow(monkeypatch: pytest.Mon
 
 
 def test_many_files_are_decoded_by_processes_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "MIN_FOR_WORKERS", 10)
+    monkeypatch.setattr(pictures, "SECONDS_FOR_PROCESSES", 0.0)
     monkeypatch.setattr(workers, "num_cores", lambda: 2)
     monkeypatch.setattr(pictures, "GROUP_BYTES", 3 * 3 * 24 * 40)  # three images a message
     files = [tmp_path / f"{i}.jpg" for i in range(20)]
@@ -145,8 +145,8 @@ def test_predict_by_processes_is_predict_by_one(cli: Cli, tmp_path: Path, monkey
     (tmp_path / "p" / "test" / "class0" / "bad.jpg").write_bytes(b"no image")
     words = ("data=folder", "data.root=p", "data.size=16", "data.on_error=skip", "model=lenet", "epochs=1")
     assert cli(*words, "plots=false", "name=a").code == 0
-    for output, least in (("one.csv", 1000), ("many.csv", 10)):
-        monkeypatch.setattr(workers, "MIN_FOR_WORKERS", least)
+    for output, least in (("one.csv", 1000.0), ("many.csv", 0.0)):
+        monkeypatch.setattr(pictures, "SECONDS_FOR_PROCESSES", least)
         outcome = cli("predict", "checkpoint=a", "input=p/test", f"output={output}", "plots=false")
         assert outcome.code == 2
         assert "bad.jpg" in outcome.err

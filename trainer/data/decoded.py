@@ -32,6 +32,7 @@ CACHE_FORMAT = 3  # to be raised when decoding changes
 CACHE_BYTES = 50 * 10**9  # of all entries together; beyond it the one not used for longest goes
 CACHE_NAME = re.compile(r"(.+-\d+x\d+-[0-9a-f]{8})-[0-9a-f]{16}\.pt|[0-9a-f]{64}\.pt")  # the second: format 1
 PROBED, PROBE_BYTES = 256, 2**12  # files whose first and last bytes are read at every start: about 10 ms
+MIN_FOR_WORKERS = 1000  # images; for fewer, starting processes takes longer than decoding
 CHUNK_BYTES = 2**20  # of pixels per message of a worker; in containers /dev/shm may have only 64 MB
 DIGEST_BYTES = 16
 
@@ -262,7 +263,10 @@ def decode_files(
     pixels = torch.empty(int(good.sum()) if keep else 0, *frame.shape, dtype=torch.uint8)
     sums, digests, reasons, end, seen = [], [], {}, 0, Seen()
     chunks = _Chunks(root, names, frame, keep=keep, wanted=wanted)
-    with Bar("decoding", len(names), "files") as bar, in_processes(chunks, len(names)) as decoded:
+    with (
+        Bar("decoding", len(names), "files") as bar,
+        in_processes(chunks, many=len(names) >= MIN_FOR_WORKERS) as decoded,
+    ):
         for chunk in decoded:
             bar.add(len(chunk.digests))
             if keep:

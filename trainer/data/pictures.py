@@ -1,16 +1,19 @@
 """Image files one after the other, in memory that does not grow with their number: for predict."""
 
+import itertools
 import math
+import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from trainer.data.images import Frame, ImageError, Picture, Values, decode, quiet_pillow
 from trainer.data.workers import in_processes
 
+SECONDS_FOR_PROCESSES = 5.0  # of decoding: small files are read sooner than processes are started and heard
 GROUP_BYTES = 2**20  # of pixels per message of a process; in containers /dev/shm may have only 64 MB
 
 
@@ -19,9 +22,16 @@ def each_decoded(pictures: Sequence[Picture], frame: Frame) -> Generator[tuple[T
 
     Close the generator if it is not used up: that ends its processes.
     """
+    groups = _Groups(pictures, frame)
+    first, seconds = [], 0.0
+    for k in range(min(2, len(groups))):  # the first one loads the decoders, the second tells how long all will take
+        began = time.perf_counter()
+        first.append(groups[k])
+        seconds = (time.perf_counter() - began) * len(groups)
     are_files = all(isinstance(picture, (Path, str)) for picture in pictures)
-    with in_processes(_Groups(pictures, frame), len(pictures) if are_files else 0) as groups:
-        for pixels, found in groups:
+    rest = Subset(groups, range(len(first), len(groups)))
+    with in_processes(rest, many=are_files and seconds > SECONDS_FOR_PROCESSES) as others:
+        for pixels, found in itertools.chain(first, others):
             images = iter(pixels.clone())  # what a process sends holds a file descriptor for as long as it lives
             for values in found:
                 yield values if isinstance(values, str) else (next(images), values)

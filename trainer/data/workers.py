@@ -13,7 +13,6 @@ from torch.utils.data._utils.signal_handling import _remove_worker_pids, _set_SI
 from trainer.utils.signals import STOPS, end_with_parent, in_main_thread
 
 T = TypeVar("T")
-MIN_FOR_WORKERS = 1000  # images; for fewer, starting processes takes longer than decoding
 
 
 def start_worker(worker: int) -> None:
@@ -24,10 +23,10 @@ def start_worker(worker: int) -> None:
 
 
 @contextmanager
-def in_processes(chunks: Dataset[T], num_files: int) -> Iterator[Iterator[T]]:
-    """The items of a data set of decoded files, in order, from several processes where there are many files."""
+def in_processes(chunks: Dataset[T], *, many: bool) -> Iterator[Iterator[T]]:
+    """The items of a data set of decoded files, in order, from several processes where there are many."""
     # Processes, since threads would be slower than none: with small images most of the time is spent in Python.
-    workers = min(num_cores(), 16) if num_files >= MIN_FOR_WORKERS else 0
+    workers = min(num_cores(), 16) if many else 0
     # DataLoader would draw from the global generator, and training would then depend on whether there was a cache.
     loader = DataLoader(
         chunks, batch_size=None, num_workers=workers, worker_init_fn=start_worker, generator=torch.Generator()
