@@ -213,8 +213,8 @@ def test_freeze_takes_the_command_s_own_settings_from_the_command_and_the_others
         line = row_for(key)
         assert line is not None
         assert found == (default if line.role is Role.COMMAND else flatten(saved)[key]), key
-    # which need weights of others, and have words that no other setting has
-    needy = ["finetune.freeze", "finetune.unfreeze_epoch"]
+    # which need a convolution, or weights of others, and have words that no other setting has
+    needy = ["whiten", "finetune.freeze", "finetune.unfreeze_epoch"]
     assert untested == [*needy, "reference.metric", "optimizer.nesterov"]  # which need a value, and a momentum
 
 
