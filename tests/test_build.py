@@ -222,7 +222,7 @@ def test_the_yaml_keys_of_an_optimizer_are_torchs_arguments(name: str) -> None:
     optimizer = build.build_optimizer(Choice(name, options), "concise", net())
     del options["decay_all"], options["vector_lr"]
     for key, value in options.items():
-        assert optimizer.param_groups[0][key] == (tuple(value) if isinstance(value, list) else value)
+        assert optimizer.defaults[key] == (tuple(value) if isinstance(value, list) else value)
 
 
 def test_a_models_initial_weights_come_from_the_global_generator_alone() -> None:

@@ -453,7 +453,7 @@ def test_a_cache_that_cannot_be_written_only_warns(tmp_path: Path, capsys: pytes
 def test_many_processes_decode_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = plant(tmp_path / "p", classes="ab", count=100)
     (root / "a" / "07.png").write_text("no image")
-    monkeypatch.setattr(decoded, "CHUNK_BYTES", 16 * 10)  # ten images a message
+    monkeypatch.setattr(workers, "MESSAGE_BYTES", 16 * 10)  # ten images a message
     state = torch.random.get_rng_state()
     alone = load(root, on_error="skip")
     monkeypatch.setattr(decoded, "MIN_FOR_WORKERS", 1)
@@ -596,7 +596,7 @@ def test_what_shapes_alone_refuse_is_refused_before_an_image_is_decoded(
 def test_a_set_of_many_chunks_needs_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resource = pytest.importorskip("resource")
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
-    monkeypatch.setattr(decoded, "CHUNK_BYTES", 1)  # a message for each image
+    monkeypatch.setattr(workers, "MESSAGE_BYTES", 1)  # a message for each image
     monkeypatch.setattr(workers, "num_cores", lambda: 2)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 300, before[1]))

@@ -129,7 +129,7 @@ def test_without_torchvisions_decoder_all_goes_to_pillow(monkeypatch: pytest.Mon
 def test_many_files_are_decoded_by_processes_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "SECONDS_FOR_PROCESSES", 0.0)
     monkeypatch.setattr(workers, "num_cores", lambda: 2)
-    monkeypatch.setattr(pictures, "GROUP_BYTES", 3 * 3 * 24 * 40)  # three images a message
+    monkeypatch.setattr(workers, "MESSAGE_BYTES", 3 * 3 * 24 * 40)  # three images a message
     files = [tmp_path / f"{i}.jpg" for i in range(20)]
     for i, file in enumerate(files):
         file.write_bytes(jpeg_of(seed=i) if i % 6 else b"no image")

@@ -84,6 +84,9 @@ def test_one_seed_gives_equal_weights_and_every_parameter_a_gradient(name: str) 
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     model(images(2, 3, 32, 32).float()).square().sum().backward()
     learning = [(n, p.grad) for n, p in model.named_parameters() if p.requires_grad]
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    scales = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert frozen == (scales if name == "cifarnet" else set())
     assert [n for n, grad in learning if grad is None or not grad.isfinite().all()] == []
     if name != "timm":  # whose residual branches begin at 0
         assert [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.any()] == []

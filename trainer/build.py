@@ -172,11 +172,12 @@ def build_optimizer(
     groups: list[dict[str, Any]] = [{"params": params} | of_part for of_part, params in parts if params]
     decay_all, vector_lr = options.pop("decay_all", True), options.pop("vector_lr", 1.0)
     if not decay_all or vector_lr != 1:
-        own = {} if decay_all else {"weight_decay": 0.0}  # He et al. 2019 (arXiv 1812.01187), section 3.1
+        # He et al. 2019 (arXiv 1812.01187), section 3.1: "no bias decay"
+        decay = {} if decay_all else {"weight_decay": 0.0}
         groups = [
             group | {"params": [p for p in group["params"] if (p.ndim < 2) == vectors]} | changes
             for group in groups
-            for vectors, changes in ((False, {}), (True, own | {"lr_factor": vector_lr * group.get("lr_factor", 1)}))
+            for vectors, changes in ((False, {}), (True, decay | {"lr_factor": vector_lr * group.get("lr_factor", 1)}))
         ]
     optimizer: torch.optim.Optimizer = LIBRARIES[choice.impl or impl].optimizers[choice.name](groups, **options)
     return optimizer

@@ -6,7 +6,6 @@ file. listing.py knows which files there are.
 """
 
 import hashlib
-import math
 import os
 import pickle
 import re
@@ -22,7 +21,7 @@ from torch.utils.data import Dataset
 
 from trainer.data.images import Frame, ImageError, Seen, check_regular, decode, quiet_pillow
 from trainer.data.listing import Stamp
-from trainer.data.workers import in_processes
+from trainer.data.workers import images_per_message, in_processes
 from trainer.utils.bar import Bar
 from trainer.utils.files import replacing
 from trainer.utils.locks import try_lock
@@ -33,7 +32,6 @@ CACHE_BYTES = 50 * 10**9  # of all entries together; beyond it the one not used 
 CACHE_NAME = re.compile(r"(.+-\d+x\d+-[0-9a-f]{8})-[0-9a-f]{16}\.pt|[0-9a-f]{64}\.pt")  # the second: format 1
 PROBED, PROBE_BYTES = 256, 2**12  # files whose first and last bytes are read at every start: about 10 ms
 MIN_FOR_WORKERS = 1000  # images; for fewer, starting processes takes longer than decoding
-CHUNK_BYTES = 2**20  # of pixels per message of a worker; in containers /dev/shm may have only 64 MB
 DIGEST_BYTES = 16
 
 
@@ -219,7 +217,7 @@ class _Chunks(Dataset[_Chunk]):
         self, root: Path, names: Sequence[str], frame: Frame, *, keep: bool, wanted: Tensor | None = None
     ) -> None:
         self.root, self.names, self.frame, self.keep, self.wanted = root, names, frame, keep, wanted
-        self.length = max(1, min(256, CHUNK_BYTES // math.prod(frame.shape)))
+        self.length = images_per_message(frame.shape, 256)
 
     def __len__(self) -> int:
         return -(-len(self.names) // self.length)

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainer.config.schema import DEPTHS
-from trainer.data.jpeg import plain_jpeg
+from trainer.data.jpeg import plain_jpeg, standard_error_to
 from trainer.utils.text import emit, number_of
 
 # Pillow knows some forty more; EPS would start Ghostscript, and the rare decoders are less tested.
@@ -214,19 +214,16 @@ def _named_lines(path: Path | str, *, is_tiff: bool) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             lines = stack.enter_context(tempfile.TemporaryFile()) if is_tiff else None
-            before = os.dup(2) if lines is not None else -1
-        except OSError:  # no folder for temporary files, or no standard error: then its lines go where they went
+        except OSError:  # no folder for temporary files: then its lines go where they went
             lines = None
         if lines is None:
             yield
             return
         sys.stderr.flush()
-        os.dup2(lines.fileno(), 2)
         try:
-            yield
+            with standard_error_to(lines.fileno()):
+                yield
         finally:
-            os.dup2(before, 2)
-            os.close(before)
             lines.seek(0)
             for line in lines.read().decode("utf-8", "backslashreplace").splitlines():
                 emit(f"warning: {path}: libtiff: {line}", file=sys.stderr)

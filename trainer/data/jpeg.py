@@ -75,22 +75,22 @@ def plain_jpeg(source: Path | str | io.BytesIO | Image.Image, height: int, width
                 content += file.read(most) if content == START else b""
         if len(content) > most or size_of_plain(content) != (height, width):
             return None
-        with without_libjpegs_lines():
+        with standard_error_to(nowhere()):  # libjpeg's lines on damaged files have no names; Pillow keeps them too
             return decode_jpeg(content)
     except (OSError, RuntimeError):
         return None
 
 
 @contextmanager
-def without_libjpegs_lines() -> Iterator[None]:
-    """Keep what libjpeg says of damaged files from standard error: it has no names. Pillow keeps it too."""
+def standard_error_to(descriptor: int) -> Iterator[None]:
+    """Let what libraries write to standard error go to another file descriptor, where there is a standard error."""
     try:
         before = os.dup(2)
     except OSError:  # there is no standard error
         yield
         return
     try:
-        os.dup2(nowhere(), 2)
+        os.dup2(descriptor, 2)
         yield
     finally:
         os.dup2(before, 2)

@@ -1,7 +1,6 @@
 """Image files one after the other, in memory that does not grow with their number: for predict."""
 
 import itertools
-import math
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -11,10 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from trainer.data.images import Frame, ImageError, Picture, Values, decode, quiet_pillow
-from trainer.data.workers import in_processes
+from trainer.data.workers import images_per_message, in_processes
 
 SECONDS_FOR_PROCESSES = 5.0  # of decoding: small files are read sooner than processes are started and heard
-GROUP_BYTES = 2**20  # of pixels per message of a process; in containers /dev/shm may have only 64 MB
 
 
 def each_decoded(pictures: Sequence[Picture], frame: Frame) -> Generator[tuple[Tensor, Values] | str, None, None]:
@@ -42,7 +40,7 @@ class _Groups(Dataset[tuple[Tensor, list[Values | str]]]):
 
     def __init__(self, pictures: Sequence[Picture], frame: Frame) -> None:
         self.pictures, self.frame = pictures, frame
-        self.length = max(1, min(16, GROUP_BYTES // math.prod(frame.shape)))  # few: the bar moves, no process idles
+        self.length = images_per_message(frame.shape, 16)  # few: the bar moves, no process idles
 
     def __len__(self) -> int:
         return -(-len(self.pictures) // self.length)

@@ -1,5 +1,6 @@
 """The processes that decode images: how they start and end, so that no signal and no error leaves one behind."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from torch.utils.data._utils.signal_handling import _remove_worker_pids, _set_SI
 from trainer.utils.signals import STOPS, end_with_parent, in_main_thread
 
 T = TypeVar("T")
+MESSAGE_BYTES = 2**20  # of pixels from a process; in containers /dev/shm may have only 64 MB
 
 
 def start_worker(worker: int) -> None:
@@ -33,6 +35,11 @@ def in_processes(chunks: Dataset[T], *, many: bool) -> Iterator[Iterator[T]]:
     )
     with shutting_down(loader) as decoded:
         yield decoded
+
+
+def images_per_message(shape: tuple[int, ...], most: int) -> int:
+    """How many images (C, H, W) of bytes a process sends together."""
+    return max(1, min(most, MESSAGE_BYTES // math.prod(shape)))
 
 
 def num_cores() -> int:

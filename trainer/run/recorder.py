@@ -143,7 +143,7 @@ class Recorder:
         """
         if self.writer is None:
             return
-        # a path may hold bytes that are no UTF-8
+        # a damaged record may hold half of a character
         given = [arg.encode("utf-8", "backslashreplace").decode() if isinstance(arg, str) else arg for arg in args]
         try:
             attrgetter(method)(self.writer)(*given, **options)

@@ -14,7 +14,7 @@ from trainer.utils.errors import ConfigError
 MOST_IMAGES = 2_000  # that are looked at
 ALONG = 16  # patches of each image along a side: so many to twice as many
 UNFOLDED = 50  # images whose patches are in memory together
-SMALLEST = 5e-4  # is added to each variance: directions with less hold the noise of the pixels
+VARIANCE_EPS = 5e-4  # is added to each variance: directions with less hold the noise of the pixels
 
 
 def initial_model(config: Config, splits: Splits) -> nn.Module:
@@ -37,8 +37,12 @@ def whiten(model: nn.Module, splits: Splits, seed: int) -> None:
             than they are.
     """
     weight = next((p for p in model.parameters() if p.ndim == 4), None)
-    fits = weight is not None and len(splits.in_shape) == 3 and weight.shape[1] == splits.in_shape[0]
-    if weight is None or not fits or any(map(int.__gt__, weight.shape[2:], splits.in_shape[1:])):
+    if (
+        weight is None
+        or len(splits.in_shape) != 3
+        or weight.shape[1] != splits.in_shape[0]
+        or any(side > whole for side, whole in zip(weight.shape[2:], splits.in_shape[1:], strict=True))
+    ):
         said = "whiten=true is for networks that begin with a convolution of the images, whose window fits into them."
         raise ConfigError(f"{said} Allowed: whiten=false.")
     few = few_of(splits.train, MOST_IMAGES, seed)
@@ -66,5 +70,5 @@ def whitening_filters(moments: Tensor, n: int) -> Tensor:
     """
     variances, directions = torch.linalg.eigh(moments)  # ascending
     directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()  # else either sign
-    filters = (directions / (variances.clamp(min=0) + SMALLEST).sqrt()).T.flip(0)[: (n + 1) // 2]
+    filters = (directions / (variances.clamp(min=0) + VARIANCE_EPS).sqrt()).T.flip(0)[: (n + 1) // 2]
     return torch.cat([filters, -filters])[:n]

@@ -168,9 +168,9 @@ class Muon(SGD):
         nesterov: bool = True,
         ns_steps: int = 5,
     ) -> None:
-        super().__init__(params, lr, momentum, weight_decay, nesterov)
-        for group in self.param_groups:
-            group.setdefault("ns_steps", ns_steps)
+        Optimizer.__init__(
+            self, params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, ns_steps=ns_steps
+        )
 
     def update(self, w: Tensor, g: Tensor, state: dict[str, Tensor], options: Mapping[str, Any]) -> None:
         """One parameter."""
@@ -178,7 +178,9 @@ class Muon(SGD):
             super().update(w, g, state, options)
             return
         momentum, lr = options["momentum"], options["lr"]
-        v = state.setdefault("momentum_buffer", torch.zeros_like(w)).mul_(momentum).add_(g)
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(w)
+        v = state["momentum_buffer"].mul_(momentum).add_(g)
         g = (g + momentum * v if options["nesterov"] else v).flatten(1)
         rows, columns = g.shape
         w.mul_(1 - lr * options["weight_decay"])
