@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from benchmarks.against import compare, overhead, resnet34, template
-from benchmarks.alone import augmentation, scaling, startup, streaming
+from benchmarks.alone import augmentation, ranks, scaling, startup, streaming
 from benchmarks.processes import BenchError, run
 from benchmarks.report import Section, write
 
@@ -21,6 +21,7 @@ MEASURES: dict[str, Callable[[str, argparse.Namespace], Section]] = {
     "resnet34": resnet34,
     "startup": startup,
     "scaling": scaling,
+    "ranks": ranks,
     "streaming": streaming,
     "augmentation": augmentation,
 }

@@ -28,9 +28,10 @@ def each_decoded(pictures: Sequence[Picture], frame: Frame) -> Generator[tuple[T
         seconds = (time.perf_counter() - began) * len(groups)
     are_files = all(isinstance(picture, (Path, str)) for picture in pictures)
     rest = Subset(groups, range(len(first), len(groups)))
-    with in_processes(rest, many=are_files and seconds > SECONDS_FOR_PROCESSES) as others:
+    many = are_files and seconds > SECONDS_FOR_PROCESSES
+    with in_processes(rest, many=many) as others:
         for pixels, found in itertools.chain(first, others):
-            images = iter(pixels.clone())  # what a process sends holds a file descriptor for as long as it lives
+            images = iter(pixels.clone() if many else pixels)  # what a process sends holds a file descriptor
             for values in found:
                 yield values if isinstance(values, str) else (next(images), values)
 
