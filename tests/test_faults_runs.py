@@ -730,7 +730,7 @@ def test_row_30_and_32_what_torch_says_is_told_in_our_words(error: Exception, ki
     assert "resume=" not in str(failures.explain(error, saved))  # nothing is there yet
     job = replace(saved, name="s/0", resume="auto")
     in_sweep = str(failures.explain(error, job, run))
-    assert "batch_size=10" in in_sweep or "the same command continues the sweep;" in in_sweep
+    assert "batch_size=10" in in_sweep or "the same command continues the sweep." in in_sweep
     assert "resume=" not in in_sweep
 
 
@@ -839,7 +839,8 @@ def test_row_32_a_worker_that_is_killed_is_named_and_nothing_is_lost(cli: Cli, t
         process.kill()
         process.communicate()
     assert process.returncode == 1
-    assert "was ended from outside" in err.splitlines()[-1]  # Python's own threads may say something before it
+    last = err.splitlines()[-1]  # Python's own threads may say something before it
+    assert "was ended from outside" in last and "resume=a continues; data.workers=0 trains without" in last
     assert status_of("a")["state"] == "failed"
     epochs = left("a")["progress"]["epoch"]
     assert cli("resume=a", "data.workers=0", f"epochs={epochs}").code == 0

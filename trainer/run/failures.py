@@ -62,9 +62,10 @@ def explain(error: BaseException, config: Config, run: Run | None = None) -> Bas
             "Try a smaller batch_size, accumulate_steps=2 or more, or data.workers=0."
         )
     if isinstance(error, (ConnectionResetError, ConnectionRefusedError, EOFError)) or "DataLoader worker" in text:
+        without = "; data.workers=0 trains without such processes" if run and "workers" in config.data.options else ""
         return WorkerError(
             f"a process that decodes images was ended from outside ({text.splitlines()[0]}). Memory may be short: "
-            f"{how_to_go_on(config, run)}; data.workers=0 does without such processes."
+            f"{how_to_go_on(config, run)}{without}."
         )
     return error
 
