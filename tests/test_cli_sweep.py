@@ -145,7 +145,7 @@ def test_one_copy_of_the_data_serves_every_job(cli: Cli, tiny_mnist: Path, monke
         (("optimizer.lr=0.1,0.2", "hydra/launcher=processes", "hydra.launcher._target_=os.system"), "is not allowed"),
         (("optimizer.lr=0.1,0.2", "hydra.job.num=3"), "not for the command line"),
         (("seed=shuffle(range(0,5))",), "has to find the same jobs"),
-        (("seed=0,", "hydra/launcher=processes"), "cannot read the command line"),
+        (("seed=0,", "hydra/launcher=processes"), "seed=0,: this value cannot be read. Lists are a,b or [a,b]"),
         (("seed=0,1", "hydra/launcher=processes", "hydra.launcher.n_jobs=["), "is not allowed"),
         (("seed=0,1", "--cfg", "job"), "Leave -m and the lists of values out"),
         (

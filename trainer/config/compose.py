@@ -192,4 +192,19 @@ def explain_refusal(message: str, command: Command) -> str:
                 return str(unknown_key(key, chosen))
     if "multirun" in message:
         return "a list of values trains one run for each: put -m in front. For one value that is a list, write [1,2]."
-    return f"cannot read the command line: {message.strip().splitlines()[0]}"
+    unread = next((word for word in command.overrides if not can_be_read(word)), None)
+    if unread is None:
+        return f"cannot read the command line: {message.strip().splitlines()[0]}"
+    text = f"\"{unread.partition('=')[0]}='a, b'\""
+    return f"{unread}: this value cannot be read. Lists are a,b or [a,b]; a text with commas or brackets is {text}."
+
+
+def can_be_read(word: str) -> bool:
+    """Whether Hydra's grammar takes a word by itself."""
+    from hydra.errors import HydraException
+
+    try:
+        parse_overrides([word])
+    except HydraException:
+        return False
+    return True
