@@ -90,11 +90,12 @@ def measured(name: str, runs: int, words: Sequence[str]) -> dict[str, Any]:
 
 
 def undisturbed(folder: Path) -> float:
-    """The seconds of a run, had each of its epochs taken as long as their median; with a budget all that it took."""
+    """The seconds of a run, had each epoch taken as long as their median; where epochs differ, all that it took."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
-    if json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"].get("budget"):
-        return sum(seconds)  # its epochs are of different lengths
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+    if config.get("budget") or config["data"]["options"].get("first_sizes"):
+        return sum(seconds)
     return statistics.median(seconds) * len(seconds)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from trainer.models import MODELS
 from trainer.run.safe_load import read_checkpoint
-from trainer.run.whitening import whitening_filters
+from trainer.run.whitening import VARIANCE_EPS, whitening_filters
 from trainer.utils.errors import ConfigError
 
 FOLDER = ("data=folder", "data.root=p", "data.size=16", "batch_size=8", "epochs=2", "plots=false", "report=false")
@@ -29,12 +29,16 @@ def blurred(n: int, size: int = 24) -> Tensor:
     return F.avg_pool2d(draw, 3, stride=1, padding=1) + 0.1 * draw
 
 
-def test_the_filters_make_patches_of_variance_one_that_do_not_go_together() -> None:
+def test_the_filters_make_what_varies_of_variance_one_and_let_noise_stay_small() -> None:
     patches = F.unfold(blurred(40), 3).transpose(1, 2).reshape(-1, 27)
     filters = whitening_filters(patches.T @ patches / len(patches), 54)
     outputs = patches @ filters[:27].T
-    torch.testing.assert_close(outputs.T @ outputs / len(outputs), torch.eye(27).double(), rtol=0, atol=0.06)
     before = patches.T @ patches / len(patches)
+    variances = torch.linalg.eigvalsh(before).flip(0)
+    expected = variances / (variances + VARIANCE_EPS)
+    torch.testing.assert_close(outputs.T @ outputs / len(outputs), expected.diag(), rtol=0, atol=1e-9)
+    assert expected[0] > 0.9
+    assert expected[-1] < 0.5 < VARIANCE_EPS / variances[-1]
     assert (before - before.diag().diag()).abs().max() > 0.05  # they did
     assert torch.equal(filters[27:], -filters[:27])
 
@@ -46,7 +50,7 @@ def test_fewer_filters_are_those_of_the_largest_variance(n: int, expected: int) 
     assert len(filters) == expected
     strongest = filters[0].abs().argmax().item(), filters[1].abs().argmax().item()
     assert strongest == (26, 25)
-    assert filters[0, 26].item() == pytest.approx((27 + 5e-4) ** -0.5)  # its sign too
+    assert filters[0, 26].item() == pytest.approx((27 + VARIANCE_EPS) ** -0.5)  # its sign too
 
 
 @pytest.mark.parametrize(
