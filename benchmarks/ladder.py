@@ -94,7 +94,7 @@ def undisturbed(folder: Path) -> float:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    if config.get("budget") or config["data"]["options"].get("first_sizes"):
+    if config.get("budget") or config["data"].get("first_sizes"):
         return sum(seconds)
     return statistics.median(seconds) * len(seconds)
 
@@ -155,7 +155,7 @@ def draw(kept: Sequence[Mapping[str, Any]]) -> None:
         axes.set(xscale="log", xlabel="test error in percent", title="The ladder")
         axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50], ["0.5", "1", "2", "5", "10", "20", "50"])
         axes.minorticks_off()
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="upper left")
         save_figure(figure, PICTURE)
 
 

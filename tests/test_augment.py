@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 from torchvision.transforms.v2 import functional as torchvision  # type: ignore[import-untyped]
 
+from benchmarks.ladder import undisturbed
 from trainer import build
 from trainer.config.ranges import AUGMENTS
 from trainer.config.schema import Choice
@@ -276,6 +277,8 @@ def test_sizes_that_a_model_cannot_take_are_refused(cli: Cli, tmp_path: Path) ->
     )
     assert outcome.code == 0, outcome.err
     assert cli("eval", "a", "plots=false").code == 0
+    Path("outputs/a/metrics.jsonl").write_text("".join(f'{{"seconds": {seconds}}}\n' for seconds in (1, 2, 6)))
+    assert undisturbed(Path("outputs/a")) == 9  # the ladder's: not three times the median
 
 
 def test_evaluation_sees_the_middle_of_larger_images() -> None:
