@@ -59,7 +59,7 @@ def composing(command: Command) -> Iterator[Callable[[Sequence[str]], Any]]:
         with hydra_alone([]), hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
             yield lambda words: hydra.compose("config", overrides=list(words), return_hydra_config=True)
     except HydraException as error:
-        raise ConfigError(explain_refusal(str(error), command)) from None
+        raise ConfigError(explain_refusal(error, command)) from None
 
 
 def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any]) -> None:
@@ -77,7 +77,7 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any])
         with hydra_alone(typed), contextlib.redirect_stdout(printed) if command.flags else contextlib.nullcontext():
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
     except HydraException as error:
-        raise ConfigError(explain_refusal(str(error), command)) from None
+        raise ConfigError(explain_refusal(error, command)) from None
     emit(*printed.getvalue().splitlines())  # what --cfg prints: Hydra fails where stdout is closed or full
 
 
@@ -164,7 +164,7 @@ def check_lists(command: Command, words: Sequence[str]) -> None:
     try:
         overrides = parse_overrides(words)
     except HydraException as error:
-        raise ConfigError(explain_refusal(str(error), command)) from None
+        raise ConfigError(explain_refusal(error, command)) from None
     choices = choices_in(words)
     rules = plugged_rules(choices)
     for override in overrides:
@@ -181,8 +181,9 @@ def check_lists(command: Command, words: Sequence[str]) -> None:
         raise ConfigError(" ".join(dict.fromkeys(refused)))
 
 
-def explain_refusal(message: str, command: Command) -> str:
+def explain_refusal(error: Exception, command: Command) -> str:
     """A refusal of Hydra's in plain words. The keys exist: what remains are values, and options of another choice."""
+    message = str(error)
     if match := re.search(r"Could not override '([^']+)'", message):
         key = match[1]
         lists = {group: value.split(",") for group in TYPED_GROUPS if (value := command.value(group))}
@@ -192,19 +193,7 @@ def explain_refusal(message: str, command: Command) -> str:
                 return str(unknown_key(key, chosen))
     if "multirun" in message:
         return "a list of values trains one run for each: put -m in front. For one value that is a list, write [1,2]."
-    unread = next((word for word in command.overrides if not can_be_read(word)), None)
-    if unread is None:
+    if (unread := getattr(error, "override", None)) is None:  # the word that Hydra's grammar does not take
         return f"cannot read the command line: {message.strip().splitlines()[0]}"
     text = f"\"{unread.partition('=')[0]}='a, b'\""
     return f"{unread}: this value cannot be read. Lists are a,b or [a,b]; a text with commas or brackets is {text}."
-
-
-def can_be_read(word: str) -> bool:
-    """Whether Hydra's grammar takes a word by itself."""
-    from hydra.errors import HydraException
-
-    try:
-        parse_overrides([word])
-    except HydraException:
-        return False
-    return True

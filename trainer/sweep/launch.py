@@ -135,7 +135,7 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
         if "joblib" in sys.modules:  # else loky warns about its worker processes when this one exits
             sys.modules["joblib.externals.loky"].get_reusable_executor().shutdown(wait=True)
     except HydraException as error:
-        raise ConfigError(explain_refusal(str(error), command)) from None
+        raise ConfigError(explain_refusal(error, command)) from None
     except Interrupted as error:
         raise Interrupted(error.signum, INTERRUPTED) from None
     except Exception as error:
