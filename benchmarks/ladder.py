@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from trainer.run.looks import looks_of, vote_of  # noqa: E402
 from trainer.utils.evidence import mean_of  # noqa: E402
 from trainer.utils.objective import rating  # noqa: E402
 
@@ -43,6 +44,7 @@ RUNS = {
     "nielsen_ch6_expanded": 1,
     "nielsen_ch6_two_fc": 1,
     "nielsen_ch6_dropout": 1,
+    "nielsen_ch6_vote": 5,
     "cifar10_fast": 3,
     "resnet34_cifar10": 1,
 }
@@ -74,8 +76,12 @@ def measured(name: str, runs: int, words: Sequence[str]) -> dict[str, Any]:
     folders = [Path(outputs, run, str(k)) for k in range(runs)] if runs > 1 else [Path(outputs, run)]
     results = [json.loads((folder / "result.json").read_text(encoding="utf-8")) for folder in folders]
     record = json.loads((folders[0] / "config.json").read_text(encoding="utf-8"))
-    reference, values = results[0]["reference"], [result["reference"]["yours"] for result in results]
-    shown = " ".join([f"experiment={name}", *(seeds if runs > 1 else ())])
+    reference, settings = record["config"]["reference"], [word for word in words if not word.startswith("paths.")]
+    if reference["metric"] == "vote_accuracy":
+        values = [vote_of([looks_of(folder) for folder in folders])]
+    else:
+        values = [result["reference"]["yours"] for result in results]
+    shown = " ".join([f"experiment={name}", *(seeds if runs > 1 else ()), *settings])
     return {
         "experiment": name,
         "command": f"python main.py {shown}",
@@ -107,7 +113,7 @@ def write_page() -> None:
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines_of(kept)) + "\n" + END + after, encoding="utf-8")
-    if accuracies := [each for each in kept if each["metric"] == "test_accuracy"]:
+    if accuracies := [each for each in kept if each["metric"] in ("test_accuracy", "vote_accuracy")]:
         draw(accuracies)
 
 
