@@ -12,8 +12,9 @@ BIN := .venv/bin
 train: .venv/run
 	$(BIN)/python main.py $(ARGS)
 
+# with bytecode kept, whatever the shell says: the tests start some hundred processes
 test: .venv/dev
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -535,9 +535,9 @@ def test_help_and_refusals_load_nothing_heavy() -> None:
     "words",
     [
         [],
-        ["optimizer=adamw", "clip_norm=1", "ema_decay=0.9"],
-        ["optimizer=adam", "device.precision=bf16"],
-        ["optimizer=rmsprop", "device.precision=fp16"],
+        pytest.param(["optimizer=adamw", "clip_norm=1", "ema_decay=0.9"], marks=pytest.mark.slow),
+        pytest.param(["optimizer=adam", "device.precision=bf16"], marks=pytest.mark.slow),
+        pytest.param(["optimizer=rmsprop", "device.precision=fp16"], marks=pytest.mark.slow),
     ],
 )
 def test_a_short_run_loads_torch_but_not_its_compiler(words: list[str], tmp_path: Path) -> None:

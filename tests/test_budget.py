@@ -137,7 +137,8 @@ def test_smaller_images_are_measured_too(cli: Cli, monkeypatch: pytest.MonkeyPat
     times = {1: 1.0, 3: 2.0, 4: 4.0}  # of a step on images of 8, 12 and 16 pixels
     monkeypatch.setattr(budget, "seconds_of_step", lambda _, epoch, __: times[epoch])
     monkeypatch.setattr(budget, "seconds_of_measuring", lambda *_: (2.0, 5.0))
-    words = ("data=folder", "data.root=photos", "data.size=16", "model=resnet18", "batch_size=10", "plots=false")
+    words = ("data=folder", "data.root=photos", "data.size=16", "model=cifarnet", "batch_size=10", "plots=false")
+    words = (*words, "model.widths=[8]", "recipe=none")
     # 5 s for the test, 10 + 10 + 18 for the first epochs of 8 steps; 33 are left, 2 of them for validation
     outcome = cli(*words, "data.first_sizes=[8,8,12]", "budget=1m16s", "name=a", "fast_dev_run=false")
     assert outcome.code == 0, outcome.err

@@ -38,6 +38,7 @@ def tampered(path: Path, target: Path, **changes: object) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_row_33_of_two_processes_that_start_one_run_the_second_is_turned_away(tmp_path: Path) -> None:
     both = [start("name=race", "epochs=60", f"seed={seed}", "plots=false", cwd=tmp_path) for seed in (1, 2)]
     for process in both:
@@ -156,7 +157,8 @@ def test_pictures_may_go_from_disk_to_memory_between_two_runs(cli: Cli, tmp_path
     assert cli(*words, "epochs=1", "data.resident=false", "name=cut").code == 0
     outcome = cli("resume=cut", "epochs=3", "data.resident=true")
     assert outcome.code == 0, outcome.err
-    assert all(torch.equal(weights_of("cut")[k], tensor) for k, tensor in weights_of("straight").items())
+    cut = weights_of("cut")
+    assert all(torch.equal(cut[k], tensor) for k, tensor in weights_of("straight").items())
 
 
 def test_a_copied_checkpoint_goes_on_in_new_folders(cli: Cli, tmp_path: Path) -> None:

@@ -174,7 +174,9 @@ def test_row_45_what_tensorboard_shows_has_no_step_twice(cli: Cli, signal_at: Ca
 FOR_EVER = ("epochs=100000", "batch_size=3", "optimizer.lr=0.001", *PLAIN)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_to_the_process(signum: int, code: int, cli: Cli, tmp_path: Path) -> None:
     process = start(*FOR_EVER, "name=cut", cwd=tmp_path)
     metrics = tmp_path / "outputs" / "cut" / "metrics.jsonl"
@@ -200,6 +202,7 @@ def test_a_signal_to_the_process(signum: int, code: int, cli: Cli, tmp_path: Pat
     assert_same_run("straight", "cut")
 
 
+@pytest.mark.slow
 def test_resume_after_sigkill_is_bit_identical(cli: Cli, tmp_path: Path, pictures: tuple[str, ...]) -> None:
     words = (*pictures, "epochs=40")
     process = start(*words, "name=cut", "save.every_steps=1", "save.every_seconds=0", cwd=tmp_path)

@@ -229,6 +229,7 @@ def test_processes_run_the_jobs_of_a_sweep_and_leave_the_finished_ones(tmp_path:
     assert snapshot(Path("outputs/s/0")) == before
 
 
+@pytest.mark.slow
 def test_a_killed_process_of_a_launcher_ends_the_sweep_in_one_line_and_costs_no_job(tmp_path: Path, cli: Cli) -> None:
     words = ("-m", "hydra/launcher=processes", "hydra.launcher.n_jobs=2", "seed=0,1,2,3", "epochs=40", "plots=false")
     process = start(*words, "name=s", cwd=tmp_path)
@@ -256,7 +257,8 @@ def test_a_killed_process_of_a_launcher_ends_the_sweep_in_one_line_and_costs_no_
     assert snapshot(Path("outputs/s", str(done))) == before
     assert cli("seed=2", "epochs=40", "plots=false", "name=alone", "device.num_threads=1").code == 0
     assert metrics_of("s/2") == metrics_of("alone")
-    assert all(torch.equal(weights_of("s/2")[name], w) for name, w in weights_of("alone").items())
+    swept = weights_of("s/2")
+    assert all(torch.equal(swept[name], w) for name, w in weights_of("alone").items())
 
 
 @pytest.mark.slow

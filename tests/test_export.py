@@ -87,9 +87,12 @@ FAMILIES = {
     "convnet": (*OF_PHOTOS, "model=convnet", "model.layers=[conv4x3,max2,fc8]", "model.dropout=0.5"),
     "resnet18": (*OF_PHOTOS, "model=resnet18", "data.limit=6", "data.eval_limit=4"),
 }
+LIKE_OTHERS = ("regression mlp", "softmax", "lenet", "convnet")  # the others have what they have
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_OTHERS else name for name in FAMILIES]
+)
 def test_the_file_computes_what_the_model_does(family: str, photos: Path, cli: Cli) -> None:
     outcome = cli(*QUICK, *FAMILIES[family])
     assert outcome.code == 0, outcome.err
@@ -202,7 +205,7 @@ def test_the_script_takes_rows(cli: Cli) -> None:
     assert float(value) == pytest.approx(load("a").predict([[-1, 2.5]]).outputs.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch_export", "safetensors"])
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("torch_export", marks=pytest.mark.slow), "safetensors"])
 def test_names_of_classes_may_hold_anything(kind: str, cli: Cli, tmp_path: Path) -> None:
     for k, name in enumerate(HOSTILE):
         folder = Path(os.fsdecode(os.fsencode(tmp_path)), "photos", name)

@@ -618,7 +618,11 @@ def choose(config: dict[str, Any], keys: Sequence[str]) -> None:
         (config[node] if node else config)[leaf] = CHOOSING[key]
 
 
-@pytest.mark.parametrize("keys", [*([key] for key in CHOOSING), list(CHOOSING)], ids=lambda keys: keys[0])
+@pytest.mark.parametrize(
+    "keys",
+    [list(CHOOSING), *(pytest.param([key], marks=pytest.mark.slow) for key in CHOOSING)],
+    ids=["all", *CHOOSING],
+)
 def test_a_checkpoint_chooses_no_address_folder_device_or_process(
     keys: list[str], home: Path, cli: Cli, watched: Watched
 ) -> None:

@@ -594,7 +594,7 @@ def test_row_28_of_odd_pictures_the_good_are_labelled_and_the_bad_are_named(labe
 # row 29
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+@pytest.mark.parametrize("device", ["cuda", pytest.param("cuda:7", marks=pytest.mark.slow)])
 def test_row_29_a_gpu_that_is_not_there_is_refused_at_once(device: str, tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = start(f"device={device}", *QUICK, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")

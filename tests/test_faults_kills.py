@@ -225,7 +225,9 @@ def kill_runs(
     return counts
 
 
-@pytest.mark.parametrize(("name", "num_hits"), [("mlp_adamw", 4), ("streamed_short", 3)])
+@pytest.mark.parametrize(
+    ("name", "num_hits"), [("mlp_adamw", 4), pytest.param("streamed_short", 3, marks=pytest.mark.slow)]
+)
 def test_row_01_kill_9_at_random_moments_changes_nothing(
     name: str, num_hits: int, server: Server, fresh: Callable[[], Path], straight: Callable[..., Straight]
 ) -> None:
@@ -488,7 +490,7 @@ def test_row_04_sigterm_here_loses_no_step(
     check_stop(server, fresh(), place, nth, SHORT, straight(SHORT), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("nth", [1, 3])
+@pytest.mark.parametrize("nth", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_row_04_sigterm_while_loader_workers_are_started_does_not_hang(
     nth: int, server: Server, fresh: Callable[[], Path], straight: Callable[..., Straight]
 ) -> None:
@@ -868,7 +870,9 @@ def check_every_point(
     return len(points)
 
 
-@pytest.mark.parametrize(("model", "number", "stride"), [("mlp", 5, 2), ("lenet", 7, 2)])
+@pytest.mark.parametrize(
+    ("model", "number", "stride"), [("mlp", 5, 2), pytest.param("lenet", 7, 2, marks=pytest.mark.slow)]
+)
 def test_every_step_is_a_point_to_go_on_from_exactly(
     model: str,
     number: int,

@@ -1045,7 +1045,7 @@ def test_row_45_a_torn_event_file_is_gone_on_with(cli: Cli, signal_at: SignalAt)
 # several processes
 
 
-MANY = (*PLAIN, "device=cpu", "device.precision=fp64", "data.num_examples=1005", "epochs=8")  # 91 steps an epoch
+MANY = (*PLAIN, "device=cpu", "device.precision=fp64", "data.num_examples=1005", "epochs=4")  # 91 steps an epoch
 
 
 def torchrun(*words: str, cwd: Path, options: Sequence[str] = (), ranks: int = 2) -> subprocess.Popen[str]:
@@ -1058,6 +1058,9 @@ def torchrun(*words: str, cwd: Path, options: Sequence[str] = (), ranks: int = 2
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+
+
+TOGETHER = pytest.mark.xdist_group("ranks")  # in one process of pytest-xdist, so that two_ranks is made once
 
 
 @pytest.fixture(scope="module")
@@ -1083,6 +1086,7 @@ def ended(folder: Path, end: Callable[[int], None], *options: str, name: str = "
     return process.returncode, time.monotonic() - began
 
 
+@TOGETHER
 def test_two_ranks_train_what_one_process_trains(two_ranks: Path, cli: Cli) -> None:
     """In float64, with a last batch of 4 examples, and validation and test parts that are odd."""
     assert cli(*MANY, "name=alone").code == 0
@@ -1101,6 +1105,8 @@ def test_two_ranks_train_what_one_process_trains(two_ranks: Path, cli: Cli) -> N
     assert len(together["rng"]) == 2
 
 
+@pytest.mark.slow
+@TOGETHER
 def test_row_38_sigterm_to_the_launcher_saves_once_and_hangs_nowhere(
     two_ranks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1111,6 +1117,7 @@ def test_row_38_sigterm_to_the_launcher_saves_once_and_hangs_nowhere(
     assert status_of("cut")["state"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_row_38_the_death_of_the_launcher_leaves_no_process_and_loses_no_step(
     two_ranks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1129,10 +1136,11 @@ def test_row_38_the_death_of_the_launcher_leaves_no_process_and_loses_no_step(
     assert status_of("orphans")["state"] == "interrupted"
 
 
+@TOGETHER
 def test_row_37_the_death_of_a_rank_ends_the_others_and_a_relaunch_goes_on(
     two_ranks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchrun itself relaunches; it goes on with the run that the test above interrupted, where that came first."""
+    """torchrun itself relaunches."""
     monkeypatch.chdir(two_ranks)
     code, seconds = ended(two_ranks, lambda pid: os.kill(children_of(pid)[1], signal.SIGKILL), "--max-restarts=1")
     assert code == 0
@@ -1140,6 +1148,7 @@ def test_row_37_the_death_of_a_rank_ends_the_others_and_a_relaunch_goes_on(
     assert_same("straight", "cut")
 
 
+@pytest.mark.slow
 def test_row_39_a_save_that_fails_on_rank_0_is_known_to_all(two_ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(two_ranks)
     command = " ".join(["exec", *torchrun_command(), str(ROOT / "main.py")])
@@ -1151,6 +1160,7 @@ def test_row_39_a_save_that_fails_on_rank_0_is_known_to_all(two_ranks: Path, mon
     assert len(directory.read_metrics(Path("outputs/full"))) == MAX_FAILED_SAVES
 
 
+@TOGETHER
 def test_row_40_another_number_of_ranks_goes_on_with_a_warning(two_ranks: Path, cli: Cli) -> None:
     outcome = cli("resume=straight", "epochs=9", f"paths.outputs={two_ranks}/outputs",
                   f"paths.checkpoints={two_ranks}/checkpoints")  # fmt: skip

@@ -137,10 +137,16 @@ def test_weights_that_arrive_damaged_are_refused_and_not_kept(
     ("typed", "wanted"),
     [
         ((), {"freeze": "backbone", "unfreeze_epoch": 2, "backbone_lr": 0.1}),
-        (("epochs=2",), {"freeze": "none", "unfreeze_epoch": None, "backbone_lr": 0.1}),
+        pytest.param(
+            ("epochs=2",), {"freeze": "none", "unfreeze_epoch": None, "backbone_lr": 0.1}, marks=pytest.mark.slow
+        ),
         (("finetune.backbone_lr=1",), {"freeze": "none", "unfreeze_epoch": None, "backbone_lr": 1.0}),
         (("recipe=none",), {"freeze": "none", "unfreeze_epoch": None, "backbone_lr": 1.0}),
-        (("model.weights=none",), {"freeze": "none", "unfreeze_epoch": None, "backbone_lr": 1.0}),
+        pytest.param(
+            ("model.weights=none",),
+            {"freeze": "none", "unfreeze_epoch": None, "backbone_lr": 1.0},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_own_images_train_the_last_layer_first_and_the_rest_slowly(
@@ -181,7 +187,8 @@ def test_a_sweep_of_weights_goes_on_with_the_same_command(
         path.unlink()
     outcome = cli(*line)
     assert outcome.code == 0, outcome.out
-    assert all(torch.equal(weights_of("s/0")[name], w) for name, w in whole.items())
+    resumed = weights_of("s/0")
+    assert all(torch.equal(resumed[name], w) for name, w in whole.items())
     again = cli("resume=s/0")
     assert "already complete" in again.out
     assert "model.weights" not in again.out
@@ -286,7 +293,8 @@ def test_a_backbone_that_is_unfrozen_learns_from_that_epoch_on_and_resumes_exact
     for epochs in (2, 3):
         assert cli("resume=b", f"epochs={epochs}").code == 0
         assert not torch.equal(weights_of("b")[first], weights_of("a")[first])
-    assert all(torch.equal(w, weights_of("straight")[name]) for name, w in weights_of("b").items())
+    straight = weights_of("straight")
+    assert all(torch.equal(w, straight[name]) for name, w in weights_of("b").items())
 
 
 def test_the_backbone_learns_slower_by_the_factor(cli: Cli, grown: tuple[str, ...]) -> None:

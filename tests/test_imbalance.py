@@ -132,7 +132,9 @@ def test_balanced_batches_depend_on_seed_and_epoch_alone() -> None:
         assert torch.equal(x, torch.cat([a, b]))
 
 
-@pytest.mark.parametrize("metric", ["val_loss", "val_macro_f1", "val_balanced_accuracy"])
+@pytest.mark.parametrize(
+    "metric", ["val_loss", "val_macro_f1", pytest.param("val_balanced_accuracy", marks=pytest.mark.slow)]
+)
 def test_monitor_decides_which_epoch_is_best(metric: str, cli: Cli, lopsided: Path) -> None:
     line = (*LINE, f"monitor={metric}", "optimizer.lr=0.05")
     outcome = cli(*line, "name=a")

@@ -192,7 +192,12 @@ def test_a_running_mean_is_what_is_measured_and_kept(cli: Cli, tiny_mnist: Path)
 
 
 @pytest.mark.parametrize(
-    "words", [("ema_decay=0.9",), ("device.precision=fp16", "clip_norm=1"), ("accumulate_steps=3",)]
+    "words",
+    [
+        ("ema_decay=0.9",),
+        ("device.precision=fp16", "clip_norm=1"),
+        pytest.param(("accumulate_steps=3",), marks=pytest.mark.slow),
+    ],
 )
 def test_resume_goes_on_with_the_mean_and_the_scaler(cli: Cli, tiny_mnist: Path, words: tuple[str, ...]) -> None:
     common = (*TINY, *words, f"paths.data={tiny_mnist}", "optimizer=adam", "optimizer.decay_all=false")

@@ -70,7 +70,7 @@ def test_class_names_of_any_kind_train_and_are_measured_labelled_and_resumed(
     }
 
 
-ENCODINGS = ("latin-1", pytest.param("cp1252", marks=pytest.mark.slow), "ascii:strict")
+ENCODINGS = (*(pytest.param(name, marks=pytest.mark.slow) for name in ("latin-1", "cp1252")), "ascii:strict")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -99,6 +99,7 @@ def test_resume_after_a_signal_is_bit_identical(
     assert_same_run("straight", "cut")
 
 
+@pytest.mark.slow
 def test_resume_after_a_kill_is_bit_identical(cli: Cli, my_net: Path, tmp_path: Path) -> None:
     words = (*MINE, "epochs=40", "plots=false", "device.num_threads=1")
     process = start(*words, "name=cut", "save.every_steps=1", "epochs=4000", cwd=tmp_path)

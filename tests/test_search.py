@@ -593,7 +593,12 @@ DAMAGE: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", DAMAGE)
+QUICK_DAMAGE = ("garbage", "a table less", "removed")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK_DAMAGE else pytest.param(case, marks=pytest.mark.slow) for case in DAMAGE]
+)
 def test_a_damaged_database_ends_a_search_in_one_line_and_costs_no_job(
     case: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

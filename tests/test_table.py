@@ -111,7 +111,9 @@ def test_linreg_is_least_squares_in_the_units_of_the_file(cli: Cli, tmp_path: Pa
     assert said == pytest.approx(truth.predict(x).tolist(), rel=0.01, abs=0.2)
 
 
-@pytest.mark.parametrize("name", ["iris", "wine", "breast_cancer"])
+@pytest.mark.parametrize(
+    "name", ["iris", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wine", "breast_cancer"))]
+)
 def test_classifiers_are_as_good_as_those_of_scikit_learn(cli: Cli, tmp_path: Path, name: str) -> None:
     x, y = write_bundled(tmp_path / "set.csv", name)
     words = ("data=table", "data.path=set.csv", "data.target=target", "data.test_fraction=0.4", "plots=false")
@@ -728,6 +730,7 @@ def server() -> Iterator[Server]:
     server.close()
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(server: Server, tmp_path: Path) -> None:
     words = (*PLAIN, *HOUSES, "model=mlp", "model.dropout=0.2", "epochs=25", "save.every_steps=1", "batch_size=16")
     folders = [tmp_path / name for name in ("whole", "killed")]

@@ -58,7 +58,7 @@ def test_fewer_filters_are_those_of_the_largest_variance(n: int, expected: int) 
     [
         (("model=cifarnet", "model.widths=[8,16]", "optimizer=muon"), "first.weight"),
         (("model=lenet", "impl=scratch"), "conv1.weight"),
-        (("model=resnet18", "optimizer=adamw"), "conv1.weight"),
+        pytest.param(("model=resnet18", "optimizer=adamw"), "conv1.weight", marks=pytest.mark.slow),
     ],
 )
 def test_the_first_convolution_whitens_and_stays(model: tuple[str, ...], key: str, cli: Cli, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ TAGS = {
 
 MOST_CURVES = 10  # classes that get one
 LARGEST_BIN = 1e20  # of TensorBoard's histograms
+BINS = 120  # equal ones: TensorBoard draws 30, and its own, which grow by a tenth, take five times as long to count
 
 
 class Recorder:
@@ -190,7 +191,8 @@ class Recorder:
         """Each weight's histogram, and the L2 norm of each gradient as the last step left it."""
         for name, parameter in model.named_parameters():
             if parameter.numel() and parameter.abs().max() < LARGEST_BIN:
-                self._board("add_histogram", f"weights/{name}", parameter.detach().float().cpu(), step)
+                weights = parameter.detach().float().cpu()
+                self._board("add_histogram", f"weights/{name}", weights, step, bins=BINS)
             if parameter.grad is not None:
                 self._board("add_scalar", f"norm_of_gradient/{name}", torch.linalg.vector_norm(parameter.grad), step)
 
