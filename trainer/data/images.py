@@ -143,6 +143,7 @@ def decode(source: Picture, frame: Frame) -> tuple[Tensor, Values]:
     Of an image that Pillow has read already a copy is taken.
     """
     if isinstance(source, (Path, str)):
+        source = str(source)  # once: that takes a Path as long as opening it
         check_regular(source)
     channels, height, width = frame.shape
     fits = channels == 3 and height * width <= frame.max_megapixels * 1e6
