@@ -3,6 +3,7 @@
 import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,8 @@ def scaling(name: str, args: argparse.Namespace) -> Section:
     """Measure time per example and memory with the training part repeated."""
     rows = []
     for model, epochs in (("softmax", 40), ("mlp", 16)):
-        task = TASKS[model]
-        words = [*task.words(), *folders(args, task), "data.val_fraction=0"]
+        task = replace(TASKS[model], num_eval=0)
+        words = [*task.words(), *folders(args, task)]
 
         def measure(repeat: int, words: list[str] = words, epochs: int = epochs) -> Measured:
             program = ["-m", "benchmarks.probes", "train", f"--repeat={repeat}", "fashion_mnist"]
