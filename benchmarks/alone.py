@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import ROOT, BenchError, Measured, folders, in_turn, product, run, train
+from benchmarks.processes import ROOT, BenchError, Measured, folders, in_turn, least, product, run, train
 from benchmarks.report import Section, number, spread, verdict
 from benchmarks.tasks import TASKS
 
@@ -71,7 +71,7 @@ def scaling(name: str, args: argparse.Namespace) -> Section:
         first: tuple[float, int] | None = None
         for repeated, measured in found.items():
             n = 60_000 * int(repeated)
-            microseconds = min(m.seconds for m in measured) / n * 1e6  # other programs only add to it
+            microseconds = least(measured) / n * 1e6
             peak = max(m.whole.peak_bytes for m in measured if m.whole)
             first = first or (microseconds, peak)
             growth = microseconds / first[0] - 1
@@ -120,9 +120,9 @@ def ranks(name: str, args: argparse.Namespace) -> Section:
             "2 processes, 1 thread": partial(product, [*words, "device.num_threads=1"], task.product_epochs, torchrun),
         }
         found = in_turn(variants, args.rounds or 3)
-        least = {variant: min(m.seconds for m in measured) for variant, measured in found.items()}
-        first = least["1 process, 1 thread"]
-        rows += [[f"{key}: {variant}", number(each), f"{first / each:.2f}"] for variant, each in least.items()]
+        seconds = {variant: least(measured) for variant, measured in found.items()}
+        first = seconds["1 process, 1 thread"]
+        rows += [[f"{key}: {variant}", number(each), f"{first / each:.2f}"] for variant, each in seconds.items()]
     title = "Seconds per epoch with validation; the least time of all rounds"
     return Section(name, title, ("variant", "s / epoch", "speed to 1 thread"), rows)
 

@@ -51,6 +51,7 @@ class Measured:
     accuracy: float | None
     epochs: int
     whole: Finished | None = None  # of main.py: the longer run
+    short: tuple[float, int] | None = None  # the seconds and the epochs of the shorter one
 
 
 def run(words: Sequence[str], *, exit_code: int = 0) -> Finished:
@@ -106,7 +107,15 @@ def product(words: Sequence[str], epochs: tuple[int, int], program: Sequence[str
         )
     accuracy = re.search(r"test: accuracy ([\d.]+)", long.output)
     assert accuracy is not None, "classifiers print it"
-    return Measured((long.seconds - short.seconds) / (many - few), float(accuracy[1]), many, long)
+    each = (long.seconds - short.seconds) / (many - few)
+    return Measured(each, float(accuracy[1]), many, long, (short.seconds, few))
+
+
+def least(measured: Sequence[Measured]) -> float:
+    """Seconds per epoch from the least long and the least short run of product(): other programs only add to either."""
+    long = min((m.whole.seconds, m.epochs) for m in measured if m.whole is not None)
+    short = min(m.short for m in measured if m.short is not None)
+    return (long[0] - short[0]) / (long[1] - short[1])
 
 
 def product_of(task: Task, words: Sequence[str], program: Sequence[str] = ("main.py",)) -> Measured:

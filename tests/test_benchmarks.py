@@ -25,3 +25,11 @@ def test_its_command_lines_are_taken(task: str, monkeypatch: pytest.MonkeyPatch,
     args = argparse.Namespace(data="d", cifar=str(tmp_path), device="cpu", rounds=1)
     assert getattr(alone, task)(task, args).rows
     assert len(typed) > 5
+
+
+def test_a_disturbed_short_run_makes_an_epoch_no_shorter() -> None:
+    def measured(long: float, short: float) -> processes.Measured:
+        whole = processes.Finished(seconds=long, peak_bytes=1, output="")
+        return processes.Measured(long - short, None, 3, whole, (short, 1))
+
+    assert processes.least([measured(10, 4), measured(11, 9)]) == 3
