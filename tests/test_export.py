@@ -87,7 +87,7 @@ FAMILIES = {
     "convnet": (*OF_PHOTOS, "model=convnet", "model.layers=[conv4x3,max2,fc8]", "model.dropout=0.5"),
     "resnet18": (*OF_PHOTOS, "model=resnet18", "data.limit=6", "data.eval_limit=4"),
 }
-LIKE_OTHERS = ("regression mlp", "softmax", "lenet", "convnet")  # the others have what they have
+LIKE_OTHERS = ("regression mlp", "softmax", "lenet", "convnet")  # what they are made of is in the others
 
 
 @pytest.mark.parametrize(

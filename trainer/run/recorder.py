@@ -33,7 +33,7 @@ TAGS = {
 }
 
 MOST_CURVES = 10  # classes that get one
-LARGEST_BIN = 1e20  # of TensorBoard's histograms
+LARGEST_WEIGHT = 1e20  # that has a histogram; none where one is not finite
 BINS = 120  # equal ones: TensorBoard draws 30, and its own, which grow by a tenth, take five times as long to count
 
 
@@ -190,7 +190,7 @@ class Recorder:
     def histograms(self, model: nn.Module, step: int) -> None:
         """Each weight's histogram, and the L2 norm of each gradient as the last step left it."""
         for name, parameter in model.named_parameters():
-            if parameter.numel() and parameter.abs().max() < LARGEST_BIN:
+            if parameter.numel() and parameter.abs().max() < LARGEST_WEIGHT:
                 weights = parameter.detach().float().cpu()
                 self._board("add_histogram", f"weights/{name}", weights, step, bins=BINS)
             if parameter.grad is not None:
