@@ -391,7 +391,11 @@ def test_workers_end_though_one_that_was_killed_holds_a_lock_that_they_share() -
     assert not any(worker.is_alive() for worker in workers)
 
 
-def test_a_worker_that_dies_while_they_are_ended_hides_no_other_and_is_no_error() -> None:
+def test_a_worker_that_dies_while_they_are_ended_hides_no_other_and_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # torch sets its handler once in a process, and a test before this one may have put another in its place
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
     loader = DataLoader(torch.zeros(4, 1), batch_size=1, num_workers=2, worker_init_fn=start_worker)
     with shutting_down(loader) as iterator:
         assert len(list(itertools.islice(iterator, 4))) == 4
