@@ -80,7 +80,7 @@ def scaling(name: str, args: argparse.Namespace) -> Section:
             memory = [f"{n * 784 / 2**20:.0f}", f"{peak / 2**20:.0f}", more]
             rows.append([model, repeated, number(microseconds), f"{growth:+.1%}", *judged, *memory])
     header = ("model", "times", "us per example", "to 1", "goal", "", "data, MiB", "peak, MiB", "peak per byte added")
-    title = "Fashion-MNIST's training part repeated; no validation; the least time of all rounds"
+    title = "Fashion-MNIST's training part repeated; no validation; the least long run minus the least short one"
     return Section(name, title, header, rows)
 
 
@@ -123,7 +123,7 @@ def ranks(name: str, args: argparse.Namespace) -> Section:
         seconds = {variant: least(measured) for variant, measured in found.items()}
         first = seconds["1 process, 1 thread"]
         rows += [[f"{key}: {variant}", number(each), f"{first / each:.2f}"] for variant, each in seconds.items()]
-    title = "Seconds per epoch with validation; the least time of all rounds"
+    title = "Seconds per epoch with validation; the least long run minus the least short one"
     return Section(name, title, ("variant", "s / epoch", "speed to 1 thread"), rows)
 
 

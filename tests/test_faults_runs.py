@@ -692,6 +692,7 @@ def test_row_30_out_of_memory_ends_with_the_batch_size_and_the_peak(tmp_path: Pa
     done = limited("-v 12000000", *NET, "model.num_hiddens=[1000000]", "batch_size=54", "data.size=64", cwd=tmp_path)
     assert done.returncode == 4, done.stderr
     assert "batch_size=54" in done.stderr
+    assert "data.workers=0" in done.stderr
     assert "MiB at the peak" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -727,6 +728,7 @@ def test_row_30_and_32_what_torch_says_is_told_in_our_words(error: Exception, ki
     told = failures.explain(error, saved, run)
     assert type(told) is kind
     assert "batch_size=10" in str(told) or "main.py resume=a continues" in str(told)
+    assert "data.workers" not in str(told)  # this data set has no such setting
     assert "resume=" not in str(failures.explain(error, saved))  # nothing is there yet
     job = replace(saved, name="s/0", resume="auto")
     in_sweep = str(failures.explain(error, job, run))

@@ -57,10 +57,9 @@ def explain(error: BaseException, config: Config, run: Run | None = None) -> Bas
         return ResourceError(f"{told}{saved or ' Then give the same command again.'}")
     if (no_memory or "shared memory" in text) and not isinstance(error, ResourceError):
         peak = f", {peak_memory() / 2**20:,.0f} MiB at the peak" if peak_memory() else ""
-        return ResourceError(
-            f"out of memory with batch_size={config.batch_size}{peak}: {text.splitlines()[0]} "
-            "Try a smaller batch_size, accumulate_steps=2 or more, or data.workers=0."
-        )
+        said = f"out of memory with batch_size={config.batch_size}{peak}: {text.splitlines()[0]}"
+        fewer = ", or data.workers=0" if config.data.options.get("workers") else ""
+        return ResourceError(f"{said} Try a smaller batch_size, or accumulate_steps=2 or more{fewer}.")
     if isinstance(error, (ConnectionResetError, ConnectionRefusedError, EOFError)) or "DataLoader worker" in text:
         without = "; data.workers=0 trains without such processes" if run and "workers" in config.data.options else ""
         return WorkerError(
