@@ -276,7 +276,10 @@ def test_sizes_that_a_model_cannot_take_are_refused(cli: Cli, tmp_path: Path) ->
         *words, "model=resnet18", "data.first_sizes=[8]", "data.workers=0", "name=a", "plots=true", "report=false"
     )
     assert outcome.code == 0, outcome.err
+    assert "has none of 16 pixels" not in outcome.out
     assert cli("eval", "a", "plots=false").code == 0
+    outcome = cli(*words, "model=resnet18", "data.first_sizes=[8,8]", "report=false")
+    assert "warning: data.first_sizes=[8, 8]: epochs=2 has none of 16 pixels" in outcome.out
     Path("outputs/a/metrics.jsonl").write_text("".join(f'{{"seconds": {seconds}}}\n' for seconds in (1, 2, 6)))
     assert undisturbed(Path("outputs/a")) == 9  # the ladder's: not three times the median
 

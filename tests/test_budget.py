@@ -68,6 +68,7 @@ def test_a_warmup_that_is_longer_than_the_steps_is_said(cli: Cli) -> None:
     said = "warning: schedule.warmup_epochs=2 is all of it: the learning rate only rises"
     assert said in cli(*words, "max_steps=40").out
     assert said not in cli(*words, "max_steps=41").out
+    assert "warning: max_steps=181 has no effect: epochs=9 end with step 180" in cli(*words, "max_steps=181").out
 
 
 @pytest.mark.parametrize("at", [45, 50])  # in the last epoch, and after its last step, before it is validated

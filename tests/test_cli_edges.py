@@ -102,6 +102,11 @@ def test_a_split_that_turns_out_empty_is_refused_where_it_is_needed(cli: Cli, wo
     ("words", "left", "advice"),
     [
         (("batch_size=4",), "batch_size=4 leaves a last batch of one", "data.drop_last=true"),
+        (
+            ("batch_size=4", "data.size=16", "data.first_sizes=[8]"),
+            "batch_size=4 leaves a last batch of one",
+            "drop_last",
+        ),
         (("batch_size=1",), "batch_size=1 leaves a batch of one", "a larger batch_size"),
         (
             ("batch_size=3", "accumulate_steps=2"),

@@ -294,8 +294,13 @@ def test_each_look_at_a_runs_test_split_is_counted_and_said(cli: Cli, tiny_mnist
     assert "look 3 at this run's test split" in cli("predict", "a", *here).out
     assert read("outputs/a/test.json")["looks"] == 3
     assert "predicted" in read("outputs/a/test.json")
+    for folder in ("outputs", "checkpoints"):
+        Path(folder, "a").rename(Path(folder, "other"))
+    assert "look 4 at this run's test split" in cli("eval", "other", *here).out
+    for folder in ("outputs", "checkpoints"):
+        Path(folder, "other").rename(Path(folder, "a"))
     assert cli(*words, "name=b").code == 0
-    assert "A test split was looked at 3 times" in cli("compare", "a", "b").out
+    assert "A test split was looked at 4 times" in cli("compare", "a", "b").out
     Path("outputs/a/test.json").write_text('{"looks": "many", "sha256": 3}')
     assert "look" not in cli("eval", "a", *here).out  # nobody knows how many
 

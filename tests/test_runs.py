@@ -127,6 +127,15 @@ def test_an_unknown_run_is_refused_with_the_nearest_name(typed: str, hint: str, 
         find(tmp_path, typed)
 
 
+def test_the_best_job_of_a_sweep_that_was_deleted_is_said(tmp_path: Path) -> None:
+    run = plant(tmp_path, "sweep/0")
+    write_json(tmp_path / "outputs/sweep/sweep.json", {"sweeper": "basic", "made_of": {}, "best": 0})
+    assert find(tmp_path, "sweep:best") == Target(run, "best")
+    write_json(tmp_path / "outputs/sweep/sweep.json", {"sweeper": "basic", "made_of": {}, "best": 1})
+    with pytest.raises(ConfigError, match=r"best job of sweep was sweep/1, .* the sweep trains it again.*sweep/0"):
+        find(tmp_path, "sweep:best")
+
+
 @pytest.mark.parametrize("target", ["", ".", "..", "../outputs/first", "first/", "none.pt", "x" * 300, "a\0b"])
 def test_what_is_neither_run_nor_file_is_refused(target: str, tmp_path: Path) -> None:
     plant(tmp_path, "first")

@@ -118,6 +118,9 @@ def test_classes_txt_names_the_numbers(tmp_path: Path) -> None:
     (tmp_path / "s" / "classes.txt").write_text("owl\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"has 1 lines, and there is a class 1"):
         load(tmp_path / "s", tmp_path)
+    (tmp_path / "s" / "classes.txt").write_text("owl\nowl\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"has the line 'owl' twice"):
+        load(tmp_path / "s", tmp_path)
     for text, classes in (("owl\r\nbee\r\n\r\n", ("owl", "bee")), ("\n", ("0", "1"))):  # lines left blank at the end
         (tmp_path / "s" / "classes.txt").write_bytes(text.encode())
         assert load(tmp_path / "s", tmp_path).classes == classes
@@ -220,6 +223,7 @@ def without_its_end(path: Path) -> None:
         ([("a.png", png(0)), ("a.cls", b"-1")], "w", None, "a.cls says no class: '-1'"),
         ([("a.png", png(0))], "w", None, r"a lacks KEY\.cls or KEY\.json"),
         ([("a.cls", b"0"), ("b.cls", b"1")], "w", None, "lacks an image"),
+        ([("a.png", b""), ("a.cls", b"0")], "w", None, "a.png is empty"),
         ([("readme", b"x")], "w", None, "it holds no images with a class"),
         ([("a.png", png(0)), ("a.cls", b" ")], "w", None, "says no class"),
         ([("a.png", png(0)), ("a.cls", b"\xff\xfe")], "w", None, "is no text"),
@@ -260,6 +264,16 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s" / "x.tar", members)
     with pytest.raises(ConfigError, match=r"x\.tar: a/0\.png: not an image in a known format"):
         load(path, tmp_path)  # mean and std need all of so few
+
+
+def test_verify_reads_every_image(cli: Cli, tmp_path: Path) -> None:
+    write_tar(tmp_path / "s" / "train-0.tar", of_labels(["0", "1"] * 6))
+    write_tar(tmp_path / "s" / "test-0.tar", of_labels(["1", "0"] * 3))
+    verify = ("data", "verify", "shards", "data.root=s", "data.workers=0")
+    assert "6 test: all of it can be read" in cli(*verify, as_typed=True).out
+    damaged = [("a/0.png", b"no image"), ("a/0.cls", b"0"), *of_labels(["1", "0"] * 3)]
+    write_tar(tmp_path / "s" / "test-0.tar", damaged)
+    assert_refused(cli(*verify, as_typed=True), "test-0.tar: a/0.png: not an image in a known format")
 
 
 def test_a_file_that_is_changed_during_training_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from trainer import data
 from trainer.commands.summary import new_parts
@@ -19,12 +21,14 @@ from trainer.data.vision import CIFAR10_MD5, FASHION_SHA256, MNIST_SHA256, insid
 from trainer.run import directory
 from trainer.run.parts import Parts
 from trainer.run.result import NUM_IMAGES, first, first_batch, title_of
+from trainer.utils.bar import Bar
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.program import main_py
 from trainer.utils.screen import Screen, shown, table
 from trainer.utils.text import emit, number_of, one_line
 
 MOST_CLASSES = 30  # that have a line each
+READ_AT_ONCE = 64  # images that one process reads and hands on
 
 
 def run_data(action: str, config: Config) -> None:
@@ -133,8 +137,19 @@ def verify(config: Config) -> None:
 def fetch_set(config: Config) -> None:
     """Read the set and download what is missing of it; published files are checked against their digests."""
     splits = data.load(config.data, config.paths)
+    for name, split in splits_of(splits).items():
+        if not isinstance(split.x, Tensor):  # those on disk were counted, and a sample was decoded
+            decode_all(split.x, name, int(config.data.options.get("workers", 0)))
     checked = "; its files are the published ones" if is_published(config) and is_official(config) else ""
     emit(f"{config.data.name}: {sizes_of(splits)}: all of it can be read{checked}")
+
+
+def decode_all(images: Dataset[Tensor], name: str, workers: int) -> None:
+    """Read every image of a split that stays on disk; the first that cannot be read is an error."""
+    batches = DataLoader(images, READ_AT_ONCE, num_workers=workers)
+    with Bar(f"reading {name}", len(batches) * READ_AT_ONCE, "images") as bar:
+        for batch in batches:
+            bar.add(len(batch))
 
 
 def fetch_it(config: Config) -> str:

@@ -83,8 +83,7 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
         screen.say(f"the mean of {len(others) + 1} models: {listed([str(each) for each in (path, *others)])}")
     by = config.impls()["model"]
     screen.say(f"{config.model.name} from {path} on {machine.device}{f', impl={by}' if by != 'concise' else ''}")
-    name = content["config"]["name"]
-    own = path.parent.resolve() == (Path(config.paths.checkpoints) / name).resolve()
+    own = target.file is None or path.parent.resolve() == target.run.checkpoints.resolve()
     return Trained(
         models[0],
         machine,
@@ -94,7 +93,7 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
         tuple(preprocess["std"]),
         content,
         path,
-        Path(config.paths.outputs) / (name if own else f"eval-{path.stem}"),
+        target.run.outputs if own else Path(config.paths.outputs) / f"eval-{path.stem}",
         {path: content for path, (_, content) in others.items()},
         from_plain(content["table"], content["classes"]) if "table" in content else None,
     )

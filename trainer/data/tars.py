@@ -107,6 +107,8 @@ def indexed(stored: Stored) -> Index:
                         f"{stored}: {one_line(odd[0].name, 80)} is a link or sparse, not the content itself. Pack it "
                         "again, with tar --dereference --hard-dereference."
                     )
+                if image.size == 0:
+                    raise ConfigError(f"{stored}: {one_line(image.name, 80)} is empty: make the tar file anew.")
                 if key in keys or len({member.name for member in members}) < len(members):
                     raise ConfigError(
                         f"{stored}: {one_line(key, 80)} is there twice. Each image needs its own name; tar -r adds a "

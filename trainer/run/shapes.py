@@ -54,7 +54,9 @@ def check_smallest_part(config: Config, parts: Parts) -> None:
         place = "cpu" if origin_of("model", config.model.name) else "meta"
         with generators_kept(), torch.device(place), WithoutDraws(), torch.no_grad():
             model = build.build_model(config.model, config.impl, parts.splits.in_shape, parts.splits.num_outputs)
-            model.train()(torch.zeros(1, *parts.splits.in_shape))
+            channels, *sides = parts.splits.in_shape
+            for shape in (sides, *((size, size) for size in parts.train.augmentation.sizes)):
+                model.train()(torch.zeros(1, channels, *shape))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -242,7 +242,10 @@ def unknown_run(target: str, outputs: Path, checkpoints: Path) -> ConfigError:
     if directory.JOB.fullmatch(name) and (jobs := [run for run in names if run.startswith(f"{name}/")]):
         number = best_job(name, str(outputs))
         best = f"{name}/{number}, the best one, which {name}:best means too"
-        number = number if f"{name}/{number}" in names else None  # it may have been deleted
+        if number is not None and f"{name}/{number}" not in names:
+            told = f"the best job of {name} was {name}/{number}, which is no longer there"
+            again = "the command of the sweep trains it again"
+            return ConfigError(f"{target}: {told}: {again}. Or name another one, such as {min(jobs)}.")
         return ConfigError(
             f"{target} is a sweep: name one of its jobs, such as {min(jobs) if number is None else best}."
         )

@@ -158,12 +158,13 @@ def compose_jobs(command: Command, words: Sequence[str], stop: StopSignal) -> li
     are swept over are set afterwards, which has the same result: overrides of values come last in Hydra, too.
 
     Raises:
-        ConfigError: a word cannot be parsed, a choice lacks an option that was typed, or nothing is swept over.
+        ConfigError: a word cannot be parsed, a choice lacks an option that was typed, two jobs are the same, or nothing
+            is swept over.
     """
     from hydra.core.global_hydra import GlobalHydra
 
     composed: dict[tuple[str, ...], Any] = {}
-    jobs = []
+    jobs, number_of_values = [], dict[str, int]()
     with composing(command) as by_hydra:
         parsed = zip(words, parse_overrides(words), strict=True)
         # a list may have one value, as where a script fills it in
@@ -181,6 +182,9 @@ def compose_jobs(command: Command, words: Sequence[str], stop: StopSignal) -> li
                 choices = composed[groups].hydra.runtime.choices
                 overrides = parse_overrides([word for word in chosen if word not in groups])
                 values = {override.key_or_group: override.value() for override in overrides}
+                if (first := number_of_values.setdefault(f"{groups} {values}", number)) < number:
+                    said = f"{' '.join(chosen)} would be trained twice, as jobs {first} and {number}"
+                    raise ConfigError(f"{said}, and counted as two. Leave the repeated value out.")
                 own = with_values(composed[groups], values, choices)
                 jobs.append(make_job(number, dict(map(split_word, chosen)), own, choices, command))
     if not jobs:
