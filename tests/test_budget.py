@@ -14,6 +14,7 @@ from conftest import Cli, assert_refused, write_class_folders
 from trainer.config.duration import in_seconds
 from trainer.config.options import check_value
 from trainer.run import budget
+from trainer.run.checkpoint_files import write_checkpoint
 from trainer.utils.errors import ConfigError
 from trainer.utils.ranks import Ranks
 
@@ -114,6 +115,26 @@ def test_a_budget_becomes_steps_that_the_run_keeps(cli: Cli, slow: None, signal_
     assert cli(*RUN, "max_steps=67", "epochs=4", "schedule=cosine", "name=straight").code == 0
     assert torch.equal(last_weights("a"), last_weights("straight"))
     assert_refused(cli("resume=a", "budget=2h"), "budget: the run has 1m27s, now it says 2h", "init_from=a")
+
+
+def test_the_end_of_an_epoch_takes_the_time_of_a_checkpoint(
+    cli: Cli, slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, now = list[Path](), itertools.count(0.0, 4.0)  # from the first file on each look at the clock is 4 s later
+
+    def write(path: Path, content: Any) -> None:
+        monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: next(now)))
+        written.append(path)
+        write_checkpoint(path, content)
+
+    monkeypatch.setattr(budget, "write_checkpoint", write)
+    monkeypatch.setattr(budget, "RECORDS", 3.0)
+    # two files in 4 s: the end of an epoch takes 2 + 6 s. 92 s but 8 for measuring and 12 for the test: 28 + 28 + 16
+    outcome = cli(*RUN, "budget=1m32s", "name=a")
+    assert outcome.code == 0, outcome.err
+    assert "48 steps, which are 2.40 epochs of 28.0 s" in outcome.out
+    assert len(written) == 3
+    assert not written[0].exists()
 
 
 def test_the_same_command_continues_with_the_steps_of_its_first_start(

@@ -71,7 +71,7 @@ def untrained(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
     Path("sub").mkdir()
     Path("sub/image.png").touch()
     monkeypatch.setattr(start, "run_verb", lambda *_args: None)
-    monkeypatch.setattr(main, "run_sweep", lambda command, _stop: check_lists(command, command.overrides))
+    monkeypatch.setattr(main, "run_sweep", lambda command, _stop: check_lists(command.overrides))
     return cli
 
 

@@ -316,6 +316,7 @@ def test_a_run_on_shards_resumes_to_the_same_bits_and_is_measured(cli: Cli, tmp_
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert "accuracy" in cli("eval", "a", "plots=false").out
     assert cli("predict", "a", "photos", "plots=false").code == 0
+    assert_refused(cli("resume=b", "data.on_error=skip"), "data.on_error is no option of data=shards", "data.workers")
 
 
 def test_no_root_and_no_tar_files_are_refused(cli: Cli, tmp_path: Path) -> None:

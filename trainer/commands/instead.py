@@ -105,7 +105,7 @@ def check_words(words: Sequence[str]) -> Command:
     path = command.value("input") or "."
     if not path.startswith("[") and not os.path.exists(os.path.expanduser(path)):
         raise ConfigError("no such file")
-    check_lists(command, command.overrides)
+    check_lists(command.overrides)
     if lacks_multirun(command):
         return command
     target = None if command.multirun else target_of(command)

@@ -39,15 +39,15 @@ def compose(command: Command, words: Sequence[str]) -> tuple[Any, Mapping[str, s
     if command.flags:
         run_hydra(command, words, lambda _: None)
         return None
-    with composing(command) as by_hydra:
+    with composing(words) as by_hydra:
         composed = by_hydra(words)
     choices = composed.hydra.runtime.choices
     return with_values(composed, {}, choices), choices
 
 
 @contextlib.contextmanager
-def composing(command: Command) -> Iterator[Callable[[Sequence[str]], Any]]:
-    """Hydra, ready to compose the settings of words. hydra.main would compose them twice, a tenth of a second each.
+def composing(words: Sequence[str]) -> Iterator[Callable[[Sequence[str]], Any]]:
+    """Hydra, ready to compose settings of these words. hydra.main would compose them twice, a tenth of a second each.
 
     Raises:
         ConfigError: Hydra refused the words.
@@ -57,9 +57,9 @@ def composing(command: Command) -> Iterator[Callable[[Sequence[str]], Any]]:
 
     try:
         with hydra_alone([]), hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            yield lambda words: hydra.compose("config", overrides=list(words), return_hydra_config=True)
+            yield lambda own: hydra.compose("config", overrides=list(own), return_hydra_config=True)
     except HydraException as error:
-        raise ConfigError(explain_refusal(error, command)) from None
+        raise ConfigError(explain_refusal(error, words)) from None
 
 
 def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any]) -> None:
@@ -77,7 +77,7 @@ def run_hydra(command: Command, words: Sequence[str], job: Callable[[Any], Any])
         with hydra_alone(typed), contextlib.redirect_stdout(printed) if command.flags else contextlib.nullcontext():
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
     except HydraException as error:
-        raise ConfigError(explain_refusal(error, command)) from None
+        raise ConfigError(explain_refusal(error, words)) from None
     emit(*printed.getvalue().splitlines())  # what --cfg prints: Hydra fails where stdout is closed or full
 
 
@@ -156,7 +156,7 @@ def leave_out(command: Command, warned: Container[str]) -> Command:
     return command.without(warned)
 
 
-def check_lists(command: Command, words: Sequence[str]) -> None:
+def check_lists(words: Sequence[str]) -> None:
     """Refuse a sweep with a value that no job can have, before its first job starts.
 
     Raises:
@@ -168,7 +168,7 @@ def check_lists(command: Command, words: Sequence[str]) -> None:
     try:
         overrides = parse_overrides(words)
     except HydraException as error:
-        raise ConfigError(explain_refusal(error, command)) from None
+        raise ConfigError(explain_refusal(error, words)) from None
     choices = choices_in(words)
     rules = plugged_rules(choices)
     for override in overrides:
@@ -185,12 +185,13 @@ def check_lists(command: Command, words: Sequence[str]) -> None:
         raise ConfigError(" ".join(dict.fromkeys(refused)))
 
 
-def explain_refusal(error: Exception, command: Command) -> str:
-    """A refusal of Hydra's in plain words. The keys exist: what remains are values, and options of another choice."""
+def explain_refusal(error: Exception, words: Sequence[str]) -> str:
+    """A refusal of words by Hydra, in ours. The keys exist: what remains are values, and options of another choice."""
     message = str(error)
     if match := re.search(r"Could not override '([^']+)'", message):
         key = match[1]
-        lists = {group: value.split(",") for group in TYPED_GROUPS if (value := command.value(group))}
+        typed = dict(map(split_word, words))
+        lists = {group: value.split(",") for group in TYPED_GROUPS if (value := typed.get(group, "null")) != "null"}
         for values in itertools.product(*lists.values()):  # in a sweep, only some combinations lack the option
             chosen = group_choices(dict(zip(lists, values, strict=True)))
             if key not in defaults_of(chosen):

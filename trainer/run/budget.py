@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
+from pathlib import Path
 
 from trainer import engine
 from trainer.config.duration import in_seconds
@@ -13,8 +14,11 @@ from trainer.config.fit import check_fit
 from trainer.config.schema import Config
 from trainer.data.splits import Source
 from trainer.run.begin import Begun, make_parts
+from trainer.run.checkpoint import pack
+from trainer.run.checkpoint_files import write_checkpoint
 from trainer.run.machine import Machine
 from trainer.run.parts import Parts
+from trainer.run.progress import Progress
 from trainer.run.target import Target
 from trainer.totals import Totals
 from trainer.utils.errors import ConfigError, listed
@@ -23,6 +27,7 @@ from trainer.utils.screen import Screen, SilentScreen
 
 MEASURED, LEAST, MOST = 0.02, 0.5, 30.0  # of the budget is spent on measuring, but at least and at most so many seconds
 MOST_EPOCHS = 100_000  # as config/ranges.py allows
+SAVES, RECORDS = 2, 1.5  # checkpoints that are written to measure; the end of an epoch takes 1.5 times as long as one
 SPARE, ENDS = 0.02, 5.0  # of the budget is left for whatever else happens, and so many seconds for start, plots, report
 
 
@@ -58,21 +63,23 @@ def lay_out(
     if config.budget is None or config.max_steps is not None or config.fast_dev_run or begun.path:
         return config
     began, budget = time.monotonic(), in_seconds(config.budget)
-    parts, _ = make_parts(config, begun, machine, ranks, SilentScreen(), sources={} if sources is None else sources)
+    read = {} if sources is None else sources
+    parts, progress = make_parts(config, begun, machine, ranks, SilentScreen(), sources=read)
     sizes, per_epoch = tuple(config.data.options.get("first_sizes", ())), len(parts.train)
     first = {size: epoch for epoch, size in reversed([*enumerate((*sizes, 0), 1)])}  # 0 stands for the full size
     of_step = {size: seconds_of_step(parts, epoch, budget / len(first)) for size, epoch in first.items()}
     of_val, of_test = seconds_of_measuring(parts, budget)
+    of_end = of_val + seconds_of_saving(parts, progress, Path(config.paths.checkpoints, begun.name))
     left = budget * (1 - SPARE) - ENDS - (time.monotonic() - began) - of_test
     steps = 0
     for epoch in range(MOST_EPOCHS):
         now = of_step[sizes[epoch] if epoch < len(sizes) else 0]
-        fitting = max(0, int((left - of_val) / now))
+        fitting = max(0, int((left - of_end) / now))
         steps += min(fitting, per_epoch)
-        left -= per_epoch * now + of_val
+        left -= per_epoch * now + of_end
         if fitting < per_epoch:
             break
-    steps, full = ranks.share(steps), per_epoch * of_step[0] + of_val
+    steps, full = ranks.share(steps), per_epoch * of_step[0] + of_end
     if steps < 1:
         raise ConfigError(f"budget={config.budget} is too short: an epoch takes {full:,.1f} s here.")
     done = datetime.now().astimezone() + timedelta(seconds=budget - (time.monotonic() - began))
@@ -116,6 +123,21 @@ def seconds_of_measuring(parts: Parts, budget: float) -> tuple[float, float]:
 
     of_example = seconds_of_each(measure, parts.ranks, budget, most=len(batches)) / of_batch
     return (len(parts.val.y) if parts.val is not None else 0) * of_example, len(parts.splits.test) * of_example
+
+
+def seconds_of_saving(parts: Parts, progress: Progress, folder: Path) -> float:
+    """The time that the end of an epoch takes beside validation: a checkpoint is written, then records and screen."""
+    path, began = folder / ".tmp-budget", 0.0  # such a name is removed where a killed process left it
+    try:
+        for number in range(1 + SAVES):
+            began = time.monotonic() if number == 1 else began  # the first one makes the folder
+            content = pack(parts, progress)
+            with parts.ranks.together():
+                if parts.ranks.is_first:
+                    write_checkpoint(path, content)
+        return RECORDS * (time.monotonic() - began) / SAVES
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def seconds_of_each(work: Callable[[int], Totals], ranks: Ranks, budget: float, most: int = 1 << 20) -> float:

@@ -75,7 +75,7 @@ def run_sweep(command: Command, stop: StopSignal) -> None:
     with stop.held():
         engines = chosen_engines(dict(map(split_word, words)))
     # before any folder is made, so that a refused sweep leaves nothing behind
-    check_lists(command, words)
+    check_lists(words)
     jobs = compose_jobs(command, words, stop) if engines["hydra/sweeper"] == "basic" else []
     run_here = set(engines.values()) == {"basic"}
     if ranks.of_environment().world > 1 and not run_here:
@@ -135,7 +135,7 @@ def launch(command: Command, words: Sequence[str], folder: Path, stop: StopSigna
         if "joblib" in sys.modules:  # else loky warns about its worker processes when this one exits
             sys.modules["joblib.externals.loky"].get_reusable_executor().shutdown(wait=True)
     except HydraException as error:
-        raise ConfigError(explain_refusal(error, command)) from None
+        raise ConfigError(explain_refusal(error, words)) from None
     except Interrupted as error:
         raise Interrupted(error.signum, INTERRUPTED) from None
     except Exception as error:
@@ -165,7 +165,7 @@ def compose_jobs(command: Command, words: Sequence[str], stop: StopSignal) -> li
 
     composed: dict[tuple[str, ...], Any] = {}
     jobs, number_of_values = [], dict[str, int]()
-    with composing(command) as by_hydra:
+    with composing(words) as by_hydra:
         parsed = zip(words, parse_overrides(words), strict=True)
         # a list may have one value, as where a script fills it in
         swept = [word for word, override in parsed if override.is_sweep_override()] or [
