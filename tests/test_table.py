@@ -332,6 +332,7 @@ REFUSED: dict[str, tuple[str | bytes, tuple[str, ...], tuple[str, ...]]] = {  # 
     "short row": (GOOD + "1\n", (), ("line 12: 1 field, and the header has 2",)),
     "long row": (GOOD + "1,2,3\n", (), ("line 12: 3 fields, and the header has 2", "needs quotes")),
     "quotes": (GOOD + '"a"b,1\n', (), ("line 12",)),
+    "an open quote": (GOOD + '"a,1\n2,3\n4,5\n', (), ("line 12: a quote is opened there and never closed",)),
     "no name": (",y\n1,2\n", (), ("column 1 of 2 has no name", "index=False")),
     "a name twice": ("x,x,y\n1,2,3\n", (), ("two columns 'x'",)),
     "latin 1": (
@@ -378,7 +379,7 @@ REFUSED: dict[str, tuple[str | bytes, tuple[str, ...], tuple[str, ...]]] = {  # 
     "linreg": (
         "x,y\n1,a\n2,b\n3,a\n4,b\n5,a\n",
         ("model=linreg",),
-        ("does not fit", "classification", "softmax"),
+        ("does not fit", "classification", "Allowed: model=softmax, mlp."),
     ),
     "loss": (GOOD, ("loss=cross_entropy",), ("loss=cross_entropy does not fit data.target=y", "auto")),
     "balance": (GOOD, ("data.balance=true",), ("data.balance=true does not fit data.target=y",)),

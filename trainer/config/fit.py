@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from trainer.config.ranges import as_yaml
 from trainer.config.schema import BUILT, FITTED, Choice, Config
-from trainer.config.tasks import CLASSIFICATION, IMPLS_OF, TASKS_OF, tasks_of
+from trainer.config.tasks import CLASSIFICATION, IMPLS_OF, MODELS_OF_ROWS, TASKS_OF, tasks_of
 from trainer.utils.errors import ConfigError, listed
 from trainer.utils.text import number_of
 
@@ -53,7 +53,7 @@ def check_fit(config: Config) -> None:
     if config.reference.metric is not None and config.reference.value is None:
         raise ConfigError("reference.metric needs reference.value: the published figure, shown beside the result.")
     check_channels(config.data)
-    if config.whiten and config.model.name in ("linreg", "softmax", "mlp"):
+    if config.whiten and config.model.name in MODELS_OF_ROWS:
         raise ConfigError(f"whiten=true: model={config.model.name} has no convolution. Allowed: whiten=false.")
     check_finetune(config)
     val_fraction = config.data["val_fraction"]
@@ -92,7 +92,9 @@ def check_task(config: Config, tasks: Sequence[str], what: str) -> None:
     for group, choice in (("model", config.model), ("loss", config.loss)):
         fitting = [task for task in tasks if task in TASKS_OF[group][choice.name]]
         if not fitting:
-            fit = listed([name for name, own in TASKS_OF[group].items() if set(tasks) & set(own)])
+            names = [name for name, own in TASKS_OF[group].items() if set(tasks) & set(own)]
+            rows = group == "model" and config.data.name == "table"
+            fit = listed([name for name in names if not rows or name in MODELS_OF_ROWS])
             raise ConfigError(
                 f"{group}={choice.name} does not fit {what}, which is {listed(tasks)}. Allowed: {group}={fit}."
             )

@@ -37,6 +37,7 @@ TASKS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the tasks of each model a
         "auto": BOTH,
     },
 }
+MODELS_OF_ROWS = ("linreg", "softmax", "mlp")  # they take rows of numbers, and images as such; the others, images alone
 TENSORS, ALL = ("autograd", "scratch"), ("autograd", "scratch", "numpy")
 IMPLS_OF: dict[str, dict[str, tuple[str, ...]]] = {  # the libraries of each part besides concise, which has all
     "model": {

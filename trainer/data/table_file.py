@@ -75,12 +75,14 @@ def csv_columns(content: bytes, what: str, usual: str) -> tuple[list[str], list[
     text = decoded(content, what)
     if not text.strip():
         raise ConfigError(f"{what} is empty.")
-    rows: list[list[str]] = []
+    rows, read = list[list[str]](), 0  # lines of the file so far
     separator = separator_of(text, usual)
     reader = reader_of(text, separator, strict=True)
     try:
         header: list[str] = next(filter(has_text, reader), [])
+        read = reader.line_num
         for row in reader:
+            read = reader.line_num
             if len(row) == len(header):
                 rows.append(row)
             elif has_text(row):  # an empty line is none
@@ -88,6 +90,8 @@ def csv_columns(content: bytes, what: str, usual: str) -> tuple[list[str], list[
                 advice = f" A field with {SEPARATORS[separator]} in it needs quotes." if len(row) > len(header) else ""
                 raise ConfigError(f"{what}, line {reader.line_num}: {fields}.{advice}")
     except csv.Error as error:
+        if "unexpected end" in str(error):
+            raise ConfigError(f"{what}, line {read + 1}: a quote is opened there and never closed.") from None
         raise ConfigError(f"{what}, line {reader.line_num}: {error}.") from None
     return [name.strip() for name in header], list(zip(*rows, strict=True)) if rows else [()] * len(header)
 
