@@ -173,7 +173,10 @@ def test_smaller_images_are_measured_too(cli: Cli, monkeypatch: pytest.MonkeyPat
 def test_what_does_not_go_with_a_budget_is_said(cli: Cli, slow: None) -> None:
     assert_refused(cli(*RUN, "budget=1h", "epochs=3"), "budget=1h chooses epochs and max_steps: leave epochs= out")
     assert_refused(cli(*RUN, "budget=60"), "budget=60 is not allowed. Allowed: a time such as 45s, 20m, 1h30m or 2d")
-    assert_refused(cli(*RUN, "budget=1s", "name=a"), "budget=1s is too short: an epoch takes 22.0 s here.")
+    assert_refused(
+        cli(*RUN, "budget=1s", "name=a"), "budget=1s is too short: start and end take", "an epoch 22.0 s here."
+    )
+    assert not Path("checkpoints/a").exists()
     assert not Path("outputs/a").exists()
     late = ("schedule=cosine", "schedule.warmup_epochs=4")
     assert_refused(

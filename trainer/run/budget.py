@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, MutableMapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -81,7 +81,8 @@ def lay_out(
             break
     steps, full = ranks.share(steps), per_epoch * of_step[0] + of_end
     if steps < 1:
-        raise ConfigError(f"budget={config.budget} is too short: an epoch takes {full:,.1f} s here.")
+        beside = f"start and end take {ENDS:g} s, measuring {time.monotonic() - began:,.1f} s"
+        raise ConfigError(f"budget={config.budget} is too short: {beside}, an epoch {full:,.1f} s here.")
     done = datetime.now().astimezone() + timedelta(seconds=budget - (time.monotonic() - began))
     smaller = f", and less of smaller images: {listed([str(size) for size in sizes])} pixels" if sizes else ""
     screen.say(
@@ -138,6 +139,8 @@ def seconds_of_saving(parts: Parts, progress: Progress, folder: Path) -> float:
         return RECORDS * (time.monotonic() - began) / SAVES
     finally:
         path.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()  # of a new run, which may be refused yet
 
 
 def seconds_of_each(work: Callable[[int], Totals], ranks: Ranks, budget: float, most: int = 1 << 20) -> float:
