@@ -2,16 +2,17 @@
 
 import shlex
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from trainer import data
 from trainer.commands.summary import new_parts
 from trainer.config.schema import Config
 from trainer.config.verbs import PLACES_OF_DATA
+from trainer.data.batches import Batches, Placement
 from trainer.data.pack import pack_images
 from trainer.data.remote import is_address
 from trainer.data.shards import expanded_names
@@ -19,7 +20,7 @@ from trainer.data.splits import Split, Splits
 from trainer.data.stratify import mixed
 from trainer.data.vision import CIFAR10_MD5, FASHION_SHA256, MNIST_SHA256, inside
 from trainer.run import directory
-from trainer.run.parts import Parts
+from trainer.run.parts import Parts, reading
 from trainer.run.result import NUM_IMAGES, first, first_batch, title_of
 from trainer.utils.bar import Bar
 from trainer.utils.errors import ConfigError, listed
@@ -28,7 +29,6 @@ from trainer.utils.screen import Screen, shown, table
 from trainer.utils.text import emit, number_of, one_line
 
 MOST_CLASSES = 30  # that have a line each
-READ_AT_ONCE = 64  # images that one process reads and hands on
 
 
 def run_data(action: str, config: Config) -> None:
@@ -139,17 +139,12 @@ def fetch_set(config: Config) -> None:
     splits = data.load(config.data, config.paths)
     for name, split in splits_of(splits).items():
         if not isinstance(split.x, Tensor):  # those on disk were counted, and a sample was decoded
-            decode_all(split.x, name, int(config.data.options.get("workers", 0)))
+            batches = Batches(splits, split, Placement(torch.device("cpu"), torch.float32), **reading(config))
+            with closing(batches.epoch(0)) as examples, Bar(f"reading {name}", len(split), "examples") as bar:
+                for _ in bar.over(examples):
+                    pass
     checked = "; its files are the published ones" if is_published(config) and is_official(config) else ""
     emit(f"{config.data.name}: {sizes_of(splits)}: all of it can be read{checked}")
-
-
-def decode_all(images: Dataset[Tensor], name: str, workers: int) -> None:
-    """Read every image of a split that stays on disk; the first that cannot be read is an error."""
-    batches = DataLoader(images, READ_AT_ONCE, num_workers=workers)
-    with Bar(f"reading {name}", len(batches) * READ_AT_ONCE, "images") as bar:
-        for batch in batches:
-            bar.add(len(batch))
 
 
 def fetch_it(config: Config) -> str:

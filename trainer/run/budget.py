@@ -128,14 +128,19 @@ def seconds_of_measuring(parts: Parts, budget: float) -> tuple[float, float]:
 
 def seconds_of_saving(parts: Parts, progress: Progress, folder: Path) -> float:
     """The time that the end of an epoch takes beside validation: a checkpoint is written, then records and screen."""
-    path, began = folder / ".tmp-budget", 0.0  # such a name is removed where a killed process left it
+    path = folder / ".tmp-budget"  # such a name is removed where a killed process left it
+
+    def save() -> None:
+        content = pack(parts, progress)
+        with parts.ranks.together():
+            if parts.ranks.is_first:
+                write_checkpoint(path, content)
+
     try:
-        for number in range(1 + SAVES):
-            began = time.monotonic() if number == 1 else began  # the first one makes the folder
-            content = pack(parts, progress)
-            with parts.ranks.together():
-                if parts.ranks.is_first:
-                    write_checkpoint(path, content)
+        save()  # not counted: it makes the folder
+        began = time.monotonic()
+        for _ in range(SAVES):
+            save()
         return RECORDS * (time.monotonic() - began) / SAVES
     finally:
         path.unlink(missing_ok=True)

@@ -55,7 +55,7 @@ def check_smallest_part(config: Config, parts: Parts) -> None:
         with generators_kept(), torch.device(place), WithoutDraws(), torch.no_grad():
             model = build.build_model(config.model, config.impl, parts.splits.in_shape, parts.splits.num_outputs)
             channels, *sides = parts.splits.in_shape
-            for shape in (sides, *((size, size) for size in parts.train.augmentation.sizes)):
+            for shape in {tuple(sides), *((size, size) for size in parts.train.augmentation.sizes)}:
                 model.train()(torch.zeros(1, channels, *shape))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
