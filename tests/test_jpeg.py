@@ -3,7 +3,10 @@
 import io
 import os
 import random
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from conftest import Cli, write_class_folders
 from PIL import Image
 from torch import Tensor
 
+from trainer import engine
+from trainer.commands import predict
 from trainer.data import images, jpeg, pictures, workers
 from trainer.data.images import Frame, ImageError, decode, quiet_pillow
 
@@ -152,3 +157,30 @@ def test_predict_by_processes_is_predict_by_one(cli: Cli, tmp_path: Path, monkey
         assert "bad.jpg" in outcome.err
     assert Path("one.csv").read_bytes() == Path("many.csv").read_bytes()
     assert len(Path("one.csv").read_text().splitlines()) == 31
+
+
+def test_the_next_images_are_decoded_while_the_model_labels_a_batch(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_class_folders(tmp_path / "p", {"train": 40, "test": 30})
+    assert (
+        cli("data=folder", "data.root=p", "data.size=16", "model=lenet", "epochs=1", "plots=false", "name=a").code == 0
+    )
+    decoded, label, waited = threading.Event(), engine.predict, list[bool]()
+
+    def each_decoded(*words: Any) -> Iterator[Any]:
+        for i, result in enumerate(pictures.each_decoded(*words)):
+            if i == 10:  # of the second batch
+                decoded.set()
+            yield result
+
+    def labelled(*words: Any) -> Tensor:
+        waited.append(decoded.wait(timeout=20))
+        return label(*words)
+
+    monkeypatch.setattr(predict, "eval_batch_size", lambda _: 10)
+    monkeypatch.setattr(predict, "each_decoded", each_decoded)
+    monkeypatch.setattr(engine, "predict", labelled)
+    assert cli("predict", "checkpoint=a", "input=p/test", "output=p.csv", "plots=false").code == 0
+    assert waited == [True, True, True]
+    assert len(Path("p.csv").read_text().splitlines()) == 31

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,10 +243,19 @@ def label_pictures(trained: Trained, pictures: Sequence[Picture], frame: Frame, 
     normalize = normalizer(trained.mean, trained.std, placement(trained.machine))
     size = eval_batch_size(trained.in_shape)
     found: list[Picture] = []
-    outputs: list[Tensor] = []
+    outputs: list[Future[Tensor]] = []
     unreadable: list[str] = []
     seen = Seen()
-    with Bar("labelling", len(pictures), "images") as bar, closing(each_decoded(pictures, frame)) as decoded:
+
+    def outputs_of(batch: list[Tensor]) -> Tensor:
+        images = centered(torch.stack(batch), trained.in_shape[1:])
+        return engine.predict(trained.model, [normalize(images.to(trained.machine.device))], trained.machine.autocast)
+
+    with (
+        Bar("labelling", len(pictures), "images") as bar,
+        closing(each_decoded(pictures, frame)) as decoded,
+        ThreadPoolExecutor(1) as beside,  # the model labels a batch while the next one is decoded
+    ):
         for start in range(0, len(pictures), size):
             batch = []
             # in this order: zip() takes nothing of `decoded` where the part of `pictures` has ended
@@ -259,13 +269,13 @@ def label_pictures(trained: Trained, pictures: Sequence[Picture], frame: Frame, 
                 found.append(picture)
                 seen.add(values, str(picture))
             if batch:
-                images = centered(torch.stack(batch), trained.in_shape[1:])
-                inputs = normalize(images.to(trained.machine.device))
-                outputs.append(engine.predict(trained.model, [inputs], trained.machine.autocast))
+                if outputs:
+                    outputs[-1].result()  # two batches are in memory at most
+                outputs.append(beside.submit(outputs_of, batch))
     screen.say(*losses(seen, frame.depth))
     if told := mixed_floats(seen):
         screen.say(f"warning: {told}")
-    return Labelled(found, torch.cat(outputs) if outputs else torch.empty(0), unreadable)
+    return Labelled(found, torch.cat([batch.result() for batch in outputs]) if outputs else torch.empty(0), unreadable)
 
 
 def write_predictions(
