@@ -224,8 +224,31 @@ def test_an_experiment_with_a_budget_takes_epochs_instead_and_the_same_command_c
 def test_a_small_split_is_measured_by_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     few = type("Few", (), {"__len__": lambda _: 1, "y": range(40), "batch_size": 1000})()
     monkeypatch.setattr(budget, "seconds_of_each", lambda *_, **__: 2.0)  # of its only batch
-    parts: Any = SimpleNamespace(val=few, train=few, splits=SimpleNamespace(test=range(400)), ranks=Ranks())
-    assert budget.seconds_of_measuring(parts, 60.0) == pytest.approx((2.0, 20.0))
+    monkeypatch.setattr(budget, "eval_batches", lambda *_: few)
+    splits = SimpleNamespace(train=range(200), val=range(40), test=range(400))
+    parts: Any = SimpleNamespace(val=few, splits=splits, ranks=Ranks(), last=None, model=None, machine=None)
+    config: Any = None
+    assert budget.seconds_of_measuring(config, parts, 60.0) == pytest.approx((2.0, 20.0))
+    parts.last = object()  # each image goes through the frozen backbone once
+    assert budget.seconds_of_measuring(config, parts, 60.0) == pytest.approx((2.0, 32.0))
+
+
+@pytest.mark.parametrize("part", ["data.val_fraction=0.2", "data.val_fraction=0"])
+def test_a_frozen_backbone_has_budgets_too(
+    part: str, cli: Cli, tmp_path: Path, slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one(work: Any, *_: Any, **__: Any) -> float:
+        assert math.isfinite(work(1).loss_sum)
+        return 0.5
+
+    monkeypatch.setattr(budget, "seconds_of_each", one)
+    write_class_folders(tmp_path / "photos", {"train": 40, "test": 8})
+    words = ("data=folder", "data.root=photos", "data.size=8", "model=mlp", "batch_size=10", "plots=false", part)
+    assert cli(*words, "epochs=1", "name=start", "report=false").code == 0
+    few = ("data.augment=none", "budget=20s", "report=false")
+    frozen = cli(*words, "init_from=start", "finetune.freeze=backbone", *few)
+    assert frozen.code == 0, frozen.err
+    assert "are computed once" in frozen.out
 
 
 def test_unfreezing_is_compared_with_the_epochs_of_the_budget(cli: Cli, tmp_path: Path, slow: None) -> None:

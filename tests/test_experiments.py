@@ -283,6 +283,11 @@ def test_two_runs_are_compared_by_what_each_has_right(cli: Cli, tiny_mnist: Path
     same = cli("compare", "good", "good", as_typed=True)
     assert "good and good differ by no more than chance may" in same.out
     assert "p = 1;" in same.out
+    assert cli(*words, "name=fewer", "data.eval_limit=20").code == 0
+    assert_refused(cli("compare", "good", "fewer"), "good and fewer were tested on other data")
+    others = tests["bad"] | {"true": tests["bad"]["true"][::-1]}
+    Path("outputs/bad/test.json").write_text(json.dumps(others))
+    assert_refused(cli("compare", "good", "bad"), "good and bad were tested on other data")
 
 
 def test_each_look_at_a_runs_test_split_is_counted_and_said(cli: Cli, tiny_mnist: Path) -> None:

@@ -116,6 +116,7 @@ def test_weights_bring_the_size_and_the_mean_of_their_images_unless_it_is_typed(
     assert "conv1.weight: summed over the colours" in outcome.out
     summed = torch.load(f"w/{named(content)}", weights_only=True)["conv1.weight"].sum(1, keepdim=True)
     assert torch.equal(weights_of("b")["conv1.weight"], summed)
+    assert "bit-identical to b: " in cli("rerun", "b").out
     assert cli("eval", "b").code == cli("predict", "b", "photos/class0").code == 0
 
 
@@ -161,6 +162,7 @@ def test_own_images_train_the_last_layer_first_and_the_rest_slowly(
     assert config["finetune"] == wanted
     said = " ".join(f"finetune.{key}={value}" for key, value in wanted.items() if value not in ("none", None))
     assert (f"{said} (what you type wins" in outcome.out) == (wanted["backbone_lr"] < 1)
+    assert "bit-identical to a: " in cli("rerun", "a").out
 
 
 def test_a_budget_trains_all_layers_from_the_start(

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -489,7 +490,30 @@ def test_a_search_that_hydra_begins_is_refused_in_our_words(refused: Callable[..
     assert "nothing to search" in refused("epochs=1")
     assert "hydra.sweeper.sampler=tpee" in refused("hydra.sweeper.sampler=tpee", "optimizer.lr=0.1,0.2")
     assert "cannot be compared" in refused("data=synthetic,mnist")
+    assert "Add data.task=classification or" in refused("data=table", "recipe=none", "optimizer.lr=0.1,0.2")
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "loss", "task", "monitor", "maximized"),
+    [
+        ("mnist", "mlp", "auto", "", "auto", True),
+        ("mnist", "mlp", "auto", "", "val_loss", False),
+        ("synthetic", "mlp", "mse", "", "auto", False),
+        ("table", "mlp", "auto", "regression", "auto", False),
+        ("table", "mlp", "auto", "classification", "auto", True),
+        ("table", "linreg", "auto", "auto", "auto", False),
+        ("table", "mlp", "huber", "auto", "auto", False),
+        ("table", "softmax", "auto", "auto", "auto", True),
+        ("table", "mlp", "auto", "auto", "val_loss", False),
+        ("table", "of_a_plugin", "auto", "regression", "auto", False),
+    ],
+)
+def test_an_accuracy_is_maximised_and_a_loss_is_not(
+    data: str, model: str, loss: str, task: str, monitor: str, maximized: bool
+) -> None:
+    config = SimpleNamespace(monitor=monitor, data=SimpleNamespace(task=task))
+    assert plugin.is_maximized({}, {"data": data, "model": model, "loss": loss}, config) is maximized
 
 
 def test_an_option_that_a_choice_lacks_ends_the_search_and_is_not_tried_again(

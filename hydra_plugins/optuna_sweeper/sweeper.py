@@ -69,7 +69,7 @@ class OptunaSweeper(Sweeper):
         space, fixed = self.split(arguments, choices)
         folder = Path(self.config.hydra.sweep.dir)
         of_study = sorted(word for word in fixed if identifies("study", word.partition("=")[0].lstrip("+")))
-        maximize = is_maximized(space, choices, self.config.monitor)
+        maximize = is_maximized(space, choices, self.config)
         returned: list[Any] = []
         with Search(settings, space, folder, maximize=maximize, fixed=of_study) as study:
             if settings.n_jobs > 1 and (settings.pruner != "none" or settings.sampler in ("tpe", "cmaes")):
@@ -170,20 +170,38 @@ def distribution(override: Override, defaults: Mapping[str, Any]) -> Any:
     return choices(key, plain, [Transformer.encode(value) for value in values], defaults=defaults)
 
 
-def is_maximized(space: "Space", choices: Mapping[str, str], monitor: str) -> bool:
+def is_maximized(space: "Space", choices: Mapping[str, str], config: Any) -> bool:
     """Whether the objective is an accuracy or F1, which is maximised, or a loss, by the task of the data and monitor=.
 
+    Args:
+        space: what is searched over.
+        choices: of each group, where it is not searched over.
+        config: the settings of all trials.
     Raises:
-        ConfigError: it would not be the same in all trials.
+        ConfigError: it would not be the same in all trials, or depends on a table that is not read yet.
     """
-    from trainer.config.tasks import REGRESSION, TASK_OF_DATA
+    from trainer.config.tasks import BOTH, REGRESSION, TASK_OF_DATA, TASKS_OF
     from trainer.utils.errors import ConfigError, listed
     from trainer.utils.objective import is_share
 
-    data = getattr(space["data"], "choices", ()) if "data" in space else (choices["data"],)
-    tasks = {TASK_OF_DATA[name] for name in data}
+    def names(group: str) -> Sequence[str]:
+        return getattr(space[group], "choices", ()) if group in space else (choices[group],)
+
+    tasks = {TASK_OF_DATA[name] for name in names("data")}
     if len(tasks) > 1:
-        raise ConfigError(f"data={listed(data)}: an accuracy and a loss cannot be compared. Allowed: sets of one task.")
+        said = f"data={listed(names('data'))}: an accuracy and a loss cannot be compared"
+        raise ConfigError(f"{said}. Allowed: sets of one task.")
     if "monitor" in space:
         raise ConfigError("monitor= is what the search looks for, and cannot be searched over. Allowed: one value.")
-    return tasks != {REGRESSION} if monitor == "auto" else is_share(monitor)
+    if config.monitor != "auto":
+        return is_share(config.monitor)
+    if tasks == {"auto"}:
+        tasks = {config.data.task} - {"auto"} or set(BOTH)
+        for group in ("model", "loss"):
+            tasks &= {task for name in names(group) for task in TASKS_OF[group].get(name, BOTH)}
+        if len(tasks) > 1:
+            raise ConfigError(
+                f"data={listed(names('data'))}: the search has to know whether a high accuracy is looked for or a low "
+                "loss. Add data.task=classification or data.task=regression."
+            )
+    return tasks != {REGRESSION}

@@ -1,5 +1,6 @@
 """The rerun command: a run trained once more from its own settings, and whether the same came out to the last bit."""
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def run_rerun(command: Command, stop: StopSignal) -> None:
         ConfigError: there is no such run, or its settings cannot be used any more.
     """
     from trainer.commands.start import run_verb
+    from trainer.run.pretrained import FOR_WEIGHTS
 
     target = existing_run(command.names[0], **command.folders)
     outputs = command.folders["outputs"]
@@ -37,6 +39,7 @@ def run_rerun(command: Command, stop: StopSignal) -> None:
         composed = compose(typed, [*words, *typed.overrides])
         assert composed is not None  # no flags
         config = frozen(*composed, typed, saved)
+        config = replace(config, typed=(*config.typed, *FOR_WEIGHTS))  # stays as saved
     screen = Screen()
     screen.say(*target.changed_plugins(), f"{name} repeats {target.run.name}")
     run_verb("train", config, None, stop, screen)

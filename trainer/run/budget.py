@@ -8,16 +8,19 @@ from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
+from torch import nn
+
 from trainer import engine
 from trainer.config.duration import in_seconds
 from trainer.config.fit import check_fit
 from trainer.config.schema import Config
+from trainer.data.batches import Batches
 from trainer.data.splits import Source
 from trainer.run.begin import Begun, make_parts
 from trainer.run.checkpoint import pack
 from trainer.run.checkpoint_files import write_checkpoint
 from trainer.run.machine import Machine
-from trainer.run.parts import Parts
+from trainer.run.parts import Parts, eval_batches
 from trainer.run.progress import Progress
 from trainer.run.target import Target
 from trainer.totals import Totals
@@ -68,9 +71,9 @@ def lay_out(
     sizes, per_epoch = tuple(config.data.options.get("first_sizes", ())), len(parts.train)
     first = {size: epoch for epoch, size in reversed([*enumerate((*sizes, 0), 1)])}  # 0 stands for the full size
     of_step = {size: seconds_of_step(parts, epoch, budget / len(first)) for size, epoch in first.items()}
-    of_val, of_test = seconds_of_measuring(parts, budget)
+    of_val, of_others = seconds_of_measuring(config, parts, budget)
     of_end = of_val + seconds_of_saving(parts, progress, Path(config.paths.checkpoints, begun.name))
-    left = budget * (1 - SPARE) - ENDS - (time.monotonic() - began) - of_test
+    left = budget * (1 - SPARE) - ENDS - (time.monotonic() - began) - of_others
     steps = 0
     for epoch in range(MOST_EPOCHS):
         now = of_step[sizes[epoch] if epoch < len(sizes) else 0]
@@ -111,19 +114,26 @@ def seconds_of_step(parts: Parts, epoch: int, budget: float) -> float:
     return seconds_of_each(train, parts.ranks, budget)
 
 
-def seconds_of_measuring(parts: Parts, budget: float) -> tuple[float, float]:
-    """The time that measuring the validation split and the test split takes."""
-    batches = parts.val or parts.train
-    of_batch = len(batches.y) / len(batches)  # examples; a small split is no full batch
+def seconds_of_measuring(config: Config, parts: Parts, budget: float) -> tuple[float, float]:
+    """The time of a validation, and of what is done once: the test, and the features of a frozen backbone."""
 
-    def measure(count: int) -> Totals:
-        totals = parts.totals()
-        with closing(batches.epoch(0)) as examples:
-            engine.evaluate(parts.model, parts.loss_fn, islice(examples, count), totals, parts.machine.autocast)
-        return totals
+    def of_example(model: nn.Module, batches: Batches) -> float:
+        def measure(count: int) -> Totals:
+            totals = parts.totals()
+            with closing(batches.epoch(0)) as examples:
+                engine.evaluate(model, parts.loss_fn, islice(examples, count), totals, parts.machine.autocast)
+            return totals
 
-    of_example = seconds_of_each(measure, parts.ranks, budget, most=len(batches)) / of_batch
-    return (len(parts.val.y) if parts.val is not None else 0) * of_example, len(parts.splits.test) * of_example
+        of_batch = len(batches.y) / len(batches)  # examples; a small split is no full batch
+        return seconds_of_each(measure, parts.ranks, budget, most=len(batches)) / of_batch
+
+    splits, num_val = parts.splits, len(parts.splits.val)
+    images = eval_batches(config, splits, splits.val if num_val else splits.train, parts.machine, parts.ranks)
+    whole = of_example(parts.model, images)
+    if parts.last is None:
+        return num_val * whole, len(splits.test) * whole
+    of_val = num_val * of_example(parts.last, parts.val) if parts.val is not None else 0.0
+    return of_val, (len(splits.train) + num_val + len(splits.test)) * whole
 
 
 def seconds_of_saving(parts: Parts, progress: Progress, folder: Path) -> float:

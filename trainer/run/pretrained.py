@@ -19,6 +19,7 @@ from trainer.utils.errors import ConfigError, listed, nearest
 from trainer.utils.screen import Screen
 from trainer.utils.text import emit
 
+FOR_WEIGHTS = ("recipe", "data.size", "data.interpolation", "data.normalize")  # chosen for them unless it was typed
 LARGEST = 4 * 2**30  # bytes; torchvision's largest file has 2.6 GB
 
 

@@ -28,6 +28,7 @@ class Side:
         metric: test_accuracy or test_loss.
         values: of each run.
         tests: of each run, test.json.
+        parts: of each run, what it was tested on: equal where it is the same.
         missing: runs of the sweep that are not done.
     """
 
@@ -35,6 +36,7 @@ class Side:
     metric: str
     values: Sequence[float]
     tests: Sequence[Mapping[str, Any]]
+    parts: Sequence[tuple[Any, ...]]
     missing: int = 0
 
 
@@ -91,14 +93,20 @@ def side_of(name: str, folders: Mapping[str, str]) -> Side:
             raise ConfigError(
                 f"{each / 'test.json'}, which says what {name} was tested on, is missing or damaged. Train it anew."
             )
-    return Side(name, f"test_{metric}", values, tests, missing)
+    options = [directory.read_config(each).get("data", {}) for each in runs]
+    cuts = [[option.get(key) for key in ("target", "test_fraction", "eval_limit")] for option in options]
+    parts = [
+        (test["sha256"], figure["n"], test.get("true"), *cut)
+        for test, figure, cut in zip(tests, figures, cuts, strict=True)
+    ]
+    return Side(name, f"test_{metric}", values, tests, parts, missing)
 
 
 def check_alike(a: Side, b: Side) -> None:
     """Refuse figures that say nothing about each other."""
     if a.metric != b.metric:
         raise ConfigError(f"{a.name} has {a.metric}, {b.name} has {b.metric}: they cannot be compared.")
-    if len({test["sha256"] for side in (a, b) for test in side.tests}) > 1:
+    if any(part != a.parts[0] for side in (a, b) for part in side.parts):
         raise ConfigError(f"{a.name} and {b.name} were tested on other data: their figures cannot be compared.")
     if (len(a.values) == 1) != (len(b.values) == 1):
         counts = f"{a.name} has n = {len(a.values)}, {b.name} n = {len(b.values)}"
