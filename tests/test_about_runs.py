@@ -250,6 +250,8 @@ def test_rerun_is_bit_identical_or_says_what_differs(two: Cli) -> None:
     out = two("rerun", "b", "name=d").out
     assert "not bit-identical to b." in out
     assert "model.linear.weight: by up to" in out
+    edit(Path("outputs/b/config.json"), config=record["config"] | {"budget": "1h", "max_steps": None})
+    assert "bit-identical to b: " in two("rerun", "b").out  # which went further than its budget
     shutil.rmtree("checkpoints/b")
     assert "no step file of b any more" in two("rerun", "b", "name=e").out
     edit(Path("outputs/a/status.json"), state="interrupted")

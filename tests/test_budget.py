@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,6 +136,18 @@ def test_the_end_of_an_epoch_takes_the_time_of_a_checkpoint(
     assert "48 steps, which are 2.40 epochs of 28.0 s" in outcome.out
     assert len(written) == 3
     assert not written[0].exists()
+
+
+def test_a_budget_for_more_than_the_most_epochs_says_when_these_are_done(
+    cli: Cli, slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "MOST_EPOCHS", 2)
+    monkeypatch.setattr(budget, "datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 1, 23, 59)))
+    outcome = cli(*RUN, "budget=9d")
+    assert "budget=9d has time for more than 2 epochs, the most there may be" in outcome.out
+    assert "40 steps, which are 2.00 epochs of 22.0 s; done at about 23:59:56" in outcome.out
+    monkeypatch.setattr(budget, "MOST_EPOCHS", 4)
+    assert "done at about 00:00:40 on 2026-01-02" in cli(*RUN, "budget=9d").out
 
 
 def test_the_same_command_continues_with_the_steps_of_its_first_start(

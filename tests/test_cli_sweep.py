@@ -148,6 +148,8 @@ def test_one_copy_of_the_data_serves_every_job(cli: Cli, tiny_mnist: Path, monke
         (("seed=range(0,2),0",), "seed=range(0,2),0: this list cannot be read. Allowed: values such as 0,1,2"),
         (("seed=range(0,2,step=0)",), "this list cannot be read"),
         (("seed=1,0,0",), "seed=0 would be trained twice, as jobs 1 and 2"),
+        (("optimizer.lr=range(0.1,0.2,step=0)",), "this list cannot be read"),
+        (("optimizer.lr=1,1.0",), "optimizer.lr=1.0 would be trained twice, as jobs 0 and 1"),
         (("optimizer.lr=0.1,0.10", "seed=0,1"), "optimizer.lr=0.1 seed=0 would be trained twice, as jobs 0 and 2"),
         (("seed=0,", "hydra/launcher=processes"), "seed=0,: this value cannot be read. Lists are a,b or [a,b]"),
         (("seed=0,1", "hydra/launcher=processes", "hydra.launcher.n_jobs=["), "is not allowed"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,26 @@ def test_eval_measures_the_mean_and_says_of_what(three: Cli) -> None:
     assert found["accuracy"] == pytest.approx(float((each.mean(0).argmax(1) == labels).double().mean()))
     for name in "abc":  # each was looked at once more
         assert json.loads(Path(f"outputs/{name}/test.json").read_text())["looks"] == 2
+    for folder in ("outputs", "checkpoints"):
+        Path(folder, "s").mkdir()
+        Path(folder, "b").rename(Path(folder, "s", "0"))
+    assert three("eval", "checkpoint=[a, s/0]").code == 0
+    assert json.loads(Path("outputs/s/0/test.json").read_text())["looks"] == 3
+    assert json.loads(Path("outputs/c/test.json").read_text())["looks"] == 2
+    twice = f"checkpoint=[a, {Path('checkpoints/a/best.pt').absolute()}]"
+    assert_refused(three("eval", twice), "best.pt twice: it would count twice")
+
+
+def test_figures_of_files_elsewhere_take_the_place_of_no_others(three: Cli) -> None:
+    for name in "ab":
+        Path(f"at-{name}").mkdir()
+        shutil.copy(f"checkpoints/{name}/best.pt", f"at-{name}")
+        assert three("eval", f"at-{name}/best.pt", "plots=false").code == 0
+    assert three("eval", "at-b/best.pt", "plots=false").code == 0
+    found = {
+        path.parent.name: json.loads(path.read_text())["checkpoint"] for path in Path("outputs").glob("eval-*/*.json")
+    }
+    assert found == {"eval-best": str(Path("at-a/best.pt")), "eval-best-2": str(Path("at-b/best.pt"))}
 
 
 def test_several_runs_without_brackets_are_answered_with_them(three: Cli) -> None:

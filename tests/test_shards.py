@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import tarfile
 import time
 from collections.abc import Callable
@@ -120,6 +121,12 @@ def test_classes_txt_names_the_numbers(tmp_path: Path) -> None:
         load(tmp_path / "s", tmp_path)
     (tmp_path / "s" / "classes.txt").write_text("owl\nowl\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"has the line 'owl' twice"):
+        load(tmp_path / "s", tmp_path)
+    (tmp_path / "s" / "classes.txt").write_text("owl\nowl \n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"has the line 'owl ' twice"):
+        load(tmp_path / "s", tmp_path)
+    (tmp_path / "s" / "classes.txt").write_text("owl\n \nbee\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"line 2: a blank line is no name of a class"):
         load(tmp_path / "s", tmp_path)
     for text, classes in (("owl\r\nbee\r\n\r\n", ("owl", "bee")), ("\n", ("0", "1"))):  # lines left blank at the end
         (tmp_path / "s" / "classes.txt").write_bytes(text.encode())
@@ -274,6 +281,18 @@ def test_verify_reads_every_image(cli: Cli, tmp_path: Path) -> None:
     damaged = [("a/0.png", b"no image"), ("a/0.cls", b"0"), *of_labels(["1", "0"] * 3)]
     write_tar(tmp_path / "s" / "test-0.tar", damaged)
     assert_refused(cli(*verify, as_typed=True), "test-0.tar: a/0.png: not an image in a known format")
+
+
+def test_verify_leaves_nothing_out(cli: Cli, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "photos", {"": 24})
+    verify = ("data", "verify", "folder", "data.root=photos", "data.limit=4", "data.eval_limit=1")
+    out = cli(*verify, as_typed=True).out
+    assert "warning: data.limit has no effect on data verify" in out
+    assert re.search(r"\b(\d+) train, (\d+) val, (\d+) test: all of it can be read", out)
+    sizes = re.findall(r"(\d+) (?:train|val|test)\b", out)
+    assert sum(map(int, sizes)) == 24
+    next((tmp_path / "photos").rglob("*.png")).write_bytes(b"no image")
+    assert_refused(cli(*verify, "data.on_error=skip", as_typed=True), "not an image in a known format")
 
 
 def test_a_file_that_is_changed_during_training_is_named(tmp_path: Path) -> None:

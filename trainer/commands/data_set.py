@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from trainer.utils.screen import Screen, shown, table
 from trainer.utils.text import emit, number_of, one_line
 
 MOST_CLASSES = 30  # that have a line each
+ALL_OF_IT = {"on_error": "fail", "limit": None, "eval_limit": None}  # options with which nothing is left out
 
 
 def run_data(action: str, config: Config) -> None:
@@ -131,7 +133,11 @@ def verify(config: Config) -> None:
     missing = [path for path in places if size_of_place(path) is None]
     if missing:
         raise ConfigError(f"{missing[0]} is missing. {fetch_it(config) if is_published(config) else ''}".rstrip())
-    fetch_set(config)
+    options = {key: value for key, value in ALL_OF_IT.items() if key in config.data.options}
+    for key in options:
+        if f"data.{key}" in config.typed:
+            emit(f"warning: data.{key} has no effect on data verify: it reads all of the set")
+    fetch_set(replace(config, data=replace(config.data, options={**config.data.options, **options})))
 
 
 def fetch_set(config: Config) -> None:

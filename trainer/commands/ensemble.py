@@ -60,8 +60,8 @@ class Ensemble(nn.Module):
 
 def others_of(
     config: Config, first: Path, content: Mapping[str, Any], machine: Machine
-) -> dict[Path, tuple[nn.Module, Any]]:
-    """The further models of checkpoint=[...]: {file: (the model, the content of the file)}.
+) -> dict[Path, tuple[nn.Module, Any, Path]]:
+    """The further models of checkpoint=[...]: {file: (the model, the content of the file, where results go)}.
 
     Args:
         config: with the names, where runs are, and the library that computes.
@@ -71,7 +71,7 @@ def others_of(
     Raises:
         ConfigError: one is missing or damaged, or does not fit the first.
     """
-    found: dict[Path, tuple[nn.Module, Any]] = {}
+    found: dict[Path, tuple[nn.Module, Any, Path]] = {}
     for name in config.ensemble:
         target = find(name, outputs=config.paths.outputs, checkpoints=config.paths.checkpoints)
         path, other = target.read()
@@ -85,9 +85,9 @@ def others_of(
         model = build.build_model(replace(own.model, impl=impl), impl, tuple(arch["in_shape"]), arch["num_outputs"])
         model = place(model, machine)
         load_model(model, weights_to_use(other), path)
-        if path == first or path in found:
+        if any(path.samefile(other) for other in (first, *found)):
             raise ConfigError(f"checkpoint= has {path} twice: it would count twice.")
-        found[path] = (model, other)
+        found[path] = (model, other, target.results(path, config.paths.outputs))
     return found
 
 

@@ -1,6 +1,6 @@
 """The eval command: how good a trained model is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Trained:
     path: Path
     folder: Path  # where results go
     others: Mapping[Path, Mapping[str, Any]]  # further files whose models are in it too, and their contents
+    other_folders: Sequence[Path]  # where results of these go
     table: Encoding | None = None  # how the rows of a table become inputs
 
 
@@ -75,7 +76,7 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
     if config.tta == "flip" and len(in_shape) != 3:
         raise ConfigError(f"tta=flip is for images, and {path} takes rows of {in_shape[0]} numbers.")
     others = others_of(config, path, content, machine)
-    models = [model, *(other for other, _ in others.values())]
+    models = [model, *(other for other, _, _ in others.values())]
     models = [Mirrored(each) for each in models] if config.tta == "flip" else models
     if others:
         classes = bool(content["classes"])
@@ -83,7 +84,6 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
         screen.say(f"the mean of {len(others) + 1} models: {listed([str(each) for each in (path, *others)])}")
     by = config.impls()["model"]
     screen.say(f"{config.model.name} from {path} on {machine.device}{f', impl={by}' if by != 'concise' else ''}")
-    own = target.file is None or path.parent.resolve() == target.run.checkpoints.resolve()
     return Trained(
         models[0],
         machine,
@@ -93,8 +93,9 @@ def load_trained(config: Config, target: Target, screen: Screen) -> Trained:
         tuple(preprocess["std"]),
         content,
         path,
-        target.run.outputs if own else Path(config.paths.outputs) / f"eval-{path.stem}",
-        {path: content for path, (_, content) in others.items()},
+        target.results(path, config.paths.outputs),
+        {path: content for path, (_, content, _) in others.items()},
+        [folder for _, _, folder in others.values()],
         from_plain(content["table"], content["classes"]) if "table" in content else None,
     )
 
@@ -215,7 +216,7 @@ def run_eval(config: Config, target: Target) -> None:
 
 def count_look(trained: Trained, splits: Splits, screen: Screen) -> None:
     """Count that a run's own test split was measured once more, of each run that took part, and say so."""
-    runs = [trained.folder, *(trained.folder.parent / path.parent.name for path in trained.others)]
+    runs = [trained.folder, *trained.other_folders]
     counts = [note_look(run, splits.sha256) for run in runs if looks_of(run)["sha256"] == splits.sha256]
     if counts:
         count = max(counts)

@@ -39,7 +39,8 @@ def run_rerun(command: Command, stop: StopSignal) -> None:
         composed = compose(typed, [*words, *typed.overrides])
         assert composed is not None  # no flags
         config = frozen(*composed, typed, saved)
-        config = replace(config, typed=(*config.typed, *FOR_WEIGHTS))  # stays as saved
+        # what was saved holds: nothing is chosen anew, neither for weights nor for a budget
+        config = replace(config, budget=None, typed=(*config.typed, *FOR_WEIGHTS))
     screen = Screen()
     screen.say(*target.changed_plugins(), f"{name} repeats {target.run.name}")
     run_verb("train", config, None, stop, screen)

@@ -16,7 +16,7 @@ from trainer.run.checkpoint import load_backbone
 from trainer.run.machine import resolve_auto
 from trainer.run.parts import Parts, assemble
 from trainer.run.pretrained import for_fine_tuning, read_start
-from trainer.run.shapes import check_images, check_plugged_parts, check_smallest_part, check_targets
+from trainer.run.shapes import check_images, check_plugged_parts, check_sizes, check_smallest_part, check_targets
 from trainer.totals import Batch
 from trainer.utils.screen import Screen, table
 from trainer.utils.text import emit
@@ -100,6 +100,7 @@ def new_parts(config: Config, screen: Screen) -> Parts:
     check_images(config)
     start = read_start(config)
     parts = assemble(config, data.load(config.data, config.paths), machine)
+    check_sizes(config, parts)
     check_smallest_part(config, parts)
     check_targets(config, parts.splits)
     check_plugged_parts(config, parts)

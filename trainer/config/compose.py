@@ -136,9 +136,11 @@ def each_value(override: Any) -> list[str]:
         raise ConfigError(f"{override.input_line}: the same command has to find the same jobs. Leave shuffle out.")
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line}: an interval is not a list. It is for hydra/sweeper=optuna.")
+    from hydra.errors import HydraException
+
     try:
         return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-    except ValueError:  # OmegaConf's too: range() among other values, a step of 0
+    except (ValueError, HydraException):  # OmegaConf's too: range() among other values, a step of 0
         said = f"{override.input_line}: this list cannot be read"
         raise ConfigError(f"{said}. Allowed: values such as 0,1,2, or one range(0,3) alone.") from None
 

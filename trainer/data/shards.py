@@ -244,7 +244,10 @@ def class_numbers(listing: str, names: Sequence[str], indices: Sequence[Index]) 
     Raises:
         ConfigError: a class is in the shards and not in classes.txt, or twice in it, or there is but one.
     """
-    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+    plain = [name.strip() for name in names]
+    if "" in plain:
+        raise ConfigError(f"{listing}, line {plain.index('') + 1}: a blank line is no name of a class. Take it out.")
+    if twice := [name for place, name in enumerate(names) if plain[place] in plain[:place]]:
         raise ConfigError(f"{listing} has the line {short_repr(twice[0])} twice: each class needs its own name.")
     words = sorted({word for index in indices for word in index.words})
     if all(re.fullmatch(r"[0-9]{1,9}", word) for word in words):

@@ -15,6 +15,7 @@ from trainer.utils.text import number_of, one_line
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 MAX_CELL_TEXT = 255  # characters of a column's name or a category: a checkpoint holds them
+LONGEST_CELL = 2**31 - 1  # characters that Python reads; what is too long for a category is said by its column
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 ENCODINGS = {b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE"}  # by what such a file begins with
 
@@ -76,6 +77,7 @@ def csv_columns(content: bytes, what: str, usual: str) -> tuple[list[str], list[
     if not text.strip():
         raise ConfigError(f"{what} is empty.")
     rows, read = list[list[str]](), 0  # lines of the file so far
+    longest = csv.field_size_limit(LONGEST_CELL)  # of the whole process
     separator = separator_of(text, usual)
     reader = reader_of(text, separator, strict=True)
     try:
@@ -93,6 +95,8 @@ def csv_columns(content: bytes, what: str, usual: str) -> tuple[list[str], list[
         if "unexpected end" in str(error):
             raise ConfigError(f"{what}, line {read + 1}: a quote is opened there and never closed.") from None
         raise ConfigError(f"{what}, line {reader.line_num}: {error}.") from None
+    finally:
+        csv.field_size_limit(longest)
     return [name.strip() for name in header], list(zip(*rows, strict=True)) if rows else [()] * len(header)
 
 

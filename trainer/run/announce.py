@@ -51,11 +51,11 @@ def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Scr
     trained, total = build.parameter_count(parts.model), sum(p.numel() for p in parts.model.parameters())
     parameters = f"{total:,} parameters" if trained == total else f"{trained:,} of {total:,} parameters are trained"
     screen.say(f"{parameters}; examples: {sizes}; train {where}")
-    first_sizes = list(parts.train.augmentation.sizes)
-    if first_sizes and len(first_sizes) >= config.epochs:
-        full = parts.splits.in_shape[-1]
-        screen.say(f"warning: data.first_sizes={first_sizes}: epochs={config.epochs} has none of {full} pixels")
     end = len(parts.train) * config.epochs
+    first_sizes = list(parts.train.augmentation.sizes)
+    if first_sizes and len(first_sizes) * len(parts.train) >= min(end, config.max_steps or end):
+        full = parts.splits.in_shape[-1]
+        screen.say(f"warning: data.first_sizes={first_sizes}: no epoch is left for images of {full} pixels")
     if config.max_steps is not None and config.max_steps > end:
         screen.say(f"warning: max_steps={config.max_steps} has no effect: epochs={config.epochs} end with step {end:,}")
     elif config.max_steps is not None and config.max_steps < end:

@@ -181,8 +181,8 @@ def make_parts(
         parts = assemble(config, resume.with_moments(splits, start), machine, batches=batches, ranks=ranks)
     parts = distribute(config, parts)
     with ranks.together():
-        check_smallest_part(config, parts)
         check_sizes(config, parts)
+        check_smallest_part(config, parts)
         check_targets(config, parts.splits)
         check_plugged_parts(config, parts)
         progress = Progress()

@@ -65,7 +65,7 @@ def lay_out(
     """
     if config.budget is None or config.max_steps is not None or config.fast_dev_run or begun.path:
         return config
-    began, budget = time.monotonic(), in_seconds(config.budget)
+    began, budget = time.monotonic(), float(in_seconds(config.budget))
     read = {} if sources is None else sources
     parts, progress = make_parts(config, begun, machine, ranks, SilentScreen(), sources=read)
     sizes, per_epoch = tuple(config.data.options.get("first_sizes", ())), len(parts.train)
@@ -82,15 +82,20 @@ def lay_out(
         left -= per_epoch * now + of_end
         if fitting < per_epoch:
             break
+    else:
+        screen.say(f"budget={config.budget} has time for more than {MOST_EPOCHS:,} epochs, the most there may be")
+        budget -= left
     steps, full = ranks.share(steps), per_epoch * of_step[0] + of_end
     if steps < 1:
         beside = f"start and end take {ENDS:g} s, measuring {time.monotonic() - began:,.1f} s"
         raise ConfigError(f"budget={config.budget} is too short: {beside}, an epoch {full:,.1f} s here.")
-    done = datetime.now().astimezone() + timedelta(seconds=budget - (time.monotonic() - began))
+    today = datetime.now().astimezone()
+    done = today + timedelta(seconds=budget - (time.monotonic() - began))
+    day = "" if done.date() == today.date() else f" on {done:%Y-%m-%d}"
     smaller = f", and less of smaller images: {listed([str(size) for size in sizes])} pixels" if sizes else ""
     screen.say(
         f"budget={config.budget}: {steps:,} steps, which are {steps / per_epoch:.2f} epochs of {full:,.1f} s{smaller}; "
-        f"done at about {done:%H:%M:%S}"
+        f"done at about {done:%H:%M:%S}{day}"
     )
     config = replace(config, epochs=-(-steps // per_epoch), max_steps=steps)
     check_fit(config)

@@ -1,6 +1,8 @@
 """What resume=, checkpoint= and init_from= point at: looked up once, its file read once. Torch-free but for files."""
 
 import contextlib
+import itertools
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,6 +51,16 @@ class Target:
             return changes_since(saved.get("plugins"))
         return []
 
+    def results(self, path: Path, outputs: str) -> Path:
+        """Where what is measured of its file goes: the run's folder, of a file elsewhere outputs/eval-<stem>.
+
+        With -2, -3 ... where that holds what another file of this name came to.
+        """
+        if self.file is None or path.parent.resolve() == self.run.checkpoints.resolve():
+            return self.run.outputs
+        folders = (Path(outputs, f"eval-{path.stem}{f'-{i}' if i > 1 else ''}") for i in itertools.count(1))
+        return next(each for each in folders if all(is_of(path, file) for file in each.glob("eval-*.json")))
+
     def path(self) -> Path:
         """The file to measure: the one that was named, the run's newest for RUN:last, else the run's best.
 
@@ -78,6 +90,13 @@ class Target:
         from trainer.run.safe_load import read_checkpoint  # imports torch
 
         return path, read_checkpoint(path)
+
+
+def is_of(path: Path, figures: Path) -> bool:
+    """Whether a file of eval's figures is of this checkpoint."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return os.path.abspath(json.loads(figures.read_text(encoding="utf-8"))["checkpoint"]) == os.path.abspath(path)
+    return False
 
 
 def settings_of_run(run: Run) -> dict[str, Any]:
