@@ -98,10 +98,16 @@ def test_a_finished_run_says_what_continues_it_and_then_does(cli: Cli) -> None:
     assert "already complete: 2 epochs. epochs=N with a larger N, and max_steps=null instead of 30, continues" in (
         outcome.out
     )
-    assert cli("resume=a", "max_steps=70").code == 0
+    outcome = cli("resume=a", "max_steps=70", "epochs=5")
+    assert outcome.code == 0, outcome.err
+    assert "warning: max_steps had ended an epoch early" not in outcome.out
     assert [row["step"] for row in rows("a")] == [20, 30, 50, 70]
-    file = next(Path("checkpoints/a").glob("step_*70.pt"))
-    assert_refused(cli(f"resume={file}", "max_steps=60"), f"max_steps=60: {file} has already trained 70 steps")
+    outcome = cli("resume=a", "max_steps=null", "epochs=5")
+    said = "whose rest is left out: training ends with step 90, and schedule=constant is laid out for 100"
+    assert said in outcome.out
+    assert rows("a")[-1]["step"] == 90
+    file = next(Path("checkpoints/a").glob("step_*90.pt"))
+    assert_refused(cli(f"resume={file}", "max_steps=60"), f"max_steps=60: {file} has already trained 90 steps")
 
 
 def test_a_budget_becomes_steps_that_the_run_keeps(cli: Cli, slow: None, signal_at: Any) -> None:

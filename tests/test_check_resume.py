@@ -38,6 +38,13 @@ def test_a_run_that_can_be_resumed_is_called_bit_identical(cli: Cli, tmp_path: P
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
+def test_a_signal_that_comes_before_training_begins_is_no_failure(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_resume, "steps_saved", lambda _: 6)
+    outcome = cli("check-resume")
+    assert outcome.code == 0, outcome.err
+    assert "SIGTERM after step 6" in outcome.out
+
+
 def test_the_budget_of_an_experiment_does_not_make_it_longer(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
 

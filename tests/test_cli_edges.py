@@ -512,6 +512,17 @@ def test_overwrite_is_refused_at_once_where_a_file_takes_the_place_of_the_checkp
     assert Path("outputs/a/result.json").is_file()
 
 
+def test_overwrite_empties_a_folder_on_another_disk(cli: Cli) -> None:
+    line = ("name=a", "plots=false", "data.num_examples=40")
+    assert cli(*line, "epochs=9").code == 0
+    Path("checkpoints/a").rename("disk")
+    Path("checkpoints/a").symlink_to(Path("disk").absolute())
+    assert cli(*line, "epochs=1", "overwrite=true").code == 0
+    assert Path("checkpoints/a").is_symlink()
+    newest = max(Path("disk").glob("step_*.pt"))
+    assert torch.load(newest, weights_only=True)["config"]["epochs"] == 1
+
+
 def test_eval_says_that_the_folder_of_the_checkpoints_is_gone(cli: Cli) -> None:
     assert cli("name=a", "plots=false", "data.num_examples=40", "epochs=1").code == 0
     Path("checkpoints/a").rename("elsewhere")

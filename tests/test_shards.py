@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Cli, Server, assert_refused, striped_pictures, write_class_folders
@@ -165,11 +166,36 @@ def test_a_pattern_counts(tmp_path: Path) -> None:
         write_tar(tmp_path / f"p-{i:03d}.tar", of_labels(["0" * (i - 7), "1"] * 3))  # no two the same
     found = load(f"{tmp_path}/p-{{009..011}}.tar", tmp_path, test_root=f"{tmp_path}/p-008.tar")
     assert (len(found.train), len(found.test)) == (18, 6)
+    (tmp_path / "more").mkdir()
+    write_tar(tmp_path / "more" / "x.tar", of_labels(["0", "1"] * 4))  # a folder, as data.root may be one
+    found = load(f"{tmp_path}/p-{{009..011}}.tar", tmp_path, test_root=f"{tmp_path}/more")
+    assert (len(found.train), len(found.test)) == (18, 8)
     (tmp_path / "other").symlink_to(tmp_path)
     with pytest.raises(ConfigError, match=r"p-009\.tar \(test part\) are the same"):
         load(f"{tmp_path}/p-{{009..011}}.tar", tmp_path, test_root=f"{tmp_path}/other/p-{{008..009}}.tar")
     with pytest.raises(ConfigError, match=r"p-012\.tar: there is no such file \(2 of 3 files are missing\)"):
         load(f"{tmp_path}/p-{{011..013}}.tar", tmp_path)
+
+
+def of_values(kind: str, values: list[float]) -> list[tuple[str, bytes]]:
+    """Images of one value each, of two classes."""
+    members = []
+    for i, value in enumerate(values):
+        content = io.BytesIO()
+        pixels = np.full((8, 8), value, np.uint16 if kind == "PNG" else np.float32)
+        Image.fromarray(pixels).save(content, kind)
+        members += [(f"a/{i}.{kind.lower()}", content.getvalue()), (f"a/{i}.cls", b"%d" % (i % 2))]
+    return members
+
+
+def test_values_that_the_model_does_not_see_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tar(tmp_path / "s" / "x.tar", of_values("PNG", [i * 100 for i in range(40)]))
+    for _ in range(2):  # the second time from the cache
+        assert load(tmp_path / "s", tmp_path, channels=1, depth=10).mixed == ""
+        assert "data.depth=10 makes all above 1,023 white: 16-bit images hold up to 3," in capsys.readouterr().out
+    write_tar(tmp_path / "s" / "x.tar", of_values("TIFF", [i * 5 if i % 4 < 2 else 0.7 for i in range(1, 41)]))
+    for _ in range(2):
+        assert "Save all of them in one range" in load(tmp_path / "s", tmp_path, channels=1).mixed
 
 
 def test_the_order_is_fixed_and_every_example_comes_once_on_all_ranks(tmp_path: Path) -> None:
@@ -363,7 +389,7 @@ def test_an_index_of_another_form_is_made_again(tmp_path: Path) -> None:
 def test_moments_of_another_form_are_measured_again(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s" / "x.tar", of_labels(["1", "0"] * 3))
     first = load(path, tmp_path)
-    [kept] = (tmp_path / "shards").glob("moments-*.pt")
+    [kept] = (tmp_path / "shards").glob("sample-*.pt")
     sums = torch.load(kept, weights_only=True)["sums"]
     for damaged in (sums.tolist(), None, sums * 0.0, sums[1:]):
         torch.save({"sums": damaged}, kept)

@@ -332,7 +332,7 @@ REFUSED: dict[str, tuple[str | bytes, tuple[str, ...], tuple[str, ...]]] = {  # 
     "short row": (GOOD + "1\n", (), ("line 12: 1 field, and the header has 2",)),
     "long row": (GOOD + "1,2,3\n", (), ("line 12: 3 fields, and the header has 2", "needs quotes")),
     "quotes": (GOOD + '"a"b,1\n', (), ("line 12",)),
-    "a long cell": (f"x,y\n{'a' * 132_000},1\nb,2.5\n" * 9, (), ("Leave it out: ",)),
+    "a long cell": ("x,y\n" + f"{'a' * 132_000},1\nb,2.5\n" * 9, (), ("Leave it out: ",)),
     "an open quote": (GOOD + '"a,1\n2,3\n4,5\n', (), ("line 12: a quote is opened there and never closed",)),
     "no name": (",y\n1,2\n", (), ("column 1 of 2 has no name", "index=False")),
     "a name twice": ("x,x,y\n1,2,3\n", (), ("two columns 'x'",)),

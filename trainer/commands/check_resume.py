@@ -96,7 +96,7 @@ def finished(config: Config, name: str, screen: Screen | None = None) -> dict[st
                 screen.say(f"  {signal.Signals(signum).name} after step {steps_saved(run.checkpoints)}")
             process.join()
             code = process.exitcode
-        if code not in (0, -KILL, 128 + signal.SIGTERM):
+        if code not in (0, -KILL, -signal.SIGTERM, 128 + signal.SIGTERM):  # by SIGTERM where it had not begun yet
             said = log.read_text(encoding="utf-8", errors="replace").strip()
             raise failure(code or 1, f"the run that is checked failed:\n{said}")
     if len(pending) == len(INTERRUPTIONS):

@@ -16,7 +16,7 @@ from trainer.config.verbs import PLACES_OF_DATA
 from trainer.data.batches import Batches, Placement
 from trainer.data.pack import pack_images
 from trainer.data.remote import is_address
-from trainer.data.shards import expanded_names
+from trainer.data.shard_files import expanded_names
 from trainer.data.splits import Split, Splits
 from trainer.data.stratify import mixed
 from trainer.data.vision import CIFAR10_MD5, FASHION_SHA256, MNIST_SHA256, inside

@@ -17,20 +17,27 @@ from torch.utils.data import Dataset
 
 from trainer.data.decoded import mean_std, pixel_sums
 from trainer.data.folder import SAMPLE, SAMPLE_SEED, TEST_SEED
-from trainer.data.images import MEGAPIXELS, Frame, ImageError, decode, quiet_pillow
-from trainer.data.listing import PART_OF, PARTS
-from trainer.data.remote import Stored, is_address, names_at, stored
+from trainer.data.images import (
+    MEGAPIXELS,
+    Frame,
+    ImageError,
+    Seen,
+    Values,
+    decode,
+    losses,
+    mixed_floats,
+    quiet_pillow,
+)
+from trainer.data.remote import Stored, stored
+from trainer.data.shard_files import files_of_parts
 from trainer.data.splits import Source, Split
 from trainer.data.stratify import TOGETHER, stratified
 from trainer.data.tars import INDEX_FORMAT, UNREADABLE, Index, index_of, keep, name_at
 from trainer.utils.bar import Bar
 from trainer.utils.errors import ConfigError, listed
-from trainer.utils.program import main_py
 from trainer.utils.text import emit, number_of, short_repr
 
 CLASS_NAMES = "classes.txt"  # beside the shards: a class on each line, in the order of their numbers
-COUNTING = re.compile(r"\{(\d+)\.\.(\d+)\}")
-MOST_SHARDS = 100_000
 
 
 class ShardImages(Dataset[Tensor]):
@@ -49,6 +56,10 @@ class ShardImages(Dataset[Tensor]):
         return len(self.where)
 
     def __getitem__(self, index: int) -> Tensor:
+        return self.decoded(index)[0]
+
+    def decoded(self, index: int) -> tuple[Tensor, Values]:
+        """Item i, and what is to be known of the values in its file."""
         number, offset, length = self.where[index].tolist()
         shard = self.files[number]
         try:
@@ -58,7 +69,7 @@ class ShardImages(Dataset[Tensor]):
                 file.seek(offset)
                 content = file.read(length)
             with quiet_pillow():
-                return decode(io.BytesIO(content), self.frame)[0]
+                return decode(io.BytesIO(content), self.frame)
         except OSError as error:
             raise ConfigError(f"{shard} cannot be read: {error.strerror}.") from error
         except ImageError as error:
@@ -114,33 +125,21 @@ def shards(
     where = torch.cat([torch.cat([torch.full((len(one.codes), 1), i), one.places], 1) for i, one in enumerate(indices)])
     frame = Frame((channels, size, size), depth, fit, max_megapixels, interpolation)
     images = ShardImages(files, where, frame)
-    emit(
-        f"{number_of(len(where), 'image')} in {number_of(len(files), 'tar file')}, read from there, to {size} x {size}"
-    )
-    if others := sum(index.num_others for index in indices):
-        emit(f"warning: {number_of(others, 'member')} of the tar files belong to no image: they are not used")
+    said = f"{number_of(len(where), 'image')} in {number_of(len(files), 'tar file')}"
+    emit(f"{said}, read from there, to {size} x {size}")
     group = where[:, 0]
     rows = split_rows(parts, group, labels, test_fraction)
     check_rows(root, rows, labels, classes)
+    warn_of_others(indices)
     warn_of_order(labels[rows["train"]], group[rows["train"]])
     split = {name: Split(images.take(part), labels[part], group=group[part]) for name, part in rows.items()}
     digest = hashlib.sha256(repr([index.sha256 for index in indices] + list(classes)).encode()).hexdigest()
-    moments = sampled_moments(images.take(rows["train"]), cache, digest)
+    sums, seen = sampled(images.take(rows["train"]), cache, digest)
+    emit(*losses(seen, depth))
     ignores = {"test_fraction": "test" in parts, "cache_gb": not any(file.copies for file in files)}
-    own = (split.get("val"), tuple(key for key, is_void in ignores.items() if is_void))
-    return Source(split["train"], split["test"], frame.shape, digest, classes, *moments, *own, depth=depth)
-
-
-def files_of_parts(root: str, test_root: str | None, cache: Path, most: int) -> dict[str, list[Stored]]:
-    """The tar files of each part; cache and most as for stored().
-
-    Raises:
-        ConfigError: one is missing.
-    """
-    names = parts_in(root)
-    if test_root is not None:
-        names["test"] = expanded_names(test_root)
-    return {part: whole_set(some, cache, most) for part, some in names.items()}
+    described = (frame.shape, digest, classes, *mean_std(sums, size * size), split.get("val"))
+    void = tuple(key for key, is_void in ignores.items() if is_void)
+    return Source(split["train"], split["test"], *described, void, depth=depth, mixed=mixed_floats(seen))
 
 
 def check_parts(parts: Mapping[str, Sequence[Stored]], indices: Sequence[Index]) -> None:
@@ -168,68 +167,6 @@ def split_rows(
         chosen, rest = stratified(labels[train], len(train), num_test, TEST_SEED, spare=True)
         rows |= {"train": train[rest], "test": train[chosen]}
     return rows
-
-
-def parts_in(root: str) -> dict[str, list[str]]:
-    """The tar files of each part, in the order of their names; one part, train, where the names do not say otherwise.
-
-    Raises:
-        ConfigError: there are none, or none to train on.
-    """
-    if is_address(root):
-        is_folder = COUNTING.search(root) is None and not root.partition("?")[0].endswith(".tar")
-        names = names_at(root) if is_folder else []
-    else:
-        is_folder = Path(root).expanduser().is_dir()
-        names = sorted(str(path) for path in Path(root).expanduser().iterdir()) if is_folder else []
-    if not is_folder:
-        return {"train": expanded_names(root)}
-    last = {name: name.rpartition("/")[2] for name in names}
-    files = [name for name in names if last[name].endswith(".tar") and not last[name].startswith(".")]
-    if not files:
-        raise ConfigError(
-            f"{root}: there are no tar files in it. {main_py()} data pack folder data.root=PHOTOS makes some."
-        )
-    named = {part: [name for name in files if last[name].lower().startswith(f"{part}-")] for part in PARTS}
-    if not named["train"]:
-        words = {word for name in files for word in re.findall("[a-z]+", last[name].lower())}
-        if len({PART_OF[word] for word in words & set(PART_OF)}) > 1:
-            raise ConfigError(f"{root}: which files are to be tested? Name both: data.root=FILES data.test_root=FILES")
-        return {"train": files}
-    if odd := [last[name] for name in files if not any(name in part for part in named.values())]:
-        raise ConfigError(f"{root}: there are train-*.tar, and {odd[0]} belongs to no part. Rename or move it.")
-    return {part: files for part, files in named.items() if files}
-
-
-def expanded_names(pattern: str) -> list[str]:
-    """The files of a pattern: `a-{00..12}.tar` are thirteen; without braces it is one file.
-
-    Raises:
-        ConfigError: they are too many.
-    """
-    match = COUNTING.search(pattern)
-    if match is None:
-        return [pattern]
-    first, last = int(match[1]), int(match[2])
-    if not 0 <= last - first < MOST_SHARDS:
-        raise ConfigError(f"data.root={pattern}: {match[0]} counts up, at most to {MOST_SHARDS:,} files.")
-    width = len(match[1])
-    return [f"{pattern[: match.start()]}{n:0{width}}{pattern[match.end() :]}" for n in range(first, last + 1)]
-
-
-def whole_set(names: Sequence[str], cache: Path, most: int) -> list[Stored]:
-    """The files of these names; cache and most as for stored().
-
-    Raises:
-        ConfigError: one of them is missing.
-    """
-    found = {name: stored(name, cache, most) for name in names}
-    if missing := [name for name, file in found.items() if file is None]:
-        many = f" ({len(missing):,} of {len(names):,} files are missing)" if len(names) > 1 else ""
-        raise ConfigError(
-            f"{missing[0]}: there is no such file{many}. Allowed: a tar file, train-{{000..127}}.tar, a folder."
-        )
-    return [file for file in found.values() if file is not None]
 
 
 def class_numbers(listing: str, names: Sequence[str], indices: Sequence[Index]) -> tuple[tuple[str, ...], Tensor]:
@@ -292,6 +229,12 @@ def check_rows(root: str, rows: Mapping[str, Tensor], labels: Tensor, classes: S
         raise ConfigError(f"{root}: no training image of {listed(empty[:5])}{more}.")
 
 
+def warn_of_others(indices: Sequence[Index]) -> None:
+    """Say how many members of the tar files are not used."""
+    if others := sum(index.num_others for index in indices):
+        emit(f"warning: {number_of(others, 'member')} of the tar files belong to no image: they are not used")
+
+
 def warn_of_order(labels: Tensor, group: Tensor) -> None:
     """Say where the examples lie sorted by class: those of TOGETHER files are then of a few classes only."""
     num_classes, files = len(labels.unique()), group.unique()
@@ -305,21 +248,24 @@ def warn_of_order(labels: Tensor, group: Tensor) -> None:
         )
 
 
-def sampled_moments(train: ShardImages, cache: Path, digest: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of a seeded sample of the training images, from the cache or computed now."""
+def sampled(train: ShardImages, cache: Path, digest: str) -> tuple[Tensor, Seen]:
+    """The sums of a seeded sample of the training images, and of their values, from the cache or computed now."""
     what = repr((INDEX_FORMAT, digest, train.frame, len(train), int(train.where.sum())))
-    kept = cache / "shards" / f"moments-{hashlib.sha256(what.encode()).hexdigest()[:16]}.pt"
+    kept = cache / "shards" / f"sample-{hashlib.sha256(what.encode()).hexdigest()[:16]}.pt"
     chosen, _ = stratified(None, len(train), min(SAMPLE, len(train)), SAMPLE_SEED)
-    pixels = train.frame.shape[1] * train.frame.shape[2]
     with suppress(*UNREADABLE):
-        sums = torch.load(kept, weights_only=True)["sums"]
+        found = torch.load(kept, weights_only=True)
+        sums, seen = found["sums"], Seen(found["peak"], found["lost"])
         if (sums.dtype, sums.shape) == (torch.int64, (len(chosen), 2, train.frame.shape[0])):
-            return mean_std(sums, pixels)
-    measured = []
+            return sums, seen
+    measured, seen = [], Seen()
     with Bar("measuring", len(chosen), "images") as bar:
         for i in chosen.tolist():
-            measured.append(pixel_sums(train[i].unsqueeze(0)))
+            pixels, values = train.decoded(i)
+            measured.append(pixel_sums(pixels.unsqueeze(0)))
+            number, offset, _ = train.where[i].tolist()
+            seen.add(values, name_at(train.files[number], offset) if values.lost or values.floats else "")
             bar.add(1)
     sums = torch.cat(measured)
-    keep(kept, {"sums": sums})
-    return mean_std(sums, pixels)
+    keep(kept, {"sums": sums, "peak": seen.peak, "lost": seen.lost})
+    return sums, seen

@@ -67,3 +67,9 @@ def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Scr
         screen.say(f"{parts.ranks.world} processes, each of which takes its part of every batch")
     if path:
         screen.say(f"continuing from {path}: epoch {progress.epoch}, {progress.samples:,} examples of it done")
+        last = progress.step + (config.epochs - progress.epoch + 1) * len(parts.train)
+        if not progress.samples and last < min(end, config.max_steps or end):
+            screen.say(
+                "warning: max_steps had ended an epoch early, whose rest is left out: training ends with step "
+                f"{last:,}, and schedule={config.schedule.name} is laid out for {end:,}"
+            )

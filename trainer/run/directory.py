@@ -149,13 +149,13 @@ def make(run: Run, overwrite: bool) -> IO[str]:
 
 def empty(run: Run) -> None:
     """Delete all files of a run that this process holds, but its lock."""
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
-    # config.json last: with it a killed deletion is still one of this run, which overwrite=true finishes
-    for path in sorted(run.outputs.iterdir(), key=lambda path: path.name == "config.json"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != "run.lock":
-            path.unlink()
+    for folder in (run.checkpoints, run.outputs):  # either may be a link to another disk, which stays
+        # config.json last: with it a killed deletion is still one of this run, which overwrite=true finishes
+        for path in sorted(folder.glob("*"), key=lambda path: path.name == "config.json"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != "run.lock":
+                path.unlink()
 
 
 def newest(outputs: Path) -> str:

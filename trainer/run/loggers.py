@@ -173,8 +173,10 @@ def where_to_look(loggers: Sequence[str], outputs: str, folder: Path, jobs: str 
     if "mlflow" in loggers:
         store = mlflow_store(outputs)
         web = store.startswith(("http://", "https://"))
-        shown = urlsplit(store).hostname if web else shlex.join([script("mlflow"), "ui", "--backend-store-uri", store])
-        lines.append(f"mlflow       {shown}")
+        has_password = urlsplit(store).password is not None
+        given = '"$MLFLOW_TRACKING_URI"' if has_password else shlex.quote(store)
+        command = f"{shlex.join([script('mlflow'), 'ui', '--backend-store-uri'])} {given}"
+        lines.append(f"mlflow       {urlsplit(store).hostname if web else command}")
     if "wandb" in loggers and wandb_mode() == "offline":
         sync = shlex.join([script("wandb"), "sync", str(folder)])
         lines.append(f"wandb        offline, nothing was sent; {sync}{jobs}/wandb/offline-run-*")

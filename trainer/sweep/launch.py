@@ -182,7 +182,7 @@ def compose_jobs(command: Command, words: Sequence[str], stop: StopSignal) -> li
                 choices = composed[groups].hydra.runtime.choices
                 overrides = parse_overrides([word for word in chosen if word not in groups])
                 values = {override.key_or_group: override.value() for override in overrides}
-                if (first := number_of_values.setdefault(f"{groups} {as_number(values)}", number)) < number:
+                if (first := number_of_values.setdefault(f"{groups} {as_counted(values)}", number)) < number:
                     said = f"{' '.join(chosen)} would be trained twice, as jobs {first} and {number}"
                     raise ConfigError(f"{said}, and counted as two. Leave the repeated value out.")
                 own = with_values(composed[groups], values, choices)
@@ -192,12 +192,12 @@ def compose_jobs(command: Command, words: Sequence[str], stop: StopSignal) -> li
     return jobs
 
 
-def as_number(value: Any) -> Any:
+def as_counted(value: Any) -> Any:
     """A value of a list as it counts: 1.0 is 1."""
     if isinstance(value, dict):
-        return {key: as_number(one) for key, one in value.items()}
+        return {key: as_counted(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [as_number(one) for one in value]
+        return [as_counted(one) for one in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
