@@ -21,6 +21,7 @@ from trainer import build
 from trainer.config.schema import Choice
 from trainer.run.checkpoint import Weights, load_backbone, load_model, load_optimizer, optimizer_state
 from trainer.run.checkpoint_files import FORMAT, keep_as_best, path_of_step, steps_in, tidy, write_checkpoint
+from trainer.run.folders import newest_file
 from trainer.run.gate import SCHEMA
 from trainer.run.safe_load import read_checkpoint, read_weights
 from trainer.run.seeds import rng_state
@@ -462,6 +463,12 @@ def test_the_newest_step_is_the_one_with_the_highest_number(tmp_path: Path) -> N
     for step in steps:
         path_of_step(tmp_path, step).touch()
     assert steps_in(tmp_path) == [path_of_step(tmp_path, step) for step in steps]
+
+
+def test_a_file_of_the_users_own_is_no_step_file(tmp_path: Path) -> None:
+    for name in ("step_00000100.pt", "step_00000050_mine.pt", "step_x.pt"):
+        (tmp_path / name).touch()
+    assert newest_file(tmp_path) == steps_in(tmp_path)[-1] == path_of_step(tmp_path, 100)
 
 
 def test_best_moves_from_file_to_file_and_stays_when_named_twice(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer import data
+from trainer import build, data
 from trainer.config.schema import BUILT, Config
 from trainer.run.checkpoint import load_backbone
 from trainer.run.machine import resolve_auto
@@ -77,8 +77,7 @@ def run_summary(config: Config) -> None:
         }
         for layer in layers
     ]
-    trained = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in parts.model.parameters())
+    trained, total = build.parameter_count(parts.model), sum(p.numel() for p in parts.model.parameters())
     said = f"{total:,}" if trained == total else f"{total:,}, of which {trained:,} are trained"
     memory = memory_of_step(parts, batch)
     count = len(batch[1])

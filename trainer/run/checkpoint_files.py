@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.run.folders import newest_file, trouble
+from trainer.run.folders import STEP_FILE, newest_file, trouble
 from trainer.utils.errors import ResourceError
 from trainer.utils.files import remove_temporary, replacing
 
 FORMAT = 1
 KEPT = 2  # step files besides the best one: the newest may be damaged by a failing disk
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-STEP_FILE = re.compile(r"step_\d{8,}\.pt", re.ASCII)
 
 
 def path_of_step(folder: Path, step: int) -> Path:

@@ -5,6 +5,7 @@ Torch-free: main.py speaks of folders before it knows whether there is anything 
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from trainer.utils.errors import ResourceError
 # what a disk, a share or a limit of the system says without naming a file
 OF_DISKS = {getattr(errno, name) for name in ("EIO", "EROFS", "ESTALE", "ENXIO", "EREMOTEIO") if hasattr(errno, name)}
 
+STEP_FILE = re.compile(r"step_\d{8,}\.pt", re.ASCII)
 MAX_SHOWN = 300  # characters of a path
 TOO_LONG = 248 if sys.platform == "win32" else None  # characters of a folder; Windows says that it is not there
 
@@ -90,7 +92,7 @@ def in_brief(path: Path) -> str:
 
 def newest_file(checkpoints: Path) -> Path | None:
     """The newest step file in checkpoints/<run>, whether it is whole or not; None: there is none."""
-    files = [path for path in checkpoints.glob("step_*.pt") if path.is_file()]
+    files = [path for path in checkpoints.glob("*.pt") if STEP_FILE.fullmatch(path.name) and path.is_file()]
     return max(files, key=lambda path: (len(path.name), path.name), default=None)
 
 
