@@ -93,7 +93,7 @@ def test_a_run_that_is_interrupted_before_max_steps_ends_as_if_it_had_not_been(
 
 
 def test_a_finished_run_says_what_continues_it_and_then_does(cli: Cli) -> None:
-    assert cli(*RUN, "epochs=9", "max_steps=30", "name=a").code == 0
+    assert cli(*RUN, "epochs=9", "max_steps=30", "name=a", "schedule=cosine").code == 0
     outcome = cli("resume=a", "epochs=12")
     assert "already complete: 2 epochs. epochs=N with a larger N, and max_steps=null instead of 30, continues" in (
         outcome.out
@@ -103,7 +103,7 @@ def test_a_finished_run_says_what_continues_it_and_then_does(cli: Cli) -> None:
     assert "warning: max_steps had ended an epoch early" not in outcome.out
     assert [row["step"] for row in rows("a")] == [20, 30, 50, 70]
     outcome = cli("resume=a", "max_steps=null", "epochs=5")
-    said = "whose rest is left out: training ends with step 90, and schedule=constant is laid out for 100"
+    said = "whose rest is left out: training ends with step 90, and schedule=cosine is laid out for 100"
     assert said in outcome.out
     assert rows("a")[-1]["step"] == 90
     file = next(Path("checkpoints/a").glob("step_*90.pt"))

@@ -80,20 +80,30 @@ def test_eval_measures_the_mean_and_says_of_what(three: Cli) -> None:
     assert three("eval", "checkpoint=[a, s/0]").code == 0
     assert json.loads(Path("outputs/s/0/test.json").read_text())["looks"] == 3
     assert json.loads(Path("outputs/c/test.json").read_text())["looks"] == 2
+    shutil.copy("checkpoints/c/best.pt", "checkpoints/c/copy.pt")
+    assert three("eval", "checkpoint=[c, checkpoints/c/copy.pt]").code == 0
+    assert json.loads(Path("outputs/c/test.json").read_text())["looks"] == 3  # one look at it, though by two files
     twice = f"checkpoint=[a, {Path('checkpoints/a/best.pt').absolute()}]"
     assert_refused(three("eval", twice), "best.pt twice: it would count twice")
 
 
-def test_figures_of_files_elsewhere_take_the_place_of_no_others(three: Cli) -> None:
+def test_figures_of_files_elsewhere_take_the_place_of_no_others(
+    three: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in "ab":
         Path(f"at-{name}").mkdir()
         shutil.copy(f"checkpoints/{name}/best.pt", f"at-{name}")
         assert three("eval", f"at-{name}/best.pt", "plots=false").code == 0
     assert three("eval", "at-b/best.pt", "plots=false").code == 0
+    folders = [f"paths.{name}={Path(name).absolute()}" for name in ("outputs", "checkpoints")]
+    monkeypatch.chdir("at-b")
+    assert three("eval", "best.pt", "plots=false", f"data.root={tmp_path / 'pictures'}", *folders).code == 0
+    monkeypatch.chdir("..")
     found = {
         path.parent.name: json.loads(path.read_text())["checkpoint"] for path in Path("outputs").glob("eval-*/*.json")
     }
-    assert found == {"eval-best": str(Path("at-a/best.pt")), "eval-best-2": str(Path("at-b/best.pt"))}
+    files = {name: str(Path(f"at-{name}/best.pt").absolute()) for name in "ab"}
+    assert found == {"eval-best": files["a"], "eval-best-2": files["b"]}
 
 
 def test_several_runs_without_brackets_are_answered_with_them(three: Cli) -> None:

@@ -285,6 +285,11 @@ def test_two_runs_are_compared_by_what_each_has_right(cli: Cli, tiny_mnist: Path
     assert "p = 1;" in same.out
     assert cli(*words, "name=fewer", "data.eval_limit=20").code == 0
     assert_refused(cli("compare", "good", "fewer"), "good and fewer were tested on other data")
+    assert cli(*words, "name=all", "data.eval_limit=9999").code == 0  # more than there are
+    assert " than all: " in cli("compare", "bad", "all").out
+    config = Path("outputs/all/config.json")
+    config.rename("gone.json")
+    assert " than all: " in cli("compare", "bad", "all").out
     others = tests["bad"] | {"true": tests["bad"]["true"][::-1]}
     Path("outputs/bad/test.json").write_text(json.dumps(others))
     assert_refused(cli("compare", "good", "bad"), "good and bad were tested on other data")

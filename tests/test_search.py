@@ -491,6 +491,9 @@ def test_a_search_that_hydra_begins_is_refused_in_our_words(refused: Callable[..
     assert "hydra.sweeper.sampler=tpee" in refused("hydra.sweeper.sampler=tpee", "optimizer.lr=0.1,0.2")
     assert "cannot be compared" in refused("data=synthetic,mnist")
     assert "Add data.task=classification or" in refused("data=table", "recipe=none", "optimizer.lr=0.1,0.2")
+    assert "their recipes watch other figures (auto, val_loss). Add monitor=" in refused(
+        "data=table", "model=mlp,softmax"
+    )
     assert not (tmp_path / "outputs").exists()
 
 
@@ -514,6 +517,14 @@ def test_an_accuracy_is_maximised_and_a_loss_is_not(
 ) -> None:
     config = SimpleNamespace(monitor=monitor, data=SimpleNamespace(task=task))
     assert plugin.is_maximized({}, {"data": data, "model": model, "loss": loss}, config) is maximized
+
+
+def test_models_that_are_searched_over_have_recipes_of_their_own() -> None:
+    config = SimpleNamespace(monitor="val_loss", data=SimpleNamespace(task="classification"))  # of the default, an mlp
+    space = {"model": CategoricalDistribution(["softmax", "of_a_plugin"])}
+    choices = {"data": "table", "model": "mlp", "loss": "auto"}
+    assert plugin.is_maximized(space, choices, config) is True
+    assert plugin.is_maximized(space, choices, config, ["monitor=val_loss"]) is False
 
 
 def test_an_option_that_a_choice_lacks_ends_the_search_and_is_not_tried_again(

@@ -386,6 +386,15 @@ def test_an_index_of_another_form_is_made_again(tmp_path: Path) -> None:
             assert load(path, tmp_path).train.y.equal(first.train.y)
 
 
+@pytest.mark.parametrize("changed", [{"peak": "a"}, {"peak": None}, {"lost": [1]}, {"lost": {"colour": 5}}])
+def test_a_sample_with_wrong_fields_is_taken_anew(changed: dict[str, Any], tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s" / "x.tar", of_labels(["1", "0"] * 3))
+    first = load(path, tmp_path)
+    [kept] = (tmp_path / "shards").glob("sample-*.pt")
+    torch.save(torch.load(kept, weights_only=True) | changed, kept)
+    assert load(path, tmp_path).mean == first.mean
+
+
 def test_moments_of_another_form_are_measured_again(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s" / "x.tar", of_labels(["1", "0"] * 3))
     first = load(path, tmp_path)

@@ -69,7 +69,7 @@ class OptunaSweeper(Sweeper):
         space, fixed = self.split(arguments, choices)
         folder = Path(self.config.hydra.sweep.dir)
         of_study = sorted(word for word in fixed if identifies("study", word.partition("=")[0].lstrip("+")))
-        maximize = is_maximized(space, choices, self.config)
+        maximize = is_maximized(space, choices, self.config, fixed)
         returned: list[Any] = []
         with Search(settings, space, folder, maximize=maximize, fixed=of_study) as study:
             if settings.n_jobs > 1 and (settings.pruner != "none" or settings.sampler in ("tpe", "cmaes")):
@@ -170,16 +170,18 @@ def distribution(override: Override, defaults: Mapping[str, Any]) -> Any:
     return choices(key, plain, [Transformer.encode(value) for value in values], defaults=defaults)
 
 
-def is_maximized(space: "Space", choices: Mapping[str, str], config: Any) -> bool:
+def is_maximized(space: "Space", choices: Mapping[str, str], config: Any, fixed: Sequence[str] = ()) -> bool:
     """Whether the objective is an accuracy or F1, which is maximised, or a loss, by the task of the data and monitor=.
 
     Args:
         space: what is searched over.
         choices: of each group, where it is not searched over.
-        config: the settings of all trials.
+        config: the settings of a trial with the group's defaults for what is searched over.
+        fixed: the words of all trials.
     Raises:
         ConfigError: it would not be the same in all trials, or depends on a table that is not read yet.
     """
+    from trainer.config.options import CONFIGS, load_yaml
     from trainer.config.tasks import BOTH, REGRESSION, TASK_OF_DATA, TASKS_OF
     from trainer.utils.errors import ConfigError, listed
     from trainer.utils.objective import is_share
@@ -193,8 +195,17 @@ def is_maximized(space: "Space", choices: Mapping[str, str], config: Any) -> boo
         raise ConfigError(f"{said}. Allowed: sets of one task.")
     if "monitor" in space:
         raise ConfigError("monitor= is what the search looks for, and cannot be searched over. Allowed: one value.")
-    if config.monitor != "auto":
-        return is_share(config.monitor)
+    monitors = {config.monitor}
+    if "model" in space and not any(
+        word.lstrip("+").startswith(("monitor=", "recipe=", "experiment=")) for word in fixed
+    ):
+        recipes = [CONFIGS / "recipe" / f"{set_}_{model}.yaml" for set_ in names("data") for model in names("model")]
+        monitors = {load_yaml(path).get("monitor", "auto") if path.is_file() else "auto" for path in recipes}
+    if len(monitors) > 1:
+        said = f"model={listed(names('model'))}: their recipes watch other figures ({listed(sorted(monitors))})"
+        raise ConfigError(f"{said}. Add monitor=val_loss, or another one, for all of them.")
+    if (monitor := monitors.pop()) != "auto":
+        return is_share(monitor)
     if tasks == {"auto"}:
         tasks = {config.data.task} - {"auto"} or set(BOTH)
         for group in ("model", "loss"):

@@ -135,7 +135,7 @@ def verify(config: Config) -> None:
         raise ConfigError(f"{missing[0]} is missing. {fetch_it(config) if is_published(config) else ''}".rstrip())
     options = {key: value for key, value in ALL_OF_IT.items() if key in config.data.options}
     for key in options:
-        if f"data.{key}" in config.typed:
+        if f"data.{key}" in config.typed and config.data.options[key] != ALL_OF_IT[key]:
             emit(f"warning: data.{key} has no effect on data verify: it reads all of the set")
     fetch_set(replace(config, data=replace(config.data, options={**config.data.options, **options})))
 

@@ -182,7 +182,7 @@ def run_eval(config: Config, target: Target) -> None:
     together = [f"mean-of-{len(trained.others) + 1}"] if trained.others else []
     stem = "-".join(["eval", config.data.name, config.split, *views.values(), *together])
     figures: dict[str, Any] = {
-        "checkpoint": str(trained.path),
+        "checkpoint": str(trained.path if trained.folder == target.run.outputs else trained.path.absolute()),
         "ensemble": [str(path) for path in trained.others] or None,
         "data": config.data.name,
         "split": config.split,
@@ -216,7 +216,7 @@ def run_eval(config: Config, target: Target) -> None:
 
 def count_look(trained: Trained, splits: Splits, screen: Screen) -> None:
     """Count that a run's own test split was measured once more, of each run that took part, and say so."""
-    runs = [trained.folder, *trained.other_folders]
+    runs = dict.fromkeys([trained.folder, *trained.other_folders])
     counts = [note_look(run, splits.sha256) for run in runs if looks_of(run)["sha256"] == splits.sha256]
     if counts:
         count = max(counts)

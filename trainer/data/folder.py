@@ -181,7 +181,7 @@ def _report(root: Path, skipped: list[tuple[str, str]], on_error: str, cache: Pa
             more = [f"  and {len(lines) - 5:,} more, all of them in {path}"]
     said = f"{number_of(len(skipped), 'image')} cannot be read"
     if on_error == "fail":
-        raise ConfigError(f"{said}; data.on_error=skip leaves out what cannot be:", *shown, *more)
+        raise ConfigError(f"{said}; training with data.on_error=skip leaves out what cannot be:", *shown, *more)
     emit(f"{said}, left out:", *shown, *more)
 
 

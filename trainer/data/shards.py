@@ -255,7 +255,8 @@ def sampled(train: ShardImages, cache: Path, digest: str) -> tuple[Tensor, Seen]
     chosen, _ = stratified(None, len(train), min(SAMPLE, len(train)), SAMPLE_SEED)
     with suppress(*UNREADABLE):
         found = torch.load(kept, weights_only=True)
-        sums, seen = found["sums"], Seen(found["peak"], found["lost"])
+        lost = {str(key): (int(count), str(first)) for key, (count, first) in found["lost"].items()}
+        sums, seen = found["sums"], Seen(int(found["peak"]), lost)
         if (sums.dtype, sums.shape) == (torch.int64, (len(chosen), 2, train.frame.shape[0])):
             return sums, seen
     measured, seen = [], Seen()

@@ -53,8 +53,9 @@ def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Scr
     screen.say(f"{parameters}; examples: {sizes}; train {where}")
     end = len(parts.train) * config.epochs
     first_sizes = list(parts.train.augmentation.sizes)
-    if first_sizes and len(first_sizes) * len(parts.train) >= min(end, config.max_steps or end):
-        full = parts.splits.in_shape[-1]
+    full = parts.splits.in_shape[-1]
+    all_smaller = len(first_sizes) * len(parts.train) >= min(end, config.max_steps or end) and full not in first_sizes
+    if first_sizes and all_smaller:
         screen.say(f"warning: data.first_sizes={first_sizes}: no epoch is left for images of {full} pixels")
     if config.max_steps is not None and config.max_steps > end:
         screen.say(f"warning: max_steps={config.max_steps} has no effect: epochs={config.epochs} end with step {end:,}")
@@ -69,7 +70,8 @@ def describe_parts(config: Config, parts: Parts, progress: Progress, screen: Scr
         screen.say(f"continuing from {path}: epoch {progress.epoch}, {progress.samples:,} examples of it done")
         last = progress.step + (config.epochs - progress.epoch + 1) * len(parts.train)
         if not progress.samples and last < min(end, config.max_steps or end):
-            screen.say(
-                "warning: max_steps had ended an epoch early, whose rest is left out: training ends with step "
-                f"{last:,}, and schedule={config.schedule.name} is laid out for {end:,}"
+            said = (
+                f"warning: max_steps had ended an epoch early, whose rest is left out: training ends with step {last:,}"
             )
+            is_laid_out = config.schedule.name != "constant"
+            screen.say(f"{said}, and schedule={config.schedule.name} is laid out for {end:,}" if is_laid_out else said)

@@ -81,7 +81,7 @@ def check_sizes(config: Config, parts: Parts) -> None:
     """
     channels, full = parts.splits.in_shape[0], parts.splits.in_shape[-1]
     for size in dict.fromkeys(parts.train.augmentation.sizes):
-        if len(parts.splits.in_shape) != 3 or size >= full:
+        if len(parts.splits.in_shape) != 3 or size > full:
             what = "these are rows" if len(parts.splits.in_shape) != 3 else f"the images have {full} pixels"
             raise ConfigError(
                 f"data.first_sizes: {size} is for larger images than these: {what}. Allowed: smaller sizes."

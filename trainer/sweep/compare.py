@@ -1,6 +1,7 @@
 """The compare command: whether one run, or one setting over its seeds, is better than another, in one sentence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from trainer.run import directory
 from trainer.run.looks import looks_of, right_of
 from trainer.run.target import find_run, name_of, unknown_run
 from trainer.sweep.table import rows_of, swept
-from trainer.utils.errors import ConfigError, listed
+from trainer.utils.errors import ConfigError, DamagedError, listed
 from trainer.utils.evidence import CHANCE, difference, mcnemar, mean_of
 from trainer.utils.objective import score
 from trainer.utils.program import main_py
@@ -29,6 +30,7 @@ class Side:
         values: of each run.
         tests: of each run, test.json.
         parts: of each run, what it was tested on: equal where it is the same.
+        targets: the columns that the runs predict, of tables.
         missing: runs of the sweep that are not done.
     """
 
@@ -37,6 +39,7 @@ class Side:
     values: Sequence[float]
     tests: Sequence[Mapping[str, Any]]
     parts: Sequence[tuple[Any, ...]]
+    targets: Set[str]
     missing: int = 0
 
 
@@ -93,20 +96,23 @@ def side_of(name: str, folders: Mapping[str, str]) -> Side:
             raise ConfigError(
                 f"{each / 'test.json'}, which says what {name} was tested on, is missing or damaged. Train it anew."
             )
-    options = [directory.read_config(each).get("data", {}) for each in runs]
-    cuts = [[option.get(key) for key in ("target", "test_fraction", "eval_limit")] for option in options]
-    parts = [
-        (test["sha256"], figure["n"], test.get("true"), *cut)
-        for test, figure, cut in zip(tests, figures, cuts, strict=True)
-    ]
-    return Side(name, f"test_{metric}", values, tests, parts, missing)
+    parts = [(test["sha256"], figure["n"], test.get("true")) for test, figure in zip(tests, figures, strict=True)]
+    targets = {target for each in runs if (target := column_of(each)) is not None}
+    return Side(name, f"test_{metric}", values, tests, parts, targets, missing)
+
+
+def column_of(folder: Path) -> str | None:
+    """The column of a table that a run predicts; None: it is of no table, or its settings are gone."""
+    with suppress(DamagedError):
+        return directory.read_config(folder).get("data", {}).get("target")
+    return None
 
 
 def check_alike(a: Side, b: Side) -> None:
     """Refuse figures that say nothing about each other."""
     if a.metric != b.metric:
         raise ConfigError(f"{a.name} has {a.metric}, {b.name} has {b.metric}: they cannot be compared.")
-    if any(part != a.parts[0] for side in (a, b) for part in side.parts):
+    if any(part != a.parts[0] for side in (a, b) for part in side.parts) or len(a.targets | b.targets) > 1:
         raise ConfigError(f"{a.name} and {b.name} were tested on other data: their figures cannot be compared.")
     if (len(a.values) == 1) != (len(b.values) == 1):
         counts = f"{a.name} has n = {len(a.values)}, {b.name} n = {len(b.values)}"
