@@ -104,6 +104,12 @@ def test_cifarnet_refuses_images_that_it_would_halve_to_nothing(widths: list[int
         MODELS["cifarnet"](nn, (3, 8, 8), 10, widths=widths)
 
 
+def test_cifarnet_has_gelu_where_that_is_asked_for() -> None:
+    kinds = [{type(layer) for layer in MODELS["cifarnet"](nn, (3, 32, 32), 10, gelu=gelu).stages} for gelu in (0, 1)]
+    assert kinds[0] ^ kinds[1] == {nn.ReLU, nn.GELU}
+    assert nn.GELU in kinds[1]
+
+
 def test_cifarnet_begins_as_the_identity_of_its_input() -> None:
     x = torch.rand(2, 8, 6, 6)
     net = MODELS["cifarnet"](nn, (3, 32, 32), 10, widths=[64, 64])

@@ -26,10 +26,11 @@ class CifarNet(Module):
         widths: channels of each stage of two 3x3 convolutions.
         identity_init: start the first filters of each convolution as the identity of its input channels.
         logit_scale: the logits are multiplied by it.
+        gelu: GELU (Hendrycks & Gimpel 2016) in place of ReLU in the stages.
     Raises:
         ConfigError: the examples are not images, or too small for so many stages.
     Source: after the network of cifar10-airbench (Jordan 2024, arXiv 2404.00498). Deviations, each for speed on a CPU:
-        ReLU for GELU, even sides, the stride.
+        ReLU for GELU unless gelu says otherwise, even sides, the stride.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class CifarNet(Module):
         widths: Sequence[int] = (64, 256, 256),
         identity_init: bool = True,
         logit_scale: float = 0.1111,
+        gelu: bool = False,
     ) -> None:
         super().__init__()
         channels, *sides = image_shape("cifarnet", in_shape)
@@ -51,12 +53,16 @@ class CifarNet(Module):
         num_in = 2 * 9 * channels
         self.first = nn.Conv2d(channels, num_in, kernel_size=3, padding=1)
         self.relu = nn.ReLU()
-        stages = []
+        activation, stages = nn.GELU if gelu else nn.ReLU, []
         for stage, (before, width) in enumerate(itertools.pairwise((num_in, *widths))):
             pool = [nn.MaxPool2d(2)] if stage else []
             stages += [nn.Conv2d(before, width, kernel_size=3, stride=1 if stage else 2, padding=1, bias=False), *pool]
-            stages += [nn.BatchNorm2d(width), nn.ReLU()]
-            stages += [nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            stages += [nn.BatchNorm2d(width), activation()]
+            stages += [
+                nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                activation(),
+            ]
         self.stages = nn.Sequential(*stages)
         self.maximum = nn.AdaptiveMaxPool2d(1)  # any size of image becomes one number for each channel
         self.flatten = nn.Flatten()
