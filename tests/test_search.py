@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -22,6 +21,7 @@ import optuna
 import pytest
 from conftest import Cli
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 import main
@@ -336,6 +336,7 @@ ASK = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
+from omegaconf import OmegaConf
 from optuna.distributions import FloatDistribution
 from trainer.run import directory
 from trainer.sweep.study import Search
@@ -515,12 +516,12 @@ def test_a_search_that_hydra_begins_is_refused_in_our_words(refused: Callable[..
 def test_an_accuracy_is_maximised_and_a_loss_is_not(
     data: str, model: str, loss: str, task: str, monitor: str, maximized: bool
 ) -> None:
-    config = SimpleNamespace(monitor=monitor, data=SimpleNamespace(task=task))
+    config = OmegaConf.create({"monitor": monitor, "data": {"task": task} if task else {}})
     assert plugin.is_maximized({}, {"data": data, "model": model, "loss": loss}, config) is maximized
 
 
 def test_models_that_are_searched_over_have_recipes_of_their_own() -> None:
-    config = SimpleNamespace(monitor="val_loss", data=SimpleNamespace(task="classification"))  # of the default, an mlp
+    config = OmegaConf.create({"monitor": "val_loss", "data": {"task": "classification"}})  # of the default, an mlp
     space = {"model": CategoricalDistribution(["softmax", "of_a_plugin"])}
     choices = {"data": "table", "model": "mlp", "loss": "auto"}
     assert plugin.is_maximized(space, choices, config) is True

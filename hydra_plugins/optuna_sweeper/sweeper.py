@@ -196,9 +196,8 @@ def is_maximized(space: "Space", choices: Mapping[str, str], config: Any, fixed:
     if "monitor" in space:
         raise ConfigError("monitor= is what the search looks for, and cannot be searched over. Allowed: one value.")
     monitors = {config.monitor}
-    if "model" in space and not any(
-        word.lstrip("+").startswith(("monitor=", "recipe=", "experiment=")) for word in fixed
-    ):
+    settled = ("monitor=", "recipe=", "experiment=")
+    if "model" in space and not any(word.lstrip("+").startswith(settled) for word in fixed):
         recipes = [CONFIGS / "recipe" / f"{set_}_{model}.yaml" for set_ in names("data") for model in names("model")]
         monitors = {load_yaml(path).get("monitor", "auto") if path.is_file() else "auto" for path in recipes}
     if len(monitors) > 1:
@@ -207,7 +206,7 @@ def is_maximized(space: "Space", choices: Mapping[str, str], config: Any, fixed:
     if (monitor := monitors.pop()) != "auto":
         return is_share(monitor)
     if tasks == {"auto"}:
-        tasks = {config.data.task} - {"auto"} or set(BOTH)
+        tasks = {config.data.get("task", "auto")} - {"auto"} or set(BOTH)
         for group in ("model", "loss"):
             tasks &= {task for name in names(group) for task in TASKS_OF[group].get(name, BOTH)}
         if len(tasks) > 1:
