@@ -46,6 +46,7 @@ QUICK = ("1-line.md", "2-softmax.md", "3-mlp.md", "data.md", "tables.md")  # sec
 SHORTER = {
     "data.limit=5000 data.eval_limit=1000": "data.limit=30 data.eval_limit=5",
     "n_trials=40": "n_trials=2",
+    "data.limit=20000": "data.limit=50",
     "seeds=5": "seeds=2",
     "budget=1h": "max_steps=2",
     "budget=2m": "max_steps=2",
