@@ -336,7 +336,6 @@ ASK = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from omegaconf import OmegaConf
 from optuna.distributions import FloatDistribution
 from trainer.run import directory
 from trainer.sweep.study import Search

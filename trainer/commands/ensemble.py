@@ -85,7 +85,7 @@ def others_of(
         model = build.build_model(replace(own.model, impl=impl), impl, tuple(arch["in_shape"]), arch["num_outputs"])
         model = place(model, machine)
         load_model(model, weights_to_use(other), path)
-        if any(path.samefile(other) for other in (first, *found)):
+        if any(path.samefile(before) for before in (first, *found)):
             raise ConfigError(f"checkpoint= has {path} twice: it would count twice.")
         found[path] = (model, other, target.results(path, config.paths.outputs))
     return found

@@ -58,8 +58,7 @@ def tars_in(root: str) -> list[str] | None:
     else:
         is_folder = Path(root).expanduser().is_dir()
         names = sorted(str(path) for path in Path(root).expanduser().iterdir()) if is_folder else []
-    last = {name: os.path.basename(name) for name in names}
-    files = [name for name in names if last[name].endswith(".tar") and not last[name].startswith(".")]
+    files = [name for name in names if name.endswith(".tar") and not os.path.basename(name).startswith(".")]
     if is_folder and not files:
         raise ConfigError(
             f"{root}: there are no tar files in it. {main_py()} data pack folder data.root=PHOTOS makes some."

@@ -122,6 +122,7 @@ OF_TEST: Fields = {  # of test.json
     "true?": Such("class numbers", lambda value: isinstance(value, list) and all(type(item) is int for item in value)),
     "predicted?": Such("class numbers", lambda value: isinstance(value, list) and all(type(v) is int for v in value)),
 }
+OF_FIGURES: Fields = {"checkpoint": ANY_TEXT}  # of eval-*.json
 OF_CONFIG: Fields = {"config": Such("settings", are_settings)}
 OF_SWEEP: Fields = {"sweeper": ANY_TEXT, "made_of": WORDS, "best?": WHOLE}
 OF_JOB: Fields = {"job?": WHOLE, "overrides?": WORDS, "error?": ANY_TEXT}  # a missing one has its default

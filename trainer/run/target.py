@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,8 +93,9 @@ class Target:
 
 def is_of(path: Path, figures: Path) -> bool:
     """Whether a file of eval's figures is of this checkpoint."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return os.path.abspath(json.loads(figures.read_text(encoding="utf-8"))["checkpoint"]) == os.path.abspath(path)
+    with contextlib.suppress(DamagedError):
+        found = records.read_record(figures, records.OF_FIGURES)["checkpoint"]
+        return bool(os.path.abspath(found) == os.path.abspath(path))
     return False
 
 
